@@ -1,0 +1,89 @@
+// Operators without a recurrence: dropout of inputs and outputs, raw words, the choice of instruction set.
+#include "bind/tensors.h"
+
+namespace frd::bind {
+namespace {
+
+template <class T>
+void drop_rows(const cpu::DropRows<T>& p) {
+  if constexpr (std::is_same_v<T, double>) {
+    cpu::kernels().drop_rows_f64(p);
+  } else {
+    cpu::kernels().drop_rows_f32(p);
+  }
+}
+
+template <class T>
+Tensor dropout_of(const Tensor& x, const MaybeTensor& batch_sizes, cpu::DropRows<T> p, const MaybeTensor& ids) {
+  const Batch batch(x, batch_sizes, -1, false);
+  const Tensor source = dense(x, scalar_type<T>);
+  std::vector<int64_t> example_ids;
+  if (ids) example_ids = Random::check_examples(*ids, batch.sequence.batch);
+  Tensor target = empty(batch.shape(x.size(-1)), scalar_type<T>);
+  p.parallel = parallel();
+  p.source = static_cast<const T*>(source.const_data_ptr());
+  p.target = data<T>(target);
+  p.width = x.size(-1);
+  p.sequence = batch.sequence;
+  p.step_offset = Random::check_steps(p.step_offset, batch.sequence.steps);
+  p.example_ids = ids ? example_ids.data() : nullptr;
+  drop_rows<T>(p);
+  return in_type(target, x.scalar_type());
+}
+
+Tensor dropout(const Tensor& x, const Tensor& rng, const Tensor& thresholds, const MaybeTensor& batch_sizes,
+               const MaybeTensor& example_ids, int64_t site, int64_t stream, bool per_step, bool batch_shared,
+               int64_t step_offset) {
+  STD_TORCH_CHECK(site >= 0 && site < NUM_SITES, "site must be in [0, ", NUM_SITES, "), got ", site);
+  uint64_t all[NUM_SITES];
+  Random::read_thresholds(thresholds, all);
+  const auto fill = [&](auto p) {
+    p.per_step = per_step;
+    p.batch_shared = batch_shared;
+    p.threshold = all[site];
+    p.stream = static_cast<uint32_t>(stream);
+    p.key = Random::key("rng", rng, true);
+    Random::check_steps(step_offset, 1);
+    p.step_offset = static_cast<uint32_t>(step_offset);
+    return p;
+  };
+  if (x.scalar_type() == ScalarType::Double)
+    return dropout_of<double>(x, batch_sizes, fill(cpu::DropRows<double>{}), example_ids);
+  return dropout_of<float>(x, batch_sizes, fill(cpu::DropRows<float>{}), example_ids);
+}
+
+Tensor words(const Tensor& rng, const Tensor& b, const Tensor& c, int64_t units, int64_t stream) {
+  const std::vector<int64_t> bs = integers("b", b, -1), cs = integers("c", c, -1);
+  for (const auto& values : {bs, cs})
+    for (const int64_t value : values)
+      STD_TORCH_CHECK(value >= 0 && value <= int64_t{SEQ}, "counter values must be in [0, 2^32), got ", value);
+  STD_TORCH_CHECK(units >= 0 && units <= int64_t{SEQ}, "units must be in [0, 2^32), got ", units);
+  const uint32_t kind = stream & 0xFF;
+  const int64_t nb = static_cast<int64_t>(bs.size()), nc = static_cast<int64_t>(cs.size());
+  std::vector<int64_t> shape{nc, nb, units};
+  if (kind <= KIND_HIDDEN || kind == KIND_INPUT_UNTIED) shape.push_back(4);
+  Tensor target = empty(shape, ScalarType::Long);
+  cpu::kernels().read_words({Random::key("rng", rng, true), static_cast<uint32_t>(stream), bs.data(), cs.data(), nb, nc,
+                             units, data<int64_t>(target)});
+  return target;
+}
+
+// Chooses an instruction set (-1: none, only asks); returns the one in use, then those that can run here.
+std::vector<int64_t> cpu_isa(int64_t choice) {
+  if (choice >= 0)
+    STD_TORCH_CHECK(cpu::use_isa(static_cast<int>(choice)), "instruction set ", choice, " cannot run here");
+  std::vector<int64_t> found{cpu::isa_in_use()};
+  for (int isa = 0; isa < cpu::NUM_ISAS; ++isa)
+    if (cpu::kernels_of(isa)) found.push_back(isa);
+  return found;
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fused_rnn_dropout, CPU, m) {
+  m.impl("dropout", TORCH_BOX(&dropout));
+  m.impl("words", TORCH_BOX(&words));
+}
+STABLE_TORCH_LIBRARY_IMPL(fused_rnn_dropout, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&cpu_isa)); }
+
+}  // namespace frd::bind

@@ -1,0 +1,159 @@
+// The GRU operators on the CPU.
+#include "bind/tensors.h"
+
+namespace frd::bind {
+namespace {
+
+struct Shapes {
+  int64_t inputs, units;
+
+  Shapes(const Tensor& x, const Tensor& h0, const Tensor& w_ih, const Tensor& w_hh, const MaybeTensor& b_ih,
+         const MaybeTensor& b_hh) {
+    STD_TORCH_CHECK(x.dim() >= 2 && h0.dim() == 2, "x must have 2 or 3 dimensions, h0 2");
+    inputs = x.size(-1);
+    units = h0.size(1);
+    check_shape("w_ih", w_ih, {3 * units, inputs});
+    check_shape("w_hh", w_hh, {3 * units, units});
+    check_shape("b_ih", b_ih, {3 * units});
+    check_shape("b_hh", b_hh, {3 * units});
+    STD_TORCH_CHECK(b_ih.has_value() == b_hh.has_value(), "b_ih and b_hh must be given together");
+  }
+};
+
+using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <class T>
+Forward forward(const Tensor& x_, const Tensor& h0_, const Tensor& w_ih_, const Tensor& w_hh_, const MaybeTensor& b_ih_,
+                const MaybeTensor& b_hh_, const Shapes& shapes, const Batch& batch, const cpu::Masks& masks,
+                ScalarType dtype, int64_t save) {
+  constexpr ScalarType compute = scalar_type<T>;
+  const int64_t H = shapes.units, B = batch.sequence.batch, N = batch.sequence.rows;
+  const Tensor x = dense(x_, compute), h0 = dense(h0_, compute);
+  const Tensor w_ih = read_weight<T>(w_ih_, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, masks);
+  const Tensor w_hh = read_weight<T>(w_hh_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, masks);
+  const MaybeTensor b_ih = dense(b_ih_, compute), b_hh = dense(b_hh_, compute);
+
+  Tensor gates = product(torch::stable::view(x, {N, shapes.inputs}), t(w_ih));
+  Tensor out = empty(batch.shape(H), compute), h_n = empty({B, H}, compute);
+  // With cell dropout the output is the state times a scale.
+  const bool states_apart = save && (dtype != compute || (masks.flags & (FLAG_UNZONED | FLAG_CELL)));
+  Tensor resets = save == SAVE_ALL ? empty({N, H}, compute) : nothing(compute);
+  Tensor states = states_apart ? empty({N, H}, compute) : nothing(compute);
+  cpu::kernels().of<T>().gru_forward({parallel(), batch.sequence, masks, H, data<T>(w_hh), data<T>(b_ih), data<T>(b_hh),
+                                      data<T>(h0), data<T>(gates), save == SAVE_ALL ? data<T>(resets) : nullptr,
+                                      states_apart ? data<T>(states) : nullptr, data<T>(out), data<T>(h_n)});
+  if (save != SAVE_ALL) gates = nothing(compute);
+  return {in_type(out, dtype), in_type(h_n, dtype), gates, resets, states};
+}
+
+Forward gru_forward(const Tensor& x, const Tensor& h0, const Tensor& w_ih, const Tensor& w_hh, const MaybeTensor& b_ih,
+                    const MaybeTensor& b_hh, const MaybeTensor& batch_sizes, const MaybeTensor& example_ids,
+                    const MaybeTensor& rng_state, const MaybeTensor& rng_hidden, const MaybeTensor& rng_weight,
+                    const MaybeTensor& thresholds, ScalarType dtype, int64_t flags, int64_t layer, bool reverse,
+                    int64_t step_offset, int64_t save) {
+  const Shapes shapes(x, h0, w_ih, w_hh, b_ih, b_hh);
+  const Batch batch(x, batch_sizes, h0.size(0), reverse);
+  const Random random(example_ids, rng_state, rng_hidden, rng_weight, thresholds, flags, layer, reverse, step_offset,
+                      batch.sequence.batch, batch.sequence.steps);
+  const auto run = dtype == ScalarType::Double ? forward<double> : forward<float>;
+  return run(x, h0, w_ih, w_hh, b_ih, b_hh, shapes, batch, random.masks, dtype, save);
+}
+
+// Below autograd nothing is kept, whatever `recompute` says.
+std::tuple<Tensor, Tensor> gru(const Tensor& x, const Tensor& h0, const Tensor& w_ih, const Tensor& w_hh,
+                               const MaybeTensor& b_ih, const MaybeTensor& b_hh, const MaybeTensor& batch_sizes,
+                               const MaybeTensor& example_ids, const MaybeTensor& rng_state,
+                               const MaybeTensor& rng_hidden, const MaybeTensor& rng_weight,
+                               const MaybeTensor& thresholds, ScalarType dtype, int64_t flags, int64_t layer,
+                               bool reverse, int64_t step_offset, bool /*recompute*/) {
+  const Forward result = gru_forward(x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, example_ids, rng_state, rng_hidden,
+                                     rng_weight, thresholds, dtype, flags, layer, reverse, step_offset, SAVE_NOTHING);
+  return {std::get<0>(result), std::get<1>(result)};
+}
+
+using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <class T>
+Backward backward(const MaybeTensor& grad_out, const MaybeTensor& grad_h_n, const Tensor& x_, const Tensor& h0_,
+                  const Tensor& w_ih_, const Tensor& w_hh_, const MaybeTensor& b_ih_, const MaybeTensor& b_hh_,
+                  const Tensor& saved, const Tensor& saved_resets, const Tensor& states, const Shapes& shapes,
+                  const Batch& batch, const cpu::Masks& masks, int64_t needs) {
+  constexpr ScalarType compute = scalar_type<T>;
+  const cpu::TypedKernels<T>& kernels = cpu::kernels().of<T>();
+  const int64_t H = shapes.units, B = batch.sequence.batch, N = batch.sequence.rows;
+  const Tensor x = torch::stable::view(dense(x_, compute), {N, shapes.inputs});
+  const Tensor h0 = dense(h0_, compute);
+  const Tensor h = torch::stable::view(dense(states, compute), {N, H});
+  const Tensor w_ih = read_weight<T>(w_ih_, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, masks);
+  const Tensor w_hh = read_weight<T>(w_hh_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, masks);
+  const MaybeTensor dout = dense(grad_out, compute), dh_n = dense(grad_h_n, compute);
+  check_shape("grad_out", dout, batch.shape(H));
+  check_shape("grad_h_n", dh_n, {B, H});
+
+  const bool recompute = saved.numel() == 0 && N > 0;
+  MaybeTensor operand;
+  if (recompute || (needs & NEEDS_W_HH)) {
+    operand = empty({N, H}, compute);
+    kernels.read_operand(
+        {parallel(), batch.sequence, masks, H, data<T>(h), data<T>(h0), data<T>(*operand), /*gru=*/true});
+  }
+  Tensor gates = saved, resets = saved_resets;
+  if (recompute) {
+    const MaybeTensor b_ih = dense(b_ih_, compute), b_hh = dense(b_hh_, compute);
+    gates = product(x, t(w_ih));
+    resets = empty({N, H}, compute);
+    const Tensor recurrent = product(*operand, t(w_hh));
+    kernels.gru_activate(
+        {parallel(), N, H, data<T>(recurrent), data<T>(b_ih), data<T>(b_hh), data<T>(gates), data<T>(resets)});
+  }
+  check_shape("gates", gates, {N, 3 * H});
+  check_shape("resets", resets, {N, H});
+  Tensor dinput = empty({N, 3 * H}, compute), drecurrent = empty({N, 3 * H}, compute), dh0 = empty({B, H}, compute);
+  kernels.gru_backward({parallel(), batch.sequence, masks, H, data<T>(w_hh), data<T>(h0), data<T>(h), data<T>(dout),
+                        data<T>(dh_n), data<T>(gates), data<T>(resets), data<T>(dinput), data<T>(drecurrent),
+                        data<T>(dh0)});
+
+  Tensor dx = nothing(compute), dw_ih = nothing(compute), dw_hh = nothing(compute);
+  Tensor db_ih = nothing(compute), db_hh = nothing(compute);
+  if (needs & NEEDS_X) dx = torch::stable::view(product(dinput, w_ih), batch.shape(shapes.inputs));
+  if (needs & NEEDS_W_IH) {
+    dw_ih = product(t(dinput), x);
+    mask_gradient<T>(dw_ih, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, masks);
+  }
+  if (needs & NEEDS_W_HH) {
+    dw_hh = product(t(drecurrent), *operand);
+    mask_gradient<T>(dw_hh, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, masks);
+  }
+  if (needs & NEEDS_BIAS) {
+    db_ih = column_sums<T>(dinput);
+    db_hh = column_sums<T>(drecurrent);
+  }
+  const ScalarType bias_type = b_ih_ ? b_ih_->scalar_type() : compute;
+  return {in_type(dx, x_.scalar_type()),       in_type(dh0, h0_.scalar_type()), in_type(dw_ih, w_ih_.scalar_type()),
+          in_type(dw_hh, w_hh_.scalar_type()), in_type(db_ih, bias_type),       in_type(db_hh, bias_type)};
+}
+
+Backward gru_backward(const MaybeTensor& grad_out, const MaybeTensor& grad_h_n, const Tensor& x, const Tensor& h0,
+                      const Tensor& w_ih, const Tensor& w_hh, const MaybeTensor& b_ih, const MaybeTensor& b_hh,
+                      const MaybeTensor& batch_sizes, const MaybeTensor& example_ids, const MaybeTensor& rng_state,
+                      const MaybeTensor& rng_hidden, const MaybeTensor& rng_weight, const MaybeTensor& thresholds,
+                      const Tensor& gates, const Tensor& resets, const Tensor& states, ScalarType dtype, int64_t flags,
+                      int64_t layer, bool reverse, int64_t step_offset, int64_t needs) {
+  const Shapes shapes(x, h0, w_ih, w_hh, b_ih, b_hh);
+  const Batch batch(x, batch_sizes, h0.size(0), reverse);
+  const Random random(example_ids, rng_state, rng_hidden, rng_weight, thresholds, flags, layer, reverse, step_offset,
+                      batch.sequence.batch, batch.sequence.steps);
+  const auto run = dtype == ScalarType::Double ? backward<double> : backward<float>;
+  return run(grad_out, grad_h_n, x, h0, w_ih, w_hh, b_ih, b_hh, gates, resets, states, shapes, batch, random.masks,
+             needs);
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(fused_rnn_dropout, CPU, m) {
+  m.impl("gru", TORCH_BOX(&gru));
+  m.impl("gru_forward", TORCH_BOX(&gru_forward));
+  m.impl("gru_backward", TORCH_BOX(&gru_backward));
+}
+
+}  // namespace frd::bind

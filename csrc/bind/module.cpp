@@ -1,0 +1,14 @@
+// The Python side of the library: importing it runs the registrations linked into it.
+#include <Python.h>
+
+PyMODINIT_FUNC PyInit__C(void) {
+  static struct PyModuleDef definition = {
+      PyModuleDef_HEAD_INIT, "_C", "Operators and CPU kernels.", -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  PyObject* module = PyModule_Create(&definition);
+  if (!module) return nullptr;
+  if (PyModule_AddStringConstant(module, "compiler", __VERSION__) < 0) {
+    Py_DECREF(module);
+    return nullptr;
+  }
+  return module;
+}

@@ -1,0 +1,216 @@
+// Tensors of the stable ABI for the CPU kernels: checks, conversions, products, and what a layer's arguments mean.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <algorithm>
+#include <array>
+#include <optional>
+#include <vector>
+
+#include "cpu/schedule.h"
+
+namespace frd::bind {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+// What a forward keeps for its backward.
+inline constexpr int64_t SAVE_NOTHING = 0, SAVE_ALL = 1, SAVE_STATES = 2;
+// Which gradients a backward computes; those of the initial states always.
+inline constexpr int64_t NEEDS_X = 1, NEEDS_W_IH = 2, NEEDS_W_HH = 4, NEEDS_BIAS = 8, NEEDS_W_HR = 16;
+
+template <class T>
+inline constexpr ScalarType scalar_type = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+
+inline cpu::Parallel parallel() {
+  return {static_cast<int>(torch::stable::get_num_threads()),
+          [](int64_t n, void* context, void (*body)(void*, int64_t, int64_t)) {
+            torch::stable::parallel_for(0, n, 1, [=](int64_t begin, int64_t end) { body(context, begin, end); });
+          }};
+}
+
+inline Tensor empty(std::vector<int64_t> shape, ScalarType dtype) { return torch::stable::empty(shape, dtype); }
+
+// The same numbers in the given type, dense.
+inline Tensor dense(const Tensor& t, ScalarType dtype) {
+  return torch::stable::contiguous(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
+}
+inline MaybeTensor dense(const MaybeTensor& t, ScalarType dtype) {
+  return t ? MaybeTensor(dense(*t, dtype)) : std::nullopt;
+}
+inline Tensor in_type(const Tensor& t, ScalarType dtype) {
+  return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+}
+
+template <class T>
+T* data(const Tensor& t) {
+  return static_cast<T*>(t.mutable_data_ptr());
+}
+template <class T>
+const T* data(const MaybeTensor& t) {
+  return t ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
+}
+
+// out = a b. Products are called by their out variants: autocast leaves those alone.
+inline void multiply(const Tensor& a, const Tensor& b, Tensor& out) {
+  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
+                                    torch::stable::detail::from(out)};
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+  torch::stable::detail::to<Tensor>(stack[0]);  // takes the result's reference
+}
+inline Tensor product(const Tensor& a, const Tensor& b) {
+  Tensor out = empty({a.size(0), b.size(1)}, a.scalar_type());
+  multiply(a, b, out);
+  return out;
+}
+inline Tensor t(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
+
+inline void check_shape(const char* name, const Tensor& t, const std::vector<int64_t>& shape) {
+  bool same = t.dim() == static_cast<int64_t>(shape.size());
+  for (size_t i = 0; same && i < shape.size(); ++i) same = t.size(static_cast<int64_t>(i)) == shape[i];
+  STD_TORCH_CHECK(same, name, " has a shape that does not fit the other arguments");
+}
+inline void check_shape(const char* name, const MaybeTensor& t, const std::vector<int64_t>& shape) {
+  if (t) check_shape(name, *t, shape);
+}
+
+// Integer arguments, kept alive and read on the host: the CPU kernels' only index data.
+inline std::vector<int64_t> integers(const char* name, const Tensor& t, int64_t n) {
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long && t.is_cpu(), name, " must be an int64 tensor on the CPU");
+  STD_TORCH_CHECK(n < 0 || t.numel() == n, name, " must have ", n, " elements, got ", t.numel());
+  const Tensor d = torch::stable::contiguous(t);
+  const int64_t* p = static_cast<const int64_t*>(d.const_data_ptr());
+  return std::vector<int64_t>(p, p + d.numel());
+}
+
+// A batch of sequences: padded [T, B, width] or packed [N, width].
+struct Batch {
+  cpu::Sequence sequence{};
+  std::vector<int64_t> batch_sizes, offsets;
+
+  Batch(const Tensor& x, const MaybeTensor& sizes, int64_t batch, bool reverse) {
+    STD_TORCH_CHECK(x.dim() == (sizes ? 2 : 3), "x must be (T, B, width), or (N, width) with batch_sizes");
+    sequence.reverse = reverse;
+    if (!sizes) {
+      sequence.steps = x.size(0);
+      sequence.batch = x.size(1);
+      sequence.rows = sequence.steps * sequence.batch;
+    } else {
+      batch_sizes = integers("batch_sizes", *sizes, -1);
+      sequence.steps = static_cast<int64_t>(batch_sizes.size());
+      int64_t rows = 0;
+      for (int64_t t = 0; t < sequence.steps; ++t) {
+        STD_TORCH_CHECK(batch_sizes[t] > 0 && (t == 0 || batch_sizes[t] <= batch_sizes[t - 1]),
+                        "batch_sizes must be positive and must not grow");
+        offsets.push_back(rows);
+        rows += batch_sizes[t];
+      }
+      sequence.batch = sequence.steps ? batch_sizes[0] : 0;
+      sequence.rows = rows;
+      sequence.batch_sizes = batch_sizes.data();
+      sequence.offsets = offsets.data();
+      STD_TORCH_CHECK(x.size(0) == rows, "x has ", x.size(0), " rows, batch_sizes sum to ", rows);
+    }
+    STD_TORCH_CHECK(sequence.steps > 0, "Expected sequence length to be larger than 0 in RNN");
+    STD_TORCH_CHECK(batch < 0 || batch == sequence.batch, "the initial state is for a batch of ", batch, ", x has ",
+                    sequence.batch);
+  }
+  Batch(const Batch&) = delete;  // `sequence` points into the vectors
+
+  // A tensor of x's leading shape with another width.
+  std::vector<int64_t> shape(int64_t width) const {
+    if (sequence.batch_sizes) return {sequence.rows, width};
+    return {sequence.steps, sequence.batch, width};
+  }
+};
+
+// The randomness arguments of a layer, as the kernels take them.
+struct Random {
+  cpu::Masks masks{};
+  std::vector<int64_t> example_ids;
+
+  Random(const MaybeTensor& ids, const MaybeTensor& state, const MaybeTensor& hidden, const MaybeTensor& weight,
+         const MaybeTensor& thresholds, int64_t flags, int64_t layer, bool reverse, int64_t step_offset, int64_t batch,
+         int64_t steps) {
+    masks.flags = static_cast<uint32_t>(flags);
+    masks.layer = static_cast<uint32_t>(layer);
+    masks.direction = reverse;
+    STD_TORCH_CHECK(layer >= 0 && layer < (1 << 16), "layer must be in [0, 65536), got ", layer);
+    masks.step_offset = check_steps(step_offset, steps);
+    if (ids) {
+      example_ids = check_examples(*ids, batch);
+      masks.example_ids = example_ids.data();
+    }
+    if (flags) {
+      STD_TORCH_CHECK(thresholds.has_value(), "thresholds are needed where a site is configured");
+      read_thresholds(*thresholds, masks.thresholds);
+    }
+    const auto on = [this](uint32_t flag) { return masks.sampled(flag); };
+    masks.state = key("rng_state", state, on(FLAG_UPDATE | FLAG_CELL | FLAG_ZONEOUT_C | FLAG_ZONEOUT_H));
+    masks.hidden = key("rng_hidden", hidden, on(FLAG_HIDDEN));
+    masks.weight = key("rng_weight", weight, on(FLAG_WEIGHT_HH));
+  }
+  Random(const Random&) = delete;  // `masks` points into the vector
+
+  static Key key(const char* name, const MaybeTensor& rng, bool needed) {
+    STD_TORCH_CHECK(rng || !needed, name, " is needed where its sites draw masks");
+    if (!rng) return {};
+    const std::vector<int64_t> pair = integers(name, *rng, 2);
+    return derive_key(pair[0], pair[1]);
+  }
+  static void read_thresholds(const Tensor& tensor, uint64_t* to) {
+    const std::vector<int64_t> values = integers("thresholds", tensor, NUM_SITES);
+    for (int i = 0; i < NUM_SITES; ++i) {
+      STD_TORCH_CHECK(values[i] >= 0 && values[i] <= (int64_t{1} << 32), "thresholds must be in [0, 2^32]");
+      to[i] = static_cast<uint64_t>(values[i]);
+    }
+  }
+  static uint32_t check_steps(int64_t step_offset, int64_t steps) {
+    STD_TORCH_CHECK(step_offset >= 0 && step_offset + steps <= int64_t{SEQ},
+                    "step_offset and the number of steps must keep every step in [0, 2^32 - 1), got step_offset ",
+                    step_offset);
+    return static_cast<uint32_t>(step_offset);
+  }
+  static std::vector<int64_t> check_examples(const Tensor& ids, int64_t batch) {
+    std::vector<int64_t> values = integers("example_ids", ids, batch);
+    for (const int64_t id : values)
+      STD_TORCH_CHECK(id >= 0 && id < int64_t{SEQ}, "example_ids must be in [0, 2^32 - 1), got ", id);
+    return values;
+  }
+};
+
+// The weight as the kernels read it: dense, in the compute type, masked where weight dropout is on.
+template <class T>
+Tensor read_weight(const Tensor& w, uint32_t flag, uint32_t kind, const cpu::Masks& masks) {
+  const Tensor source = dense(w, scalar_type<T>);
+  if (!masks.sampled(flag)) return source;
+  Tensor target = empty({source.size(0), source.size(1)}, scalar_type<T>);
+  cpu::kernels().of<T>().mask_weight({parallel(), static_cast<const T*>(source.const_data_ptr()), data<T>(target),
+                                      source.size(0), source.size(1), kind, masks});
+  return target;
+}
+
+// The same mask on a weight's gradient.
+template <class T>
+void mask_gradient(Tensor& dw, uint32_t flag, uint32_t kind, const cpu::Masks& masks) {
+  if (!masks.sampled(flag)) return;
+  cpu::kernels().of<T>().mask_weight({parallel(), data<T>(dw), data<T>(dw), dw.size(0), dw.size(1), kind, masks});
+}
+
+template <class T>
+Tensor column_sums(const Tensor& matrix) {
+  Tensor sums = empty({matrix.size(1)}, scalar_type<T>);
+  cpu::kernels().of<T>().column_sums(
+      {parallel(), matrix.size(0), matrix.size(1), static_cast<const T*>(matrix.const_data_ptr()), data<T>(sums)});
+  return sums;
+}
+
+inline Tensor nothing(ScalarType dtype) { return empty({0}, dtype); }
+
+}  // namespace frd::bind

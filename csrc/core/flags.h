@@ -1,0 +1,43 @@
+// The static half of a configuration, as the operators take it: fused_rnn_dropout/sites.py in C++.
+// A test compares every constant below with that file.
+#pragma once
+
+#include <cstdint>
+
+namespace frd {
+
+// Rows of the thresholds tensor.
+inline constexpr int SITE_DROPOUT = 0;
+inline constexpr int SITE_INPUT_DROPOUT = 1;
+inline constexpr int SITE_INTER_LAYER_DROPOUT = 2;
+inline constexpr int SITE_OUTPUT_DROPOUT = 3;
+inline constexpr int SITE_HIDDEN_DROPOUT = 4;
+inline constexpr int SITE_WEIGHT_DROPOUT = 5;
+inline constexpr int SITE_UPDATE_DROPOUT = 6;
+inline constexpr int SITE_CELL_DROPOUT = 7;
+inline constexpr int SITE_ZONEOUT_C = 8;
+inline constexpr int SITE_ZONEOUT_H = 9;
+inline constexpr int NUM_SITES = 10;
+
+// Bits of `flags`: which sites of a layer are configured, and how.
+inline constexpr uint32_t FLAG_HIDDEN = 1u << 0;
+inline constexpr uint32_t FLAG_HIDDEN_BATCH_SHARED = 1u << 1;
+inline constexpr uint32_t FLAG_WEIGHT_HH = 1u << 2;
+inline constexpr uint32_t FLAG_WEIGHT_IH = 1u << 3;
+inline constexpr uint32_t FLAG_WEIGHT_HR = 1u << 4;
+inline constexpr uint32_t FLAG_WEIGHT_ROW = 1u << 5;
+inline constexpr uint32_t FLAG_UPDATE = 1u << 6;
+inline constexpr uint32_t FLAG_UPDATE_SEQUENCE = 1u << 7;
+inline constexpr uint32_t FLAG_UPDATE_PAPER = 1u << 8;
+inline constexpr uint32_t FLAG_CELL = 1u << 9;
+inline constexpr uint32_t FLAG_CELL_STEP = 1u << 10;
+inline constexpr uint32_t FLAG_CELL_PAPER = 1u << 11;
+inline constexpr uint32_t FLAG_ZONEOUT_C = 1u << 12;
+inline constexpr uint32_t FLAG_ZONEOUT_C_SEQUENCE = 1u << 13;
+inline constexpr uint32_t FLAG_ZONEOUT_H = 1u << 14;
+inline constexpr uint32_t FLAG_ZONEOUT_H_SEQUENCE = 1u << 15;
+inline constexpr uint32_t FLAG_ZONEOUT_H_SHARED = 1u << 16;
+inline constexpr uint32_t FLAG_UNZONED = 1u << 17;
+inline constexpr uint32_t FLAG_MASKS_ON = 1u << 18;
+
+}  // namespace frd

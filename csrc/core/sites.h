@@ -1,0 +1,109 @@
+// The sites that act on the state inside a step, shared by every cell and schedule, for host and device.
+//
+// `Math` is what a schedule computes with: Scalar (float or double), Vec (a number, or a vector of them), Mask (the
+// type of their comparison) and the functions select(Mask, Vec, Vec), sigmoid(Vec) and tanh(Vec).
+#pragma once
+
+#include <cstdint>
+
+#include "core/counters.h"
+#include "core/flags.h"
+
+namespace frd {
+
+template <class Math>
+using Vec = typename Math::Vec;
+
+// One zoneout: masks in training, the expectation otherwise.
+template <class Math>
+struct Zone {
+  using T = typename Math::Scalar;
+  using Vec = typename Math::Vec;
+  using Mask = typename Math::Mask;
+  bool on, sampled;
+  T keep;  // z, the probability to keep the old value
+
+  FRD_INLINE Vec mix(const Zone& zone, Mask keep_old, Vec old_value, Vec new_value) {
+    if (!zone.on) return new_value;
+    if (zone.sampled) return Math::select(keep_old, old_value, new_value);
+    return zone.keep * old_value + (T(1) - zone.keep) * new_value;
+  }
+  // The share of a gradient at the mixed value that goes to the old value ...
+  FRD_INLINE Vec to_old(const Zone& zone, Mask keep_old, Vec grad) {
+    if (!zone.on) return Vec{};
+    return zone.sampled ? Math::select(keep_old, grad, Vec{}) : zone.keep * grad;
+  }
+  // ... and to the new one.
+  FRD_INLINE Vec to_new(const Zone& zone, Mask keep_old, Vec grad) {
+    if (!zone.on) return grad;
+    return zone.sampled ? Math::select(keep_old, Vec{}, grad) : (T(1) - zone.keep) * grad;
+  }
+};
+
+// A linear site: zero where dropped, times a scale elsewhere. It is its own gradient.
+template <class Math>
+struct Drop {
+  using Vec = typename Math::Vec;
+  bool on;
+  typename Math::Scalar scale;
+
+  FRD_INLINE Vec apply(const Drop& site, typename Math::Mask drop, Vec value) {
+    return site.on ? Math::select(drop, Vec{}, site.scale * value) : value;
+  }
+};
+
+// What the state sites of one call multiply with; the same for every unit, example and step.
+template <class Math>
+struct StateSites {
+  Drop<Math> update;  // of the candidate
+  Drop<Math> memory;  // of the new c (LSTM) or h (GRU): binary in training
+  Zone<Math> zone_c, zone_h;
+  typename Math::Scalar read_scale;   // what reads the memory sees it times this: 1/q in training
+  typename Math::Scalar entry_scale;  // GRU: a caller's h, which is scaled, times this is the state
+  bool unzoned;                       // the output is the new h, not the zoned one
+};
+
+// Which elements of a step are dropped (update, memory) or keep their old value (zone_c, zone_h).
+template <class Math>
+struct Drops {
+  typename Math::Mask update, memory, zone_c, zone_h;
+};
+
+template <class Math>
+FRD_INLINE StateSites<Math> state_sites(uint32_t flags, const uint64_t* thresholds) {
+  using T = typename Math::Scalar;
+  const bool sampled = flags & FLAG_MASKS_ON;
+  StateSites<Math> sites{};
+  sites.update = {bool(flags & FLAG_UPDATE), T(1)};
+  sites.memory = {bool(flags & FLAG_CELL), T(1)};
+  sites.zone_c = {bool(flags & FLAG_ZONEOUT_C), sampled, T(0)};
+  sites.zone_h = {bool(flags & FLAG_ZONEOUT_H), sampled, T(0)};
+  sites.read_scale = sites.entry_scale = T(1);
+  sites.unzoned = flags & FLAG_UNZONED;
+  if (sites.update.on) {
+    const uint64_t p = thresholds[SITE_UPDATE_DROPOUT];
+    if (!(flags & FLAG_UPDATE_PAPER) && sampled) sites.update.scale = T(keep_scale(p));
+    if ((flags & FLAG_UPDATE_PAPER) && !sampled) sites.update.scale = T(keep_rate(p));
+  }
+  if (sites.memory.on) {
+    const uint64_t p = thresholds[SITE_CELL_DROPOUT];
+    if (!(flags & FLAG_CELL_PAPER) && sampled) {
+      sites.read_scale = T(keep_scale(p));
+      sites.entry_scale = T(keep_rate(p));
+    }
+    if ((flags & FLAG_CELL_PAPER) && !sampled) sites.memory.scale = T(keep_rate(p));
+  }
+  if (sites.zone_c.on) sites.zone_c.keep = T(static_cast<double>(thresholds[SITE_ZONEOUT_C]) / 4294967296.0);
+  if (sites.zone_h.on) sites.zone_h.keep = T(static_cast<double>(thresholds[SITE_ZONEOUT_H]) / 4294967296.0);
+  return sites;
+}
+
+// A state that enters a call: with one memory mask per sequence a dropped unit enters dead. Its own gradient.
+template <class Math>
+FRD_INLINE typename Math::Vec enter(bool dead_units, typename Math::Scalar scale, typename Math::Mask dead,
+                                    typename Math::Vec value) {
+  const typename Math::Vec scaled = scale * value;
+  return dead_units ? Math::select(dead, typename Math::Vec{}, scaled) : scaled;
+}
+
+}  // namespace frd

@@ -1,0 +1,53 @@
+// Which kernels run: the best that this processor has, or what FRD_CPU_ISA or a test asks for.
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#include "cpu/schedule.h"
+
+namespace frd::cpu {
+namespace {
+
+bool processor_has(int isa) {
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (isa == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  if (isa == 2)
+    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#endif
+  return isa == 0;
+}
+
+int first_choice() {
+  const char* wanted = std::getenv("FRD_CPU_ISA");
+  for (int isa = NUM_ISAS - 1; isa >= 0; --isa) {
+    const Kernels* found = kernels_of(isa);
+    if (found && (!wanted || std::strcmp(found->isa, wanted) == 0)) return isa;
+  }
+  return -1;
+}
+
+std::atomic<int>& in_use() {
+  static std::atomic<int> isa{first_choice()};
+  return isa;
+}
+
+}  // namespace
+
+const Kernels* kernels_of(int isa) {
+  if (isa < 0 || isa >= NUM_ISAS || !processor_has(isa)) return nullptr;
+  return isa == 0 ? baseline_kernels() : isa == 1 ? avx2_kernels() : avx512_kernels();
+}
+
+const Kernels& kernels() { return *kernels_of(isa_in_use()); }
+
+int isa_in_use() { return in_use().load(std::memory_order_relaxed); }
+
+bool use_isa(int isa) {
+  if (!kernels_of(isa)) return false;
+  in_use().store(isa, std::memory_order_relaxed);
+  return true;
+}
+
+}  // namespace frd::cpu

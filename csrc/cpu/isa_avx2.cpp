@@ -1,0 +1,37 @@
+// The kernels for AVX2. Chosen at run time, so everything they call is compiled in this file's own namespace.
+#include <cstdint>
+#include <initializer_list>
+#include <memory>
+#include <new>
+
+#include "cpu/schedule.h"
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+
+#include "cpu/team.h"
+
+#if defined(__clang__)
+#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#else
+#pragma GCC push_options
+#pragma GCC target("avx2,fma")
+#endif
+
+#define FRD_ISA avx2
+#define FRD_ISA_NAME "avx2"
+#define FRD_LANES 8
+#include "core/gru_cell.h"
+#include "core/lstm_cell.h"
+#include "cpu/kernels.h"
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#else
+#pragma GCC pop_options
+#endif
+
+const frd::cpu::Kernels* frd::cpu::avx2_kernels() { return &avx2::table; }
+#else
+const frd::cpu::Kernels* frd::cpu::avx2_kernels() { return nullptr; }
+#endif

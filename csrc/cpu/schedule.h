@@ -1,0 +1,258 @@
+// What the fused CPU schedule is given: plain structs of pointers, filled in by bind/, the same for every instruction
+// set.
+#pragma once
+
+#include <cstdint>
+
+#include "core/counters.h"
+#include "core/flags.h"
+
+namespace frd::cpu {
+
+// Runs body(context, begin, end) over chunks of [0, n), on as many threads as the caller may use. Chunks need not run
+// at the same time.
+struct Parallel {
+  int threads;
+  void (*run)(int64_t n, void* context, void (*body)(void* context, int64_t begin, int64_t end));
+
+  template <class Body>
+  void each(int64_t n, Body&& body) const {
+    if (threads <= 1 || n <= 1) return body(int64_t{0}, n);
+    run(n, &body, [](void* context, int64_t begin, int64_t end) { (*static_cast<Body*>(context))(begin, end); });
+  }
+};
+
+// How the rows of a batch of sequences lie in memory. Padded: row t * batch + b. Packed: the rows of step t are
+// offsets[t] .. offsets[t] + batch_sizes[t], batch_sizes does not grow. `reverse` runs each sequence from its end.
+struct Sequence {
+  int64_t steps, batch, rows;
+  const int64_t* batch_sizes;  // (steps), or null
+  const int64_t* offsets;      // (steps), or null
+  bool reverse;
+
+  int64_t time(int64_t s) const { return reverse ? steps - 1 - s : s; }
+  int64_t active(int64_t t) const { return batch_sizes ? batch_sizes[t] : batch; }
+  int64_t row(int64_t t) const { return offsets ? offsets[t] : t * batch; }
+  // The step that comes before or after t in the order of the recurrence; -1 or steps where there is none.
+  int64_t before(int64_t t) const { return reverse ? t + 1 : t - 1; }
+  int64_t after(int64_t t) const { return reverse ? t - 1 : t + 1; }
+  bool exists(int64_t t) const { return t >= 0 && t < steps; }
+  // Rows [0, n) of step t that have a step before, or after; batch sizes do not grow, so these are the first rows.
+  int64_t continued_from(int64_t t) const { return exists(before(t)) ? least(active(t), active(before(t))) : 0; }
+  int64_t continued_by(int64_t t) const { return exists(after(t)) ? least(active(t), active(after(t))) : 0; }
+  // The first step of row b in the order of the recurrence.
+  int64_t first(int64_t b) const {
+    if (!reverse) return 0;
+    int64_t t = steps - 1;
+    while (active(t) <= b) --t;
+    return t;
+  }
+
+ private:
+  static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+};
+
+// The randomness of one layer and direction.
+struct Masks {
+  uint32_t flags;
+  uint32_t layer, direction;
+  uint32_t step_offset;
+  const int64_t* example_ids;  // (batch), or null for 0, 1, ...
+  Key state, hidden, weight;
+  uint64_t thresholds[NUM_SITES];
+
+  bool sampled(uint32_t flag) const { return (flags & FLAG_MASKS_ON) && (flags & flag); }
+  uint32_t example(int64_t b) const { return static_cast<uint32_t>(example_ids ? example_ids[b] : b); }
+};
+
+// A matrix whose elements or rows weight dropout masks: kind KIND_WEIGHT_HH, _IH or _HR.
+template <class T>
+struct MaskWeight {
+  Parallel parallel;
+  const T* source;  // [rows, columns]
+  T* target;        // [rows, columns]; may be source
+  int64_t rows, columns;
+  uint32_t kind;
+  Masks masks;
+};
+
+// Dropout of a layer's input or output. T is the type in memory.
+template <class T>
+struct DropRows {
+  Parallel parallel;
+  const T* source;  // [rows, width]
+  T* target;        // [rows, width]
+  int64_t width;
+  Sequence sequence;
+  bool per_step, batch_shared;
+  uint64_t threshold;
+  uint32_t stream;
+  Key key;
+  uint32_t step_offset;
+  const int64_t* example_ids;  // (batch), or null
+};
+
+// Raw words, for tests and for exporting masks.
+struct ReadWords {
+  Key key;
+  uint32_t stream;
+  const int64_t *b, *c;  // (nb), (nc)
+  int64_t nb, nc, units;
+  int64_t* target;  // [nc, nb, units, 4] where a counter is a unit, else [nc, nb, units]
+};
+
+// What the recurrent product reads: h before each step, masked and scaled, as one matrix.
+template <class T>
+struct ReadOperand {
+  Parallel parallel;
+  Sequence sequence;
+  Masks masks;
+  int64_t units;
+  const T* states;  // [rows, units], states after each step
+  const T* h0;      // [batch, units], a caller's h
+  T* operand;       // [rows, units]
+  bool gru;         // states are unscaled, h0 is scaled
+};
+
+template <class T>
+struct LstmForward {
+  Parallel parallel;
+  Sequence sequence;
+  Masks masks;
+  int64_t units, projected;  // H; P, or H where there is no projection
+  const T* w_hh;             // [4H, P], masked already
+  const T* w_hr;             // [P, H], masked already, or null
+  const T* bias;             // [4H], both biases added, or null
+  const T* h0;               // [batch, P]
+  const T* c0;               // [batch, H]
+  T* gates;                  // [rows, 4H]; in: W_ih x, out: activated gates
+  T* cells;                  // [rows, H], or null where nothing is kept
+  T* states;                 // [rows, P], or null where `out` holds the same or nothing is kept
+  T* out;                    // [rows, P]
+  T* h_n;                    // [batch, P]
+  T* c_n;                    // [batch, H]
+};
+
+template <class T>
+struct LstmBackward {
+  Parallel parallel;
+  Sequence sequence;
+  Masks masks;
+  int64_t units, projected;
+  const T* w_hh;   // [4H, P], masked already
+  const T* w_hr;   // [P, H], masked already, or null
+  const T* c0;     // [batch, H]
+  const T* cells;  // [rows, H]
+  const T* dout;   // [rows, P], or null
+  const T* dh_n;   // [batch, P], or null
+  const T* dc_n;   // [batch, H], or null
+  const T* gates;  // [rows, 4H], activated
+  T* dgates;       // [rows, 4H]; gradients at the pre-activations
+  T* dprojected;   // [rows, P]; with a projection: gradients at W_hr's product
+  T* outputs;      // [rows, H]; with a projection: what W_hr reads
+  T* dh0;          // [batch, P]
+  T* dc0;          // [batch, H]
+};
+
+template <class T>
+struct GruForward {
+  Parallel parallel;
+  Sequence sequence;
+  Masks masks;
+  int64_t units;
+  const T* w_hh;  // [3H, H], masked already
+  const T* b_ih;  // [3H], or null
+  const T* b_hh;  // [3H], or null
+  const T* h0;    // [batch, H]
+  T* gates;       // [rows, 3H]; in: W_ih x, out: activated r, z, n
+  T* resets;      // [rows, H], u of each step, or null where nothing is kept
+  T* states;      // [rows, H], or null where `out` holds the same or nothing is kept
+  T* out;         // [rows, H]
+  T* h_n;         // [batch, H]
+};
+
+template <class T>
+struct GruBackward {
+  Parallel parallel;
+  Sequence sequence;
+  Masks masks;
+  int64_t units;
+  const T* w_hh;    // [3H, H], masked already
+  const T* h0;      // [batch, H]
+  const T* states;  // [rows, H], unscaled
+  const T* dout;    // [rows, H], or null
+  const T* dh_n;    // [batch, H], or null
+  const T* gates;   // [rows, 3H], activated
+  const T* resets;  // [rows, H]
+  T* dinput;        // [rows, 3H]; gradients at W_ih x + b_ih
+  T* drecurrent;    // [rows, 3H]; gradients at U h + b_hh
+  T* dh0;           // [batch, H]
+};
+
+// Activated gates from both products, for backward without saved gates.
+template <class T>
+struct Activate {
+  Parallel parallel;
+  int64_t rows, units;
+  const T* recurrent;  // [rows, G * H]
+  const T* b_ih;       // [G * H], or null
+  const T* b_hh;       // [G * H], or null
+  T* gates;            // [rows, G * H]; in: W_ih x, out: activated
+  T* resets;           // GRU: [rows, H], u
+};
+
+template <class T>
+struct ColumnSums {
+  Parallel parallel;
+  int64_t rows, columns;
+  const T* source;  // [rows, columns]
+  T* target;        // [columns]
+};
+
+// The entry points of one instruction set.
+template <class T>
+struct TypedKernels {
+  void (*mask_weight)(const MaskWeight<T>&);
+  void (*read_operand)(const ReadOperand<T>&);
+  void (*lstm_forward)(const LstmForward<T>&);
+  void (*lstm_backward)(const LstmBackward<T>&);
+  void (*lstm_activate)(const Activate<T>&);
+  void (*gru_forward)(const GruForward<T>&);
+  void (*gru_backward)(const GruBackward<T>&);
+  void (*gru_activate)(const Activate<T>&);
+  void (*column_sums)(const ColumnSums<T>&);
+};
+
+struct Kernels {
+  const char* isa;
+  TypedKernels<float> f32;
+  TypedKernels<double> f64;
+  void (*drop_rows_f32)(const DropRows<float>&);
+  void (*drop_rows_f64)(const DropRows<double>&);
+  void (*read_words)(const ReadWords&);
+
+  template <class T>
+  const TypedKernels<T>& of() const;
+};
+
+template <>
+inline const TypedKernels<float>& Kernels::of<float>() const {
+  return f32;
+}
+template <>
+inline const TypedKernels<double>& Kernels::of<double>() const {
+  return f64;
+}
+
+// Instruction sets, best last; those this build or this processor lacks are null.
+inline constexpr int NUM_ISAS = 3;
+const Kernels* baseline_kernels();
+const Kernels* avx2_kernels();
+const Kernels* avx512_kernels();
+
+const Kernels* kernels_of(int isa);  // null where it cannot run here
+const Kernels& kernels();            // those in use: the best, or what use_isa chose
+int isa_in_use();
+bool use_isa(int isa);  // false where it cannot run here
+
+}  // namespace frd::cpu

@@ -1,0 +1,132 @@
+// Vectors of the instruction set this file is included for, and the functions of the cells on them.
+// No include guard on purpose: once per isa_*.cpp, inside its namespace, with FRD_LANES floats in a register.
+
+inline constexpr int LANES = FRD_LANES;
+
+typedef float VecF __attribute__((vector_size(4 * FRD_LANES)));
+typedef double VecD __attribute__((vector_size(8 * FRD_LANES)));  // two registers
+typedef int32_t VecI __attribute__((vector_size(4 * FRD_LANES)));
+typedef int64_t VecL __attribute__((vector_size(8 * FRD_LANES)));
+typedef uint32_t VecU __attribute__((vector_size(4 * FRD_LANES)));
+typedef uint64_t VecUL __attribute__((vector_size(8 * FRD_LANES)));
+
+template <class T>
+struct Simd;  // the types of a register of T
+
+template <>
+struct Simd<float> {
+  using Vec = VecF;
+  using Mask = VecI;
+  FRD_INLINE Mask mask_of(VecI words) { return words; }
+};
+template <>
+struct Simd<double> {
+  using Vec = VecD;
+  using Mask = VecL;
+  FRD_INLINE Mask mask_of(VecI words) { return __builtin_convertvector(words, VecL); }
+};
+template <class T>
+using Vec = typename Simd<T>::Vec;
+template <class T>
+using Mask = typename Simd<T>::Mask;
+
+template <class V, class M>
+FRD_INLINE V select(M mask, V yes, V no) {
+  return mask ? yes : no;
+}
+
+template <class T>
+FRD_INLINE Vec<T> load(const T* p) {
+  Vec<T> v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+// The first n lanes; the others are zero.
+template <class T>
+FRD_INLINE Vec<T> load(const T* p, int64_t n) {
+  if (n >= LANES) return load(p);
+  Vec<T> v{};
+  for (int64_t lane = 0; lane < n; ++lane) v[lane] = p[lane];
+  return v;
+}
+template <class T, class V>
+FRD_INLINE void store(T* p, V v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
+template <class T, class V>
+FRD_INLINE void store(T* p, V v, int64_t n) {
+  if (n >= LANES) return store(p, v);
+  for (int64_t lane = 0; lane < n; ++lane) p[lane] = v[lane];
+}
+
+// exp(x) - 1 = 2^k (1 + q) - 1 with x = k ln 2 + r, |r| <= ln 2 / 2, and q = exp(r) - 1 from its Taylor series, whose
+// first left-out term is below half an ulp. Returns q and 2^k.
+FRD_INLINE void exp_parts(VecF x, VecF& q, VecF& power) {
+  constexpr float log2e = 1.44269504f, ln2_hi = 0.693359375f, ln2_lo = -2.12194440e-4f,
+                  round = 12582912.f;  // 1.5 * 2^23
+  const VecF shifted = x * log2e + round, k = shifted - round;
+  const VecF r = (x - k * ln2_hi) - k * ln2_lo;
+  VecF p = VecF{} + 1.f / 5040;
+  p = p * r + 1.f / 720;
+  p = p * r + 1.f / 120;
+  p = p * r + 1.f / 24;
+  p = p * r + 1.f / 6;
+  p = p * r + .5f;
+  q = p * r * r + r;
+  const VecI bits = ((VecI)shifted + (127 - 0x4B400000)) << 23;  // 0x4B400000 are the bits of `round`
+  power = (VecF)bits;
+}
+FRD_INLINE void exp_parts(VecD x, VecD& q, VecD& power) {
+  constexpr double log2e = 1.4426950408889634, ln2_hi = 6.93145751953125e-1, ln2_lo = 1.42860682030941723212e-6;
+  constexpr double round = 6755399441055744.0;  // 1.5 * 2^52
+  const VecD shifted = x * log2e + round, k = shifted - round;
+  const VecD r = (x - k * ln2_hi) - k * ln2_lo;
+  VecD p = VecD{} + 1. / 87178291200;
+  p = p * r + 1. / 6227020800;
+  p = p * r + 1. / 479001600;
+  p = p * r + 1. / 39916800;
+  p = p * r + 1. / 3628800;
+  p = p * r + 1. / 362880;
+  p = p * r + 1. / 40320;
+  p = p * r + 1. / 5040;
+  p = p * r + 1. / 720;
+  p = p * r + 1. / 120;
+  p = p * r + 1. / 24;
+  p = p * r + 1. / 6;
+  p = p * r + .5;
+  q = p * r * r + r;
+  const VecL bits = ((VecL)shifted + (1023 - 0x4338000000000000)) << 52;
+  power = (VecD)bits;
+}
+// Below these limits exp(x) is no normal number, and sigmoid and tanh are 0 or 1 to rounding.
+FRD_INLINE VecF clamp_exp(VecF x) { return select(x < -87.f, VecF{} - 87.f, select(x > 88.f, VecF{} + 88.f, x)); }
+FRD_INLINE VecD clamp_exp(VecD x) { return select(x < -708., VecD{} - 708., select(x > 709., VecD{} + 709., x)); }
+
+// A NaN passes through: comparisons with it are false, and r carries it.
+template <class V>
+FRD_INLINE V sigmoid(V x) {
+  V q, power;
+  exp_parts(clamp_exp(-x), q, power);
+  return 1 / (1 + (power + power * q));
+}
+// With e = exp(-2|x|) - 1, which keeps its relative precision near 0: tanh |x| = -e / (e + 2).
+template <class V>
+FRD_INLINE V tanh(V x) {
+  V q, power;
+  const V negative = select(x > 0, -x, x);
+  exp_parts(clamp_exp(negative + negative), q, power);
+  const V e = power * q + (power - 1);
+  const V positive = -e / (e + 2);
+  return select(x < 0, -positive, positive);
+}
+
+// What the cells of core/ compute with.
+template <class T>
+struct SimdMath {
+  using Scalar = T;
+  using Vec = typename Simd<T>::Vec;
+  using Mask = typename Simd<T>::Mask;
+  FRD_INLINE Vec select(Mask mask, Vec yes, Vec no) { return mask ? yes : no; }
+  FRD_INLINE Vec sigmoid(Vec x) { return FRD_ISA::sigmoid(x); }
+  FRD_INLINE Vec tanh(Vec x) { return FRD_ISA::tanh(x); }
+};

@@ -1,0 +1,80 @@
+// Threads that go through the steps of a recurrence together.
+//
+// The work of a step is cut into groups. A thread claims a group before it computes it, its own first and then any
+// that nobody has claimed, and goes on to the next step when all groups of this one are done. So a thread only ever
+// waits for a group that a running thread has claimed: nothing hangs when the chunks of a parallel loop run one after
+// the other, nested, or on a single thread, and a thread that starts late finds its share done.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <thread>
+
+#include "cpu/schedule.h"
+
+namespace frd::cpu {
+
+class Team {
+ public:
+  Team(const Parallel& parallel, int64_t steps, int groups)
+      : parallel_(parallel), steps_(steps), groups_(groups), claims_(new Claim[groups]) {}
+
+  // Calls body(step, group) once for each pair. What a step wrote is seen by every later step.
+  template <class Body>
+  void run(Body&& body) {
+    if (groups_ == 1) {
+      for (int64_t step = 0; step < steps_; ++step) body(step, 0);
+      return;
+    }
+    parallel_.each(groups_, [&](int64_t begin, int64_t) { work(static_cast<int>(begin), body); });
+  }
+
+ private:
+  struct alignas(64) Claim {       // a cache line each, so that claims do not disturb one another
+    std::atomic<int64_t> step{0};  // the first step that nobody has claimed
+  };
+
+  template <class Body>
+  void work(int own, Body&& body) {
+    for (;;) {
+      const int64_t step = done_.load(std::memory_order_acquire) / groups_;
+      if (step >= steps_) return;
+      for (int i = 0; i < groups_; ++i) {
+        const int group = (own + i) % groups_;
+        int64_t unclaimed = step;
+        if (claims_[group].step.compare_exchange_strong(unclaimed, step + 1, std::memory_order_acq_rel)) {
+          body(step, group);
+          done_.fetch_add(1, std::memory_order_acq_rel);
+        }
+      }
+      wait_for((step + 1) * groups_);
+    }
+  }
+
+  void wait_for(int64_t done) const {
+    for (int spins = 0; done_.load(std::memory_order_acquire) < done; ++spins) {
+      if (spins < 2000) {
+        relax();
+      } else {
+        std::this_thread::yield();  // whoever holds the claim may need this processor
+      }
+    }
+  }
+
+  static void relax() {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("yield");
+#endif
+  }
+
+  const Parallel& parallel_;
+  const int64_t steps_;
+  const int groups_;
+  std::unique_ptr<Claim[]> claims_;
+  alignas(64) std::atomic<int64_t> done_{0};  // groups done, over all steps
+};
+
+}  // namespace frd::cpu

@@ -1,0 +1,173 @@
+// Random words, a register at a time, and the masks made of them. See core/counters.h for the counter table.
+// No include guard on purpose: once per isa_*.cpp, inside its namespace.
+
+struct VecWords {
+  VecU w[4];
+};
+
+FRD_INLINE VecU lane_numbers() {
+  VecU lanes{};
+  for (int lane = 0; lane < LANES; ++lane) lanes[lane] = lane;
+  return lanes;
+}
+
+// Both halves of the 64-bit products of a 32-bit constant with each lane.
+FRD_INLINE void multiply(uint32_t constant, VecU x, VecU& high, VecU& low) {
+#if FRD_LANES == 16 && defined(__x86_64__)
+  const __m512i m = _mm512_set1_epi32(static_cast<int>(constant)), v = (__m512i)x;
+  const __m512i even = _mm512_mul_epu32(v, m), odd = _mm512_mul_epu32(_mm512_srli_epi64(v, 32), m);
+  high = (VecU)_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
+  low = (VecU)_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
+#elif FRD_LANES == 8 && defined(__x86_64__)
+  const __m256i m = _mm256_set1_epi32(static_cast<int>(constant)), v = (__m256i)x;
+  const __m256i even = _mm256_mul_epu32(v, m), odd = _mm256_mul_epu32(_mm256_srli_epi64(v, 32), m);
+  high = (VecU)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
+  low = (VecU)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+#else
+  const VecUL product = __builtin_convertvector(x, VecUL) * static_cast<uint64_t>(constant);
+  high = __builtin_convertvector(product >> 32, VecU);
+  low = __builtin_convertvector(product, VecU);
+#endif
+}
+
+FRD_INLINE VecWords philox(VecU a, uint32_t b, uint32_t c, uint32_t stream, Key key) {
+  VecU x0 = a, x1 = VecU{} + b, x2 = VecU{} + c, x3 = VecU{} + stream;
+  for (int round = 0; round < PHILOX_ROUNDS; ++round) {
+    VecU high0, low0, high1, low1;
+    multiply(PHILOX_M0, x0, high0, low0);
+    multiply(PHILOX_M1, x2, high1, low1);
+    x0 = high1 ^ x1 ^ key.k0;
+    x2 = high0 ^ x3 ^ key.k1;
+    x1 = low1;
+    x3 = low0;
+    key.k0 += PHILOX_W0;
+    key.k1 += PHILOX_W1;
+  }
+  return {{x0, x1, x2, x3}};
+}
+
+// Kinds whose counter is a unit: the four words of units unit .. unit + LANES.
+FRD_INLINE VecWords unit_words(uint32_t unit, uint32_t b, uint32_t c, uint32_t stream, Key key) {
+  return philox(lane_numbers() + unit, b, c, stream, key);
+}
+
+// Kinds whose counter is a unit over 4: words [0, 4 LANES) are those of units first .. first + 4 LANES, first % 4 == 0.
+FRD_INLINE void quad_words(uint32_t first, uint32_t b, uint32_t c, uint32_t stream, Key key, uint32_t* words) {
+  const VecWords quads = philox(lane_numbers() + first / 4, b, c, stream, key);
+  for (int lane = 0; lane < LANES; ++lane)
+    for (int w = 0; w < 4; ++w) words[4 * lane + w] = quads.w[w][lane];
+}
+
+// Whether each word is below the threshold, which may be 2^32.
+FRD_INLINE VecI below(VecU words, uint64_t threshold) {
+  const VecI all = VecI{} - static_cast<int32_t>(threshold >> 32);
+  return (VecI)(words < static_cast<uint32_t>(threshold)) | all;
+}
+
+// The masks of the state sites and of hidden dropout for one layer and direction. Those that are drawn once per
+// sequence are kept as bits for the length of the call.
+template <class T>
+class StateMasks {
+ public:
+  // width: how many units have masks (H; unit indices of a projected h start at 0 too).
+  StateMasks(const Parallel& parallel, const Masks& masks, int64_t batch, int64_t width)
+      : masks_(masks), padded_((width + LANES - 1) / LANES * LANES) {
+    const uint32_t flags = (masks.flags & FLAG_MASKS_ON) ? masks.flags : 0;
+    const auto source = [flags](uint32_t on, bool sequence) {
+      return !(flags & on) ? OFF : sequence ? SEQUENCE : STEP;
+    };
+    zone_c_ = source(FLAG_ZONEOUT_C, flags & FLAG_ZONEOUT_C_SEQUENCE);
+    zone_h_ = source(FLAG_ZONEOUT_H, flags & FLAG_ZONEOUT_H_SEQUENCE);
+    update_ = source(FLAG_UPDATE, flags & FLAG_UPDATE_SEQUENCE);
+    memory_ = source(FLAG_CELL, !(flags & FLAG_CELL_STEP));
+    hidden_ = flags & FLAG_HIDDEN;
+    hidden_scale_ = hidden_ ? T(keep_scale(masks.thresholds[SITE_HIDDEN_DROPOUT])) : T(1);
+    word_h_ = (flags & FLAG_ZONEOUT_H_SHARED) ? WORD_ZONEOUT_C : WORD_ZONEOUT_H;
+    stream_step_ = stream_of(KIND_STATE, masks.layer, masks.direction);
+    any_step_ = zone_c_ == STEP || zone_h_ == STEP || update_ == STEP || memory_ == STEP;
+    any_state_sequence_ = zone_c_ == SEQUENCE || zone_h_ == SEQUENCE || update_ == SEQUENCE || memory_ == SEQUENCE;
+    if (any_state_sequence_ || hidden_) {
+      bits_.reset(new uint8_t[batch * padded_]);
+      parallel.each(batch, [&](int64_t begin, int64_t end) {
+        for (int64_t b = begin; b < end; ++b) draw_sequence(b);
+      });
+    }
+  }
+
+  bool dead_units() const { return memory_ == SEQUENCE; }
+
+  // Units unit .. unit + LANES of batch row b at absolute time t. unit % LANES == 0.
+  FRD_MEMBER Drops<SimdMath<T>> drops(int64_t b, int64_t unit, int64_t t) const {
+    VecI update{}, memory{}, zone_c{}, zone_h{};
+    if (any_step_) {
+      const VecWords words = unit_words(static_cast<uint32_t>(unit), masks_.example(b),
+                                        masks_.step_offset + static_cast<uint32_t>(t), stream_step_, masks_.state);
+      if (zone_c_ == STEP) zone_c = below(words.w[WORD_ZONEOUT_C], masks_.thresholds[SITE_ZONEOUT_C]);
+      if (zone_h_ == STEP) zone_h = below(words.w[word_h_], masks_.thresholds[SITE_ZONEOUT_H]);
+      if (update_ == STEP) update = below(words.w[WORD_UPDATE], masks_.thresholds[SITE_UPDATE_DROPOUT]);
+      if (memory_ == STEP) memory = below(words.w[WORD_CELL], masks_.thresholds[SITE_CELL_DROPOUT]);
+    }
+    if (any_state_sequence_) {
+      const VecI drawn = bits(b, unit);
+      if (zone_c_ == SEQUENCE) zone_c = (drawn & ZONE_C) != 0;
+      if (zone_h_ == SEQUENCE) zone_h = (drawn & ZONE_H) != 0;
+      if (update_ == SEQUENCE) update = (drawn & UPDATE) != 0;
+      if (memory_ == SEQUENCE) memory = (drawn & MEMORY) != 0;
+    }
+    return {Simd<T>::mask_of(update), Simd<T>::mask_of(memory), Simd<T>::mask_of(zone_c), Simd<T>::mask_of(zone_h)};
+  }
+
+  // Which units enter the call dead; only meaningful with dead_units().
+  FRD_MEMBER Mask<T> dead(int64_t b, int64_t unit) const {
+    return dead_units() ? Simd<T>::mask_of((bits(b, unit) & MEMORY) != 0) : Mask<T>{};
+  }
+
+  // Hidden dropout of h, or of the gradient that comes back through it.
+  FRD_MEMBER Vec<T> hidden(int64_t b, int64_t unit, Vec<T> value) const {
+    if (!hidden_) return value;
+    return select(Simd<T>::mask_of((bits(b, unit) & HIDDEN) != 0), Vec<T>{}, hidden_scale_ * value);
+  }
+
+ private:
+  enum Source : uint8_t { OFF, STEP, SEQUENCE };
+  static constexpr int32_t ZONE_C = 1, ZONE_H = 2, UPDATE = 4, MEMORY = 8, HIDDEN = 16;
+
+  FRD_MEMBER VecI bits(int64_t b, int64_t unit) const {
+    typedef uint8_t VecB __attribute__((vector_size(FRD_LANES)));
+    VecB bytes;
+    __builtin_memcpy(&bytes, &bits_[b * padded_ + unit], sizeof bytes);
+    return __builtin_convertvector(bytes, VecI);
+  }
+
+  void draw_sequence(int64_t b) {
+    const uint32_t example = masks_.example(b);
+    const uint32_t hidden_example = (masks_.flags & FLAG_HIDDEN_BATCH_SHARED) ? SEQ : example;
+    const uint32_t state_stream = stream_of(KIND_STATE_SEQUENCE, masks_.layer, masks_.direction);
+    const uint32_t hidden_stream = stream_of(KIND_HIDDEN, masks_.layer, masks_.direction);
+    for (int64_t unit = 0; unit < padded_; unit += LANES) {
+      VecI found{};
+      if (any_state_sequence_) {
+        const VecWords words = unit_words(static_cast<uint32_t>(unit), example, SEQ, state_stream, masks_.state);
+        found |= below(words.w[WORD_ZONEOUT_C], masks_.thresholds[SITE_ZONEOUT_C]) & ZONE_C;
+        found |= below(words.w[word_h_], masks_.thresholds[SITE_ZONEOUT_H]) & ZONE_H;
+        found |= below(words.w[WORD_UPDATE], masks_.thresholds[SITE_UPDATE_DROPOUT]) & UPDATE;
+        found |= below(words.w[WORD_CELL], masks_.thresholds[SITE_CELL_DROPOUT]) & MEMORY;
+      }
+      if (hidden_) {
+        const VecWords words =
+            unit_words(static_cast<uint32_t>(unit), hidden_example, SEQ, hidden_stream, masks_.hidden);
+        found |= below(words.w[0], masks_.thresholds[SITE_HIDDEN_DROPOUT]) & HIDDEN;
+      }
+      for (int lane = 0; lane < LANES; ++lane) bits_[b * padded_ + unit + lane] = static_cast<uint8_t>(found[lane]);
+    }
+  }
+
+  const Masks& masks_;
+  const int64_t padded_;
+  Source zone_c_, zone_h_, update_, memory_;
+  bool hidden_, any_step_, any_state_sequence_;
+  T hidden_scale_;
+  int word_h_;
+  uint32_t stream_step_;
+  std::unique_ptr<uint8_t[]> bits_;  // [batch, padded]
+};
