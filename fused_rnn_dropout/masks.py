@@ -1,0 +1,344 @@
+"""Counters to masks in PyTorch: the same bits as the kernels, on any device, without the extension.
+
+Every mask is a pure function of ``rng`` (int64[2]), the thresholds and the counters that :data:`sites.KINDS` lists.
+All arithmetic stays in int64 tensors and nothing is read by the host, so these functions run under ``torch.compile``,
+``vmap`` and fake tensors. ``docs/semantics.md`` has the table and what each mask does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from .sites import DOMAIN, KIND, KINDS, SEQ, SITE_INDEX, LockedDropout, Plan, StepDropout, stream
+
+Words: TypeAlias = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
+"""``words(rng, b, c, units, stream)``: this module's, or the operator of the same name."""
+
+_LOW = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_FOUR_WORDS = frozenset(KIND[name] for name in ("STATE", "STATE_SEQUENCE", "HIDDEN", "INPUT_UNTIED"))
+_GATES = {"LSTM": 4, "GRU": 3}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Random words
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _multiply(x: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
+    """High and low word of the 64-bit product of a 32-bit word and a multiplier above 2**31."""
+    # x (m - 2**32) fits a signed 64-bit integer, x m does not: overflow would be undefined in compiled code.
+    product = x * (multiplier - 2**32)
+    return (product >> 32) + x, product & _LOW
+
+
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor], rounds: int = 10
+) -> tuple[Tensor, ...]:
+    """Philox4x32 (Salmon et al. 2011): four 32-bit words for each counter, as int64.
+
+    Args:
+        counter: four int64 tensors of 32-bit words that broadcast against each other.
+        key: two int64 tensors of 32-bit words that broadcast against the counter.
+        rounds: 10 everywhere in this package; others serve the tests of the tests.
+
+    Returns:
+        Four int64 tensors in [0, 2**32).
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for index in range(rounds):
+        if index:
+            k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+        high0, low0 = _multiply(c0, _MULTIPLIERS[0])
+        high1, low1 = _multiply(c2, _MULTIPLIERS[1])
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+    return tuple(torch.broadcast_tensors(c0, c1, c2, c3))
+
+
+def key(rng: Tensor, rounds: int = 10) -> tuple[Tensor, Tensor]:
+    """The Philox key of a call: the first two words of Philox(counter = (rng[1], DOMAIN, 0), key = rng[0])."""
+    if rng.dtype != torch.int64 or rng.shape != (2,):
+        raise ValueError(f"rng should be an int64 tensor of shape (2,), got {rng.dtype} of shape {tuple(rng.shape)}")
+    low, high = rng & _LOW, rng >> 32 & _LOW
+    domain = torch.full_like(low[0], DOMAIN)
+    words4 = philox((low[1], high[1], domain, torch.zeros_like(domain)), (low[0], high[0]), rounds)
+    return words4[0], words4[1]
+
+
+def words(rng: Tensor, b: Tensor, c: Tensor, units: int, stream: int, *, rounds: int = 10) -> Tensor:
+    """Raw 32-bit words of one kind of mask, for every pair of the counter values ``b`` and ``c``.
+
+    Args:
+        rng: int64[2], all the randomness of a call.
+        b: int64, 1-D: second counter word (example, or row of a weight), in [0, 2**32).
+        c: int64, 1-D: third counter word (step, ``SEQ``, or example), in [0, 2**32).
+        units: number of units, or of columns.
+        stream: fourth counter word, from :func:`sites.stream`; its low byte is the kind.
+        rounds: rounds of Philox.
+
+    Returns:
+        int64 words in [0, 2**32): (len(c), len(b), units, 4) for the kinds whose call serves one unit (STATE,
+        STATE_SEQUENCE, HIDDEN, INPUT_UNTIED), else (len(c), len(b), units).
+
+    Raises:
+        ValueError: a kind that is not in the table, or ``b`` or ``c`` that is not 1-D int64.
+    """
+    kind = stream & 0xFF
+    if kind >= len(KINDS):
+        raise ValueError(f"stream should have one of the kinds 0 to {len(KINDS) - 1} in its low byte, got {kind}")
+    for name, value in (("b", b), ("c", c)):
+        if value.dtype != torch.int64 or value.dim() != 1:
+            raise ValueError(f"{name} should be a 1-D int64 tensor, got {value.dtype} with {value.dim()} dimensions")
+    single = kind in _FOUR_WORDS
+    a = torch.arange(units if single else (units + 3) // 4, dtype=torch.int64, device=rng.device)
+    fourth = torch.full((1,), stream, dtype=torch.int64, device=rng.device)
+    # Besides cutting to 32 bits as the kernels do, this keeps TorchInductor from folding the multiplication into the
+    # index of an arange: its vectorised CPU code overflows there (seen in torch 2.13).
+    a, b, c = a & _LOW, b & _LOW, c & _LOW
+    result = torch.stack(philox((a, b[:, None], c[:, None, None], fourth), key(rng, rounds), rounds), dim=-1)
+    return result if single else result.flatten(-2)[..., :units]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Words to factors
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _rounded(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """A double rounded once to the accumulation type, then to ``dtype`` where that is narrower."""
+    return value.to(torch.float64 if dtype == torch.float64 else torch.float32).to(dtype)
+
+
+def keep_scale(p_threshold: Tensor, dtype: torch.dtype) -> Tensor:
+    """The inverted scale 2**32 / (2**32 - P), 0 where everything is dropped; shape and device of ``p_threshold``."""
+    kept = 2**32 - p_threshold
+    return _rounded(torch.where(kept > 0, 2**32 / kept.clamp(min=1).double(), 0.0), dtype)
+
+
+def drop_rate(p_threshold: Tensor, dtype: torch.dtype) -> Tensor:
+    """P / 2**32: the probability to drop, or zoneout's probability to keep the old value."""
+    return _rounded(p_threshold.double() / 2**32, dtype)
+
+
+def keep_rate(p_threshold: Tensor, dtype: torch.dtype) -> Tensor:
+    """(2**32 - P) / 2**32: the probability to keep."""
+    return _rounded((2**32 - p_threshold).double() / 2**32, dtype)
+
+
+def factor(random: Tensor, p_threshold: Tensor, dtype: torch.dtype) -> Tensor:
+    """Multiplicative mask of raw words: the inverted scale where ``word >= P``, else 0."""
+    return torch.where(random >= p_threshold, keep_scale(p_threshold, dtype), 0.0)
+
+
+def binary(random: Tensor, p_threshold: Tensor, dtype: torch.dtype) -> Tensor:
+    """Unscaled mask of raw words: 1 where ``word >= P``, else 0."""
+    return (random >= p_threshold).to(dtype)
+
+
+def zoned(random: Tensor, z_threshold: Tensor, dtype: torch.dtype) -> Tensor:
+    """Zoneout mask of raw words: 1 (the old value stays) where ``word < Z``, else 0."""
+    return (random < z_threshold).to(dtype)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Masks of the sites
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def locked(
+    spec: StepDropout | LockedDropout,
+    p_threshold: Tensor,
+    rng: Tensor,
+    kind: int,
+    layer: int,
+    units: int,
+    example_ids: Tensor,
+    steps: Tensor,
+    dtype: torch.dtype,
+    words: Words = words,
+    *,
+    gates: int = 4,
+) -> Tensor:
+    """Mask of a layer's input, of the tensor between two layers, or of the last output.
+
+    Args:
+        spec: the site's options (the rate in them is not read).
+        p_threshold: int64, 0-dim: round(p 2**32).
+        rng: int64[2].
+        kind: ``KIND["INPUT"]``, ``KIND["INTER_LAYER"]`` or ``KIND["OUTPUT"]``.
+        layer: the layer that reads the masked tensor; ``num_layers`` for the output.
+        units: width of the masked tensor.
+        example_ids: int64 (B,).
+        steps: int64 (T,), absolute.
+        dtype: of the result.
+        words: where the random words come from.
+        gates: 4 (LSTM) or 3 (GRU); read where ``spec.tied`` is False.
+
+    Returns:
+        Factors 0 or 1/(1-p): (T or 1, B or 1, units); with ``tied=False`` (1, B or 1, gates, units).
+    """
+    batch_shared = isinstance(spec, LockedDropout) and spec.batch_shared
+    untied = isinstance(spec, LockedDropout) and not spec.tied
+    per_step = not isinstance(spec, LockedDropout) or spec.per == "step"
+    once = torch.full((1,), SEQ, dtype=torch.int64, device=rng.device)
+    if untied:
+        kind = KIND["INPUT_UNTIED"]
+    random = words(rng, once if batch_shared else example_ids, steps if per_step else once, units, stream(kind, layer))
+    if untied:
+        random = random[..., :gates].transpose(-1, -2)
+    return factor(random, p_threshold, dtype)
+
+
+def _weights(
+    plan: Plan,
+    rng: Tensor,
+    p_threshold: Tensor,
+    shapes: Mapping[str, tuple[int, int]],
+    layer: int,
+    direction: int,
+    example_ids: Tensor,
+    dtype: torch.dtype,
+    words: Words,
+) -> dict[str, Tensor]:
+    """The weight masks of one layer and direction; ``shapes`` has (rows, columns) of each masked weight."""
+    spec = plan.weight_dropout
+    assert spec is not None
+    once = torch.full((1,), SEQ, dtype=torch.int64, device=rng.device)
+    result: dict[str, Tensor] = {}
+    for name, (rows, columns) in shapes.items():
+        if spec.mode == "row":
+            number = ("weight_hh", "weight_ih", "weight_hr").index(name)
+            random = words(
+                rng, torch.full_like(once, number), once, rows, stream(KIND["WEIGHT_ROW"], layer, direction)
+            )[0, 0, :, None]
+        else:
+            row = torch.arange(rows, dtype=torch.int64, device=rng.device)
+            of_kind = stream(KIND[name.upper()], layer, direction)
+            random = words(rng, row, example_ids if spec.per_example else once, columns, of_kind)
+            random = random if spec.per_example else random[0]
+        result[name] = factor(random, p_threshold, dtype)
+    return result
+
+
+def _state_in_eval(plan: Plan, thresholds: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
+    """What stays of the state sites when masks are off: expectations, as 0-dim tensors."""
+    result: dict[str, Tensor] = {}
+    for name in ("zoneout_c", "zoneout_h"):
+        spec = getattr(plan, name)
+        if spec is not None:
+            result["zoneout_gate" if spec.gate_shared else name] = drop_rate(thresholds[SITE_INDEX[name]], dtype)
+    for name, key in (("update_dropout", "update"), ("cell_dropout", "cell")):
+        spec = getattr(plan, name)
+        if spec is not None and spec.scale == "paper":
+            result[key] = keep_rate(thresholds[SITE_INDEX[name]], dtype)
+    return result
+
+
+def _state(
+    plan: Plan,
+    cell: str,
+    thresholds: Tensor,
+    random: Callable[[str, int], Tensor],
+    proj_size: int,
+    dtype: torch.dtype,
+) -> dict[str, Tensor]:
+    """The masks of the state sites; ``random(per, word)`` gives that word of every unit."""
+    limit = {name: thresholds[index] for name, index in SITE_INDEX.items()}
+    result: dict[str, Tensor] = {}
+    if update := plan.update_dropout:
+        mask = binary if update.scale == "paper" else factor
+        result["update"] = mask(random(update.per, 2), limit["update_dropout"], dtype)
+    if memory := plan.cell_dropout:
+        p = limit["cell_dropout"]
+        result["cell"] = binary(random(memory.per, 3), p, dtype)
+        one = torch.ones_like(p, dtype=dtype)
+        result["cell_scale"] = one if memory.scale == "paper" else keep_scale(p, dtype)
+        entry = result["cell"][0] if memory.per == "sequence" else one
+        # A GRU's caller sees the memory scaled by 1/q, so what comes in is q times too large.
+        in_rate = keep_rate(p, dtype) if cell == "GRU" and memory.scale == "output" else one
+        result["cell_entry"] = entry * in_rate
+    if zoneout := plan.zoneout_c:
+        name = "zoneout_gate" if zoneout.gate_shared else "zoneout_c"
+        result[name] = zoned(random(zoneout.per, 0), limit["zoneout_c"], dtype)
+    if zoneout := plan.zoneout_h:
+        old = zoned(random(zoneout.per, 0 if zoneout.shared else 1), limit["zoneout_h"], dtype)
+        result["zoneout_h"] = old[..., :proj_size] if proj_size else old
+    return result
+
+
+def layer(
+    plan: Plan,
+    cell: str,
+    rngs: Mapping[str, Tensor],
+    thresholds: Tensor,
+    *,
+    layer: int,
+    reverse: bool,
+    input_size: int,
+    hidden_size: int,
+    proj_size: int = 0,
+    example_ids: Tensor,
+    steps: Tensor,
+    dtype: torch.dtype,
+    masks_on: bool,
+    words: Words = words,
+) -> dict[str, Tensor]:
+    """Every mask of one layer and direction but those of its input and output, which :func:`locked` makes.
+
+    Args:
+        plan: which sites are configured.
+        cell: ``"LSTM"`` or ``"GRU"``.
+        rngs: group (:data:`sites.GROUPS`) to int64[2]; not read where ``masks_on`` is False.
+        thresholds: int64[10], in the order of :data:`sites.SITES`.
+        layer: index of the layer.
+        reverse: whether this is the reverse direction; its masks too are indexed by absolute step.
+        input_size: width I of the layer's input.
+        hidden_size: width H of the memory.
+        proj_size: width P of h where there is a projection, else 0.
+        example_ids: int64 (B,).
+        steps: int64 (T,), absolute.
+        dtype: of the results.
+        masks_on: train or MC mode. Otherwise the expectations that eval needs, as 0-dim tensors.
+        words: where the random words come from.
+
+    Returns:
+        For :mod:`reference`, by name. Factors 0 or 1/(1-p): ``hidden`` (1, B or 1, P), untied (1, B or 1, G, P);
+        ``weight_hh``, ``weight_ih``, ``weight_hr`` (rows, columns), by row (rows, 1), per example (B, rows, columns);
+        ``update`` (T or 1, B, H). Bits: ``cell`` (T or 1, B, H) with the 0-dim ``cell_scale`` and, for the state that
+        comes in, the factor ``cell_entry`` (B, H) or 0-dim; ``zoneout_c``, ``zoneout_h``, ``zoneout_gate`` (T or 1, B,
+        H or P), 1 where the old value stays. In eval: zoneout's z; with ``scale="paper"`` q as ``update`` and ``cell``.
+    """
+    if not masks_on:
+        return _state_in_eval(plan, thresholds, dtype)
+    gates, state_size, direction = _GATES[cell], proj_size or hidden_size, int(reverse)
+    once = torch.full((1,), SEQ, dtype=torch.int64, device=thresholds.device)
+    result: dict[str, Tensor] = {}
+    if hidden := plan.hidden_dropout:
+        examples = once if hidden.batch_shared else example_ids
+        random = words(rngs["hidden"], examples, once, state_size, stream(KIND["HIDDEN"], layer, direction))
+        random = random[..., 0] if hidden.tied else random[..., :gates].transpose(-1, -2)
+        result["hidden"] = factor(random, thresholds[SITE_INDEX["hidden_dropout"]], dtype)
+    if weight := plan.weight_dropout:
+        shapes = {"weight_hh": (gates * hidden_size, state_size)}
+        if weight.inputs:
+            shapes["weight_ih"] = (gates * hidden_size, input_size)
+        if weight.projection and proj_size:
+            shapes["weight_hr"] = (proj_size, hidden_size)
+        p = thresholds[SITE_INDEX["weight_dropout"]]
+        result |= _weights(plan, rngs["weight"], p, shapes, layer, direction, example_ids, dtype, words)
+    drawn: dict[str, Tensor] = {}
+
+    def random_state(per: str, word: int) -> Tensor:
+        if per not in drawn:
+            step, kind = (steps, "STATE") if per == "step" else (once, "STATE_SEQUENCE")
+            drawn[per] = words(rngs["state"], example_ids, step, hidden_size, stream(KIND[kind], layer, direction))
+        return drawn[per][..., word]
+
+    result |= _state(plan, cell, thresholds, random_state, proj_size, dtype)
+    return result
