@@ -1,0 +1,260 @@
+"""What a call is given, checked before any kernel runs: randomness, counters, backend, dtypes, shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from . import ops
+from .sites import GROUPS, SEQ, SITE, Plan
+
+Rng: TypeAlias = Tensor | Mapping[str | None, Tensor]
+"""All the randomness of a call: int64[2], or one such pair per group of sites, ``None`` being the default."""
+
+BACKENDS = ("cpu", "cuda", "triton", "reference")
+_DEVICE_OF = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
+_BUILT = ("cpu",)
+GROUP_OF = {name: site.group for name, site in SITE.items()}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Randomness
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def draw_rng(device: torch.device | str | int | None = None, generator: torch.Generator | None = None) -> Tensor:
+    """Draws all the randomness of one call: give it as ``rng=``, and the same pair gives the same masks anywhere.
+
+    Args:
+        device: where the layers compute; torch's default device if None.
+        generator: a private generator of that device instead of torch's default one; eager mode only.
+
+    Returns:
+        int64[2] on ``device``.
+
+    Raises:
+        ValueError: ``generator`` belongs to another kind of device.
+        RuntimeError: a private generator used inside a backward pass, such as the recomputation of a checkpoint.
+    """
+    if generator is None:
+        return ops.draw(torch.empty(0, dtype=torch.int64, device=device))
+    device = torch.empty(0, device=device).device
+    if generator.device.type != device.type:
+        raise ValueError(f"generator should be on {device}, got one on {generator.device}")
+    if torch._C._current_graph_task_id() >= 0:
+        # A checkpoint restores the default generators only: this one has moved on since the forward pass.
+        raise RuntimeError(
+            "a private generator cannot be used inside a backward pass, where a checkpoint recomputes "
+            "its forward: it would give other masks. Draw once outside and pass the result as rng="
+        )
+    # The call that ops.draw makes: a default generator and a private one with the same seed give the same pair.
+    return torch.empty(2, dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
+
+
+def _check_pair(name: str, pair: Any, device: torch.device) -> Tensor:
+    if not isinstance(pair, Tensor):
+        raise TypeError(f"{name} should be an int64 tensor of shape (2,), got {type(pair).__name__}")
+    if pair.dtype != torch.int64 or tuple(pair.shape) != (2,):
+        raise ValueError(
+            f"{name} should be an int64 tensor of shape (2,), got {pair.dtype} of shape "
+            f"{tuple(pair.shape)}: draw_rng(device) makes one"
+        )
+    if pair.device != device:
+        raise ValueError(f"{name} should be on {device}, where the layers compute, got {pair.device}")
+    return pair
+
+
+def resolve_rng(
+    plan: Plan, thresholds: Tensor | None, rng: Rng | None, masks_on: bool, device: torch.device
+) -> dict[str, Tensor]:
+    """The pair of each group that has a configured site; draws one from the default generator if ``rng`` is None.
+
+    Nothing is drawn where no site is configured or masks are off.
+
+    Raises:
+        TypeError, ValueError: ``rng`` is not what :data:`Rng` says, names a group that does not exist, lacks one that
+            is configured, or lies on another device.
+    """
+    groups = [group for group in GROUPS if group in [GROUP_OF[name] for name in plan.names]]
+    if rng is None:
+        if not masks_on or not groups:
+            return {}
+        assert thresholds is not None
+        pair = ops.draw(thresholds)
+        return dict.fromkeys(groups, pair)
+    if isinstance(rng, Mapping):
+        for group, pair in rng.items():
+            if group is not None and group not in GROUPS:
+                raise ValueError(f"rng has a key {group!r}; allowed are {', '.join(map(repr, GROUPS))} and None")
+            _check_pair(f"rng[{group!r}]", pair, device)
+        missing = [group for group in groups if group not in rng]
+        if missing and None not in rng:
+            raise ValueError(f"rng lacks {', '.join(map(repr, missing))}: give them, or a default under the key None")
+        chosen = {group: rng[group if group in rng else None] for group in groups}
+    else:
+        chosen = dict.fromkeys(groups, _check_pair("rng", rng, device))
+    return chosen if masks_on else {}
+
+
+def check_counters(example_ids: Tensor | None, step_offset: int, batch: int, steps: int, device: torch.device) -> None:
+    if isinstance(step_offset, bool) or not isinstance(step_offset, (int, torch.SymInt)):
+        raise TypeError(f"step_offset should be an int, got {type(step_offset).__name__}")
+    if step_offset < 0 or step_offset + steps > SEQ:
+        raise ValueError(
+            f"step_offset should be at least 0 and step_offset + T at most {SEQ}, got {step_offset} with T = {steps}"
+        )
+    if example_ids is None:
+        return
+    if not isinstance(example_ids, Tensor):
+        raise TypeError(f"example_ids should be an int64 tensor of shape ({batch},), got {type(example_ids).__name__}")
+    if example_ids.dtype != torch.int64 or example_ids.dim() != 1 or example_ids.size(0) != batch:
+        raise ValueError(
+            f"example_ids should be an int64 tensor of shape ({batch},), got {example_ids.dtype} of shape "
+            f"{tuple(example_ids.shape)}"
+        )
+    if example_ids.device != device:
+        raise ValueError(f"example_ids should be on {device}, where the layers compute, got {example_ids.device}")
+    # Elsewhere than on the CPU a look at the values would make the host wait for the device.
+    readable = type(example_ids) is Tensor and device.type == "cpu" and not torch.compiler.is_compiling()
+    if readable and batch and not _functorch_active():
+        low, high = (int(value) for value in example_ids.aminmax())
+        if low < 0 or high >= SEQ:
+            raise ValueError(f"example_ids should be in [0, {SEQ}), got values from {low} to {high}")
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Backends and dtypes
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def obstacle(backend: str, plan: Plan, device_type: str) -> str | None:
+    """Why ``backend`` cannot compute ``plan`` on tensors of ``device_type``; None where it can."""
+    if backend == "reference":
+        return None
+    if backend not in _BUILT:
+        return "this version of fused_rnn_dropout has no such kernels"
+    if device_type not in (_DEVICE_OF[backend], "meta"):
+        return f"it computes on {_DEVICE_OF[backend]} tensors, the input is on {device_type}"
+    if plan.reference_only:
+        return f"it does not compute {', '.join(plan.reference_only)}"
+    return None
+
+
+def best_backend(plan: Plan, device_type: str) -> str | None:
+    """The fused backend that ``backend=None`` takes, or None where there is none (the reference is never a default)."""
+    for backend in ("cuda", "triton", "cpu"):
+        if obstacle(backend, plan, device_type) is None:
+            return backend
+    return None
+
+
+def check_backend(backend: Any) -> None:
+    """Raises ``ValueError`` unless ``backend`` is None or one of :data:`BACKENDS`."""
+    if backend is not None and backend not in BACKENDS:
+        raise ValueError(f"backend should be None or one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+
+
+def _functorch_active() -> bool:
+    if torch.compiler.is_compiling():
+        return False
+    top = torch._C._functorch.peek_interpreter_stack()
+    return top is not None and top.key() != torch._C._functorch.TransformType.Functionalize
+
+
+def choose_backend(backend: str | None, plan: Plan, device_type: str) -> str:
+    """The backend that will run: ``backend`` itself, or the best fused one for None.
+
+    Raises:
+        ValueError: an unknown backend, or one that cannot compute ``plan`` there. Nothing falls back in silence: the
+            message names ``backend="reference"``.
+        NotImplementedError: a fused backend under a ``torch.func`` transform.
+    """
+    check_backend(backend)
+    name = backend or best_backend(plan, device_type)
+    if name is None:
+        if plan.reference_only:
+            raise ValueError(
+                f'no fused backend computes {", ".join(plan.reference_only)}: pass backend="reference", which does'
+            )
+        raise ValueError(
+            f"this version of fused_rnn_dropout has no fused backend for tensors on {device_type}: "
+            'move them to the CPU, or pass backend="reference", which computes on any device'
+        )
+    reason = obstacle(name, plan, device_type)
+    if reason is not None:
+        raise ValueError(f'backend="{name}" cannot run this: {reason}. Pass backend="reference", which can')
+    if name != "reference" and _functorch_active():
+        raise NotImplementedError(
+            f'backend="{name}" does not support vmap, torch.func transforms or forward-mode '
+            'differentiation: pass backend="reference", which does'
+        )
+    return name
+
+
+def autocast_enabled(input: Tensor) -> bool:
+    """Whether autocast is on for the device of ``input``."""
+    return input.device.type != "meta" and torch.is_autocast_enabled(input.device.type)
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """What layers with results of ``dtype`` compute in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def result_dtypes(cell: str, input: Tensor, packed: bool, projected: bool) -> tuple[torch.dtype, torch.dtype]:
+    """Dtype of a layer's results, and the one that out and h_n are given back in: what torch.nn gives."""
+    device_type = input.device.type
+    if not autocast_enabled(input) or input.dtype == torch.float64:
+        return input.dtype, input.dtype
+    autocast = torch.get_autocast_dtype(device_type)
+    if device_type != "cpu":
+        return autocast, autocast
+    # torch's CPU layers without oneDNN run their matrix products in the autocast dtype but promote at each addition
+    # to the state, and a projection comes last, so that only c keeps the wider dtype there.
+    promoted = torch.promote_types(input.dtype, autocast)
+    if projected:
+        return promoted, autocast
+    return (autocast, autocast) if cell == "LSTM" and not packed else (promoted, promoted)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Shapes
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def check_input(cell: str, input: Tensor, packed: bool, w_ih: Tensor) -> None:
+    dims = 2 if packed else 3
+    if input.dim() != dims:
+        raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
+    if not input.is_floating_point():
+        raise TypeError(f"input of a {cell} should have a floating dtype, got {input.dtype}")
+    if input.size(-1) != w_ih.size(1):
+        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {w_ih.size(1)}, got {input.size(-1)}")
+    if input.device != w_ih.device:
+        raise RuntimeError(
+            "Input and parameter tensors are not at the same device, found input tensor at "
+            f"{input.device} and parameter tensor at {w_ih.device}"
+        )
+    if not w_ih.is_floating_point():
+        raise TypeError(f"weights of a {cell} should have a floating dtype, got {w_ih.dtype}")
+
+
+def check_states(cell: str, hx: Sequence[Tensor], expected: list[tuple[int, int, int]], input: Tensor) -> None:
+    mixed = autocast_enabled(input)
+    for index, (state, size) in enumerate(zip(hx, expected, strict=True)):
+        name, torch_name = ("hx", "hidden") if cell == "GRU" else (f"hx[{index}]", f"hidden[{index}]")
+        if tuple(state.shape) != size:
+            raise RuntimeError(f"Expected {torch_name} size {size}, got {list(state.shape)}")
+        if state.device != input.device:
+            raise RuntimeError(
+                "Input and hidden tensors are not at the same device, found input tensor at "
+                f"{input.device} and hidden tensor at {state.device}: move {name}"
+            )
+        if state.dtype != input.dtype and not (mixed and state.is_floating_point()):
+            raise RuntimeError(
+                "Input and hidden tensors are not the same dtype, found input tensor with "
+                f"{input.dtype} and hidden tensor with {state.dtype}: convert {name}"
+            )

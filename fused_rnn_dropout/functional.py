@@ -1,0 +1,449 @@
+"""One front door per cell: shapes, checks, dtypes, layers, directions and packing around the layer operators.
+
+:func:`lstm` and :func:`gru` run a whole stack the way ``torch.nn`` does, on the fused operators or, with
+``backend="reference"``, on :mod:`reference` fed with the masks of :mod:`masks`. Both read the same counters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence, invert_permutation, pack_padded_sequence, pad_packed_sequence
+
+from . import masks, ops, reference
+from .arguments import (
+    GROUP_OF,
+    Rng,
+    autocast_enabled,
+    check_counters,
+    check_input,
+    check_states,
+    choose_backend,
+    compute_dtype,
+    draw_rng,
+    resolve_rng,
+    result_dtypes,
+)
+from .sites import KIND, SITE_INDEX, LockedDropout, Plan, stream
+
+# --------------------------------------------------------------------------------------------------------------------
+# Layers
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class Call(NamedTuple):
+    """What every layer of one call shares."""
+
+    cell: str
+    plan: Plan
+    thresholds: Tensor | None
+    masks_on: bool
+    rngs: Mapping[str, Tensor]
+    example_ids: Tensor | None  # of the rows as the operators see them
+    step_offset: int
+    batch_sizes: Tensor | None
+    lengths: Tensor | None  # reference only: the input is padded there
+    dtype: torch.dtype
+    backend: str
+    recompute: bool
+
+
+class Weights(NamedTuple):
+    """The tensors of one layer and direction."""
+
+    w_ih: Tensor
+    w_hh: Tensor
+    b_ih: Tensor | None
+    b_hh: Tensor | None
+    w_hr: Tensor | None
+
+
+def _fused_layer(
+    call: Call, x: Tensor, states: Sequence[Tensor], w: Weights, layer: int, reverse: bool
+) -> tuple[Tensor, ...]:
+    plan, rngs = call.plan, call.rngs
+    # Without a site in the layer itself there is nothing for MASKS_ON to switch on.
+    flags = plan.train_flags if call.masks_on and plan.eval_flags else plan.eval_flags
+    tail = (
+        call.batch_sizes,
+        call.example_ids,
+        rngs.get("state"),
+        rngs.get("hidden"),
+        rngs.get("weight"),
+        call.thresholds if flags else None,
+        call.dtype,
+        flags,
+        layer,
+        reverse,
+        call.step_offset,
+        call.recompute,
+    )
+    if call.cell == "LSTM":
+        return ops.lstm(x, states[0], states[1], w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr, *tail)
+    return ops.gru(x, states[0], w.w_ih, w.w_hh, w.b_ih, w.b_hh, *tail)
+
+
+def _counters(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
+    """example_ids and absolute steps of a padded x (T, B, *)."""
+    steps = torch.arange(x.size(0), device=x.device) + call.step_offset
+    return (torch.arange(x.size(1), device=x.device) if call.example_ids is None else call.example_ids), steps
+
+
+def _reference_layer(
+    call: Call, x: Tensor, states: Sequence[Tensor], w: Weights, layer: int, reverse: bool
+) -> tuple[Tensor, ...]:
+    plan, compute = call.plan, compute_dtype(call.dtype)
+    weights = [None if weight is None else weight.to(compute) for weight in (w if call.cell == "LSTM" else w[:4])]
+    factors: dict[str, Tensor] = {}
+    if plan.names:
+        example_ids, steps = _counters(call, x)
+        assert call.thresholds is not None
+        factors = masks.layer(
+            plan,
+            call.cell,
+            call.rngs,
+            call.thresholds,
+            layer=layer,
+            reverse=reverse,
+            input_size=x.size(-1),
+            hidden_size=w.w_hh.size(0) // (4 if call.cell == "LSTM" else 3),
+            proj_size=0 if w.w_hr is None else w.w_hr.size(0),
+            example_ids=example_ids,
+            steps=steps,
+            dtype=compute,
+            masks_on=call.masks_on,
+        )
+        untied = plan.input_dropout is not None and not plan.input_dropout.tied
+        if untied and layer == 0 and call.masks_on:
+            factors["input"] = _site_mask(call, "input_dropout", x, KIND["INPUT"], 0, compute)
+    unzoned = plan.zoneout_h is not None and plan.zoneout_h.output == "unzoned"
+    initial = [state.to(compute) for state in states]
+    options: dict[str, Any] = {"lengths": call.lengths, "reverse": reverse, "unzoned": unzoned}
+    # Under autocast the matrix products below would run in its dtype.
+    last: tuple[Tensor, ...]
+    with torch.autocast(x.device.type, enabled=False) if autocast_enabled(x) else nullcontext():
+        if call.cell == "LSTM":
+            out, last = reference.lstm(x.to(compute), (initial[0], initial[1]), weights, factors, **options)
+        else:
+            out, h_n = reference.gru(
+                x.to(compute), initial[0], weights, factors, reset_after=plan.reset_after, **options
+            )
+            last = (h_n,)
+    return tuple(result.to(call.dtype) for result in (out, *last))
+
+
+def _site_mask(call: Call, name: str, x: Tensor, kind: int, layer: int, dtype: torch.dtype) -> Tensor:
+    spec, thresholds = getattr(call.plan, name), call.thresholds
+    assert thresholds is not None
+    example_ids, steps = _counters(call, x)
+    return masks.locked(
+        spec,
+        thresholds[SITE_INDEX[name]],
+        call.rngs[GROUP_OF[name]],
+        kind,
+        layer,
+        x.size(-1),
+        example_ids,
+        steps,
+        dtype,
+        gates=4 if call.cell == "LSTM" else 3,
+    )
+
+
+def _site(call: Call, name: str, x: Tensor, kind: int, layer: int) -> Tensor:
+    """Dropout of a layer's input or output; x itself where the site is off."""
+    spec = getattr(call.plan, name)
+    if spec is None or not call.masks_on:
+        return x
+    locked = spec if isinstance(spec, LockedDropout) else None
+    if call.backend != "reference":
+        assert call.thresholds is not None
+        return ops.dropout(
+            x,
+            call.rngs[GROUP_OF[name]],
+            call.thresholds,
+            call.batch_sizes,
+            call.example_ids,
+            SITE_INDEX[name],
+            stream(kind, layer),
+            locked is None or locked.per == "step",
+            locked is not None and locked.batch_shared,
+            call.step_offset,
+        )
+    if locked is not None and not locked.tied:
+        return x  # one mask per gate: part of the first layer
+    compute = compute_dtype(x.dtype)
+    return reference.apply(x.to(compute), _site_mask(call, name, x, kind, layer, compute)).to(x.dtype)
+
+
+def _stack(
+    call: Call, x: Tensor, hx: Sequence[Tensor], layers: list[list[Weights]], visible: torch.dtype
+) -> tuple[Tensor, ...]:
+    """All layers and directions; returns the output and one stacked final state per state of the cell."""
+    run = _reference_layer if call.backend == "reference" else _fused_layer
+    between = "dropout" if call.plan.inter_layer_dropout is None else "inter_layer_dropout"
+    states = [state.unbind(0) for state in hx]
+    finals: list[list[Tensor]] = [[] for _ in hx]
+    x = _site(call, "input_dropout", x, KIND["INPUT"], 0)
+    for layer, directions in enumerate(layers):
+        if layer:
+            x = _site(call, between, x, KIND["INTER_LAYER"], layer)
+        outs = []
+        for direction, weights in enumerate(directions):
+            index = layer * len(directions) + direction
+            out, *last = run(call, x, [state[index] for state in states], weights, layer, direction == 1)
+            outs.append(out.to(visible))
+            for collected, value in zip(finals, last, strict=True):
+                collected.append(value)
+        x = outs[0] if len(outs) == 1 else torch.cat(outs, -1)
+    x = _site(call, "output_dropout", x, KIND["OUTPUT"], len(layers))
+    h_n, *others = [torch.stack(collected) for collected in finals]
+    return x, h_n.to(visible), *others
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Front doors
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def batch_size(input: Tensor, batch_sizes: Tensor | None, sorted_indices: Tensor | None = None) -> int:
+    """Number of rows of a padded (T, B, *) or packed input."""
+    if batch_sizes is None:
+        return input.size(1)
+    if sorted_indices is not None:
+        return sorted_indices.size(0)
+    if not torch.compiler.is_compiling():
+        return int(batch_sizes[0])
+    # The one number that a packed input keeps in a tensor: without this a full graph cannot be captured.
+    with torch._dynamo.patch_dynamo_config(capture_scalar_outputs=True):
+        batch = int(batch_sizes[0])
+    torch._check(batch >= 0)
+    return batch
+
+
+def split_weights(weights: Sequence[Tensor], num_layers: int, bias: bool, bidirectional: bool) -> list[list[Weights]]:
+    """Flat weights in torch's order, as [layer][direction].
+
+    Raises:
+        ValueError: the number of weights fits neither a projection nor none.
+    """
+    directions = 2 if bidirectional else 1
+    each, rest = divmod(len(weights), num_layers * directions)
+    plain = 4 if bias else 2
+    if rest or each not in (plain, plain + 1):
+        raise ValueError(
+            f"weights should hold {plain} tensors ({plain + 1} with a projection) for each of {num_layers} "
+            f"layers and {directions} directions, got {len(weights)}"
+        )
+    result = []
+    for start in range(0, len(weights), each):
+        group = weights[start : start + each]
+        b_ih, b_hh = (group[2], group[3]) if bias else (None, None)
+        result.append(Weights(group[0], group[1], b_ih, b_hh, group[-1] if each > plain else None))
+    return [result[start : start + directions] for start in range(0, len(result), directions)]
+
+
+def _run(
+    cell: str,
+    input: Tensor,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    plan: Plan,
+    thresholds: Tensor | None,
+    num_layers: int,
+    bias: bool,
+    bidirectional: bool,
+    masks_on: bool,
+    batch_sizes: Tensor | None,
+    sorted_indices: Tensor | None,
+    rng: Rng | None,
+    example_ids: Tensor | None,
+    step_offset: int,
+    backend: str | None,
+    recompute: bool,
+) -> tuple[Tensor, ...]:
+    packed = batch_sizes is not None
+    layers = split_weights(weights, num_layers, bias, bidirectional)
+    first = layers[0][0]
+    check_input(cell, input, packed, first.w_ih)
+    batch = batch_size(input, batch_sizes, sorted_indices)
+    projected, hidden_size = first.w_hr is not None, first.w_hh.size(0) // (4 if cell == "LSTM" else 3)
+    count = num_layers * (2 if bidirectional else 1)
+    expected = [(count, batch, first.w_hh.size(1)), (count, batch, hidden_size)][: 2 if cell == "LSTM" else 1]
+    if hx is not None:
+        if torch.compiler.is_compiling() and packed and sorted_indices is None and hx[0].dim() == 3:
+            # Compiled code cannot decide on the number that the packed input keeps; it asserts it when it runs.
+            torch._check(batch == hx[0].size(1), lambda: "hx has another batch size than the packed input")
+        check_states(cell, hx, expected, input)
+    steps = input.size(0) if batch_sizes is None else batch_sizes.size(0)
+    if steps == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    chosen = choose_backend(backend, plan, input.device.type)
+    check_counters(example_ids, step_offset, batch, steps, input.device)
+    if plan.names:
+        if thresholds is None:
+            raise ValueError(f"thresholds should be given: {', '.join(plan.names)} configured")
+        if thresholds.device != input.device:
+            raise RuntimeError(
+                f"the rates of the sites are on {thresholds.device} and the input is on {input.device}: "
+                "move the whole module with .to(device)"
+            )
+    if hx is None:
+        hx = [torch.zeros(size, dtype=input.dtype, device=input.device) for size in expected]
+    if sorted_indices is not None:
+        hx = [state.index_select(1, sorted_indices) for state in hx]
+        example_ids = sorted_indices if example_ids is None else example_ids.index_select(0, sorted_indices)
+    dtype, visible = result_dtypes(cell, input, packed, projected)
+    call = Call(
+        cell,
+        plan,
+        thresholds if plan.names else None,
+        masks_on,
+        resolve_rng(plan, thresholds, rng, masks_on, input.device),
+        example_ids,
+        step_offset,
+        batch_sizes,
+        None,
+        dtype,
+        chosen,
+        recompute,
+    )
+    if batch_sizes is None or chosen != "reference":
+        out, *last = _stack(call, input, hx, layers, visible)
+    else:
+        padded, lengths = pad_packed_sequence(PackedSequence(input, batch_sizes))
+        call = call._replace(batch_sizes=None, lengths=lengths)
+        out, *last = _stack(call, padded, hx, layers, visible)
+        out = pack_padded_sequence(out, lengths).data
+    if sorted_indices is not None:
+        unsorted_indices = invert_permutation(sorted_indices)
+        assert unsorted_indices is not None
+        last = [state.index_select(1, unsorted_indices) for state in last]
+    return out, *last
+
+
+def lstm(
+    input: Tensor,
+    hx: tuple[Tensor, Tensor] | None,
+    weights: Sequence[Tensor],
+    plan: Plan,
+    thresholds: Tensor | None = None,
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    bidirectional: bool = False,
+    masks_on: bool = True,
+    batch_sizes: Tensor | None = None,
+    sorted_indices: Tensor | None = None,
+    rng: Rng | None = None,
+    example_ids: Tensor | None = None,
+    step_offset: int = 0,
+    backend: str | None = None,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All layers and directions of an LSTM.
+
+    Args:
+        input: (T, B, I), or packed data (N, I) with ``batch_sizes``.
+        hx: h_0 (layers * directions, B, P) and c_0 (layers * directions, B, H), rows in their ORIGINAL order; zeros if
+            None. P is the projection's width, H without one.
+        weights: flat, in torch's order, for each layer and direction: w_ih, w_hh, then b_ih, b_hh with ``bias``, then
+            w_hr with a projection.
+        plan: which sites are configured, with which options.
+        thresholds: int64[10] on the input's device, in the order of ``sites.SITES``; needed where a site is configured.
+        num_layers: number of layers.
+        bias: whether ``weights`` hold biases.
+        bidirectional: whether there are two directions.
+        masks_on: train or MC mode; otherwise what eval computes.
+        batch_sizes: int64 on the CPU, of a ``PackedSequence``.
+        sorted_indices: original row of each packed row, of a ``PackedSequence``; its rows are 0..B-1 if None.
+        rng: int64[2] on the input's device, or a dict of such by group with the default under None; drawn if None.
+        example_ids: int64 (B,), the example counter of each row in its ORIGINAL order; 0..B-1 if None.
+        step_offset: absolute step of the first step.
+        backend: None for the best fused one that is there, or one of ``BACKENDS``.
+        recompute: keep less for backward and compute it again there.
+
+    Returns:
+        out (T, B, directions * P) or packed (N, directions * P), h_n (layers * directions, B, P) and
+        c_n (layers * directions, B, H), rows in their original order, in the dtypes that torch.nn gives.
+
+    Raises:
+        RuntimeError, ValueError, TypeError: a bad argument, in torch.nn's words where it has some.
+        NotImplementedError: a ``torch.func`` transform on a fused backend.
+    """
+    out, h_n, c_n = _run(
+        "LSTM",
+        input,
+        hx,
+        weights,
+        plan,
+        thresholds,
+        num_layers,
+        bias,
+        bidirectional,
+        masks_on,
+        batch_sizes,
+        sorted_indices,
+        rng,
+        example_ids,
+        step_offset,
+        backend,
+        recompute,
+    )
+    return out, h_n, c_n
+
+
+def gru(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    plan: Plan,
+    thresholds: Tensor | None = None,
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    bidirectional: bool = False,
+    masks_on: bool = True,
+    batch_sizes: Tensor | None = None,
+    sorted_indices: Tensor | None = None,
+    rng: Rng | None = None,
+    example_ids: Tensor | None = None,
+    step_offset: int = 0,
+    backend: str | None = None,
+    recompute: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """All layers and directions of a GRU: :func:`lstm` without c and without a projection.
+
+    Args:
+        hx: h_0 (layers * directions, B, H); zeros if None. Every other argument is that of :func:`lstm`.
+
+    Returns:
+        out (T, B, directions * H) or packed (N, directions * H), and h_n (layers * directions, B, H).
+    """
+    out, h_n = _run(
+        "GRU",
+        input,
+        None if hx is None else (hx,),
+        weights,
+        plan,
+        thresholds,
+        num_layers,
+        bias,
+        bidirectional,
+        masks_on,
+        batch_sizes,
+        sorted_indices,
+        rng,
+        example_ids,
+        step_offset,
+        backend,
+        recompute,
+    )
+    return out, h_n
+
+
+__all__ = ["Rng", "draw_rng", "gru", "lstm"]

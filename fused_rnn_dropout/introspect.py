@@ -1,0 +1,293 @@
+"""What a module would do with an input: :func:`explain` says it in words, :func:`export_masks` in tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from . import masks, ops
+from .arguments import (
+    BACKENDS,
+    GROUP_OF,
+    Rng,
+    check_counters,
+    choose_backend,
+    compute_dtype,
+    obstacle,
+    resolve_rng,
+    result_dtypes,
+)
+from .rnn_base import RegularizedRNN
+from .sites import KIND, SITE_INDEX, Spec, make_spec, rate_of
+
+_SCHEDULES = {
+    "cpu": "fused CPU: one pass over time per layer and direction, masks inside it",
+    "reference": "reference: plain PyTorch, one step after the other, masks as tensors",
+}
+_BETWEEN = ("dropout", "inter_layer_dropout")
+_AT_INPUT, _AT_OUTPUT = ("input_dropout",), ("output_dropout",)
+
+
+@dataclass(frozen=True)
+class _Input:
+    """Sizes of an input: steps T, batch B, and the number of (step, example) pairs that a layer computes."""
+
+    data: Tensor
+    steps: int
+    batch: int
+    pairs: int
+    packed: bool
+
+
+def _check_rnn(rnn: Any, where: str) -> RegularizedRNN:
+    if not isinstance(rnn, RegularizedRNN):
+        raise TypeError(
+            f"{where} takes a fused_rnn_dropout.LSTM or GRU, got {type(rnn).__name__}: convert() makes them"
+        )
+    return rnn
+
+
+def _sizes(rnn: RegularizedRNN, x: Any) -> _Input:
+    if isinstance(x, PackedSequence):
+        return _Input(x.data, x.batch_sizes.size(0), int(x.batch_sizes[0]), x.data.size(0), True)
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x should be a Tensor or a PackedSequence, got {type(x).__name__}")
+    if x.dim() not in (2, 3):
+        raise ValueError(f"{rnn.mode}: Expected input to be 2D or 3D, got {x.dim()}D instead")
+    if x.dim() == 2:
+        return _Input(x, x.size(0), 1, x.size(0), False)
+    steps, batch = (x.size(1), x.size(0)) if rnn.batch_first else (x.size(0), x.size(1))
+    return _Input(x, steps, batch, steps * batch, False)
+
+
+def _input_sizes(rnn: RegularizedRNN) -> list[int]:
+    """Width of each layer's input, then of the output."""
+    width = (rnn.proj_size or rnn.hidden_size) * (2 if rnn.bidirectional else 1)
+    return [rnn.input_size] + [width] * rnn.num_layers
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Masks
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def export_masks(
+    rnn: RegularizedRNN,
+    x: Tensor | PackedSequence,
+    rng: Rng | None = None,
+    example_ids: Tensor | None = None,
+    step_offset: int = 0,
+) -> dict[str, Tensor]:
+    """Every mask that ``rnn(x, rng=rng, ...)`` would use now, exactly as its backend makes it.
+
+    Args:
+        rnn: an :class:`LSTM` or :class:`GRU` of this package.
+        x: an input; only its shape, dtype and device matter.
+        rng: as in the forward pass; drawn as it would draw if None.
+        example_ids: int64 (B,), as in the forward pass.
+        step_offset: absolute step of the first step.
+
+    Returns:
+        ``input``, ``inter_layer_l1`` (by the layer that reads), ``output``, and for each layer and direction
+        ``hidden_l0``, ``weight_hh_l0_reverse``, ... for every site that is configured, in the compute dtype (fp64 for
+        fp64 inputs, else fp32). Multiplicative factors, 0 or the scale, except ``cell`` (0/1, with ``cell_scale``
+        beside it and ``cell_entry``, the factor on the memory that comes in) and zoneout (1 where the old value stays).
+        Shapes: (T, B, U) per step, (1, B, U) per sequence, (., 1, U) shared by the batch, (1, B, gates, U) untied,
+        (rows, columns) or (rows, 1) of a weight. Rows are in the ORIGINAL order of a packed input, and steps past a
+        row's end are not used. With masks off: what eval uses, such as the number z of zoneout.
+
+    Raises:
+        TypeError, ValueError: as the forward pass would.
+    """
+    rnn, size = _check_rnn(rnn, "export_masks"), _sizes(rnn, x)
+    plan, thresholds, device = rnn._plan, rnn._thresholds, size.data.device
+    check_counters(example_ids, step_offset, size.batch, size.steps, device)
+    words = masks.words if choose_backend(rnn.backend, plan, device.type) == "reference" else ops.words
+    rngs = resolve_rng(plan, thresholds, rng, rnn.masks_on, device)
+    examples = torch.arange(size.batch, device=device) if example_ids is None else example_ids
+    steps = torch.arange(size.steps, device=device) + step_offset
+    dtype = compute_dtype(size.data.dtype)
+    widths = _input_sizes(rnn)
+    result: dict[str, Tensor] = {}
+
+    def locked(key: str, name: str, kind: str, layer: int) -> None:
+        spec = getattr(plan, name)
+        if spec is None or not rnn.masks_on:
+            return
+        result[key] = masks.locked(
+            spec, thresholds[SITE_INDEX[name]], rngs[GROUP_OF[name]], KIND[kind], layer, widths[layer], examples, steps,
+            dtype, words, gates=4 if rnn.mode == "LSTM" else 3,
+        )  # fmt: skip
+
+    locked("input", "input_dropout", "INPUT", 0)
+    for layer in range(rnn.num_layers):
+        if layer:
+            for name in _BETWEEN:
+                locked(f"inter_layer_l{layer}", name, "INTER_LAYER", layer)
+        for reverse in (False, True)[: 2 if rnn.bidirectional else 1]:
+            of_layer = masks.layer(
+                plan, rnn.mode, rngs, thresholds, layer=layer, reverse=reverse, input_size=widths[layer],
+                hidden_size=rnn.hidden_size, proj_size=rnn.proj_size, example_ids=examples, steps=steps, dtype=dtype,
+                masks_on=rnn.masks_on, words=words,
+            )  # fmt: skip
+            result |= {f"{name}_l{layer}{'_reverse' if reverse else ''}": mask for name, mask in of_layer.items()}
+    locked("output", "output_dropout", "OUTPUT", rnn.num_layers)
+    return result
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Words
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a forward pass would run. ``print`` it, or read its fields.
+
+    Attributes:
+        module: class and sizes of the module.
+        input: sizes, dtype and device of the input.
+        backend: the backend that runs.
+        schedule: how its recurrence runs over time.
+        why: why this backend.
+        others: what keeps each other backend away, or that nothing does.
+        masks_on: whether masks are drawn now, and why.
+        layers: each layer and direction, or place around them, with its sites.
+        bytes_for_backward: bytes kept for the backward pass; None where autograd decides (the reference).
+        kept: what those bytes are.
+    """
+
+    module: str
+    input: str
+    backend: str
+    schedule: str
+    why: str
+    others: Mapping[str, str]
+    masks_on: str
+    layers: Mapping[str, str]
+    bytes_for_backward: int | None
+    kept: str
+
+    def __str__(self) -> str:
+        amount = "as autograd decides" if self.bytes_for_backward is None else f"{self.bytes_for_backward:,} bytes"
+        lines = [
+            f"{self.module} on {self.input}",
+            f"  backend    {self.backend} ({self.why})",
+            f"  schedule   {self.schedule}",
+            f"  masks      {self.masks_on}",
+            "  sites      " + ("" if self.layers else "none configured"),
+            *(f"    {place:<24} {sites}" for place, sites in self.layers.items()),
+            f"  backward   keeps {amount}: {self.kept}",
+            "  others",
+            *(f"    {name:<10} {reason}" for name, reason in self.others.items()),
+        ]
+        return "\n".join(line.rstrip() for line in lines)
+
+
+def _spelled(name: str, spec: Spec) -> str:
+    rate = rate_of(spec)
+    return f"{name}={rate:g}" if rate == 0 or make_spec(name, rate) == spec or name == "dropout" else f"{name}={spec!r}"
+
+
+def _places(rnn: RegularizedRNN) -> dict[str, str]:
+    at = {name: _spelled(name, spec) for name, spec in rnn.sites.items() if name not in _BETWEEN or rnn.num_layers > 1}
+    around = (*_BETWEEN, *_AT_INPUT, *_AT_OUTPUT)
+    within = ", ".join(text for name, text in at.items() if name not in around)
+    places: dict[str, str] = {}
+
+    def put(place: str, names: tuple[str, ...]) -> None:
+        found = ", ".join(at[name] for name in names if name in at)
+        if found:
+            places[place] = found
+
+    put("input", _AT_INPUT)
+    for layer in range(rnn.num_layers):
+        if layer:
+            put(f"between layers {layer - 1} and {layer}", _BETWEEN)
+        for suffix in ("", " reverse")[: 2 if rnn.bidirectional else 1]:
+            if within:
+                places[f"layer {layer}{suffix}"] = within
+    put("output", _AT_OUTPUT)
+    return places
+
+
+def _kept(rnn: RegularizedRNN, size: _Input, backend: str) -> tuple[int | None, str]:
+    """Bytes that the forward pass keeps for backward, from the shapes alone, and what they are."""
+    needs = torch.is_grad_enabled() and (size.data.requires_grad or any(w.requires_grad for w in rnn.parameters()))
+    if not needs:
+        return 0, "no gradient is asked for" if torch.is_grad_enabled() else "grad mode is off"
+    if backend == "reference":
+        return None, "every intermediate result, masks included"
+    dtype, visible = result_dtypes(rnn.mode, size.data, size.packed, rnn.proj_size > 0)
+    compute = compute_dtype(dtype)
+    zoneout = rnn._plan.zoneout_h
+    unzoned = zoneout is not None and zoneout.output == "unzoned"
+    rescaled = rnn.mode == "GRU" and rnn._plan.cell_dropout is not None  # a GRU's caller sees the memory over 1 - p
+    out_is_h = visible == compute and not unzoned and not rescaled
+    width = 0 if out_is_h else rnn.proj_size or rnn.hidden_size
+    names = [] if out_is_h else ["h"]
+    if rnn.mode == "LSTM":
+        width += rnn.hidden_size
+        names.insert(0, "c")
+    if not rnn.recompute:
+        width += 4 * rnn.hidden_size
+        names.insert(0, "four gates" if rnn.mode == "LSTM" else "r, z, n and the recurrent part of n")
+    directions = 2 if rnn.bidirectional else 1
+    states = rnn.num_layers * directions * width * compute.itemsize
+    first, *rest = _input_sizes(rnn)[:-1]
+    inputs = first * size.data.dtype.itemsize + sum(rest) * visible.itemsize
+    names.append("each layer's input")
+    return size.pairs * (states + inputs), " + ".join(names) + f" ({str(compute)[6:]})"
+
+
+def explain(rnn: RegularizedRNN, x: Tensor | PackedSequence) -> Explanation:
+    """Which path ``rnn(x)`` would take now, and why: backend, schedule, sites, masks, memory kept for backward.
+
+    Args:
+        rnn: an :class:`LSTM` or :class:`GRU` of this package.
+        x: an input; only its shape, dtype and device matter.
+
+    Returns:
+        An :class:`Explanation`, which prints as a short report.
+
+    Raises:
+        TypeError, ValueError: as the forward pass would, where no backend can run.
+    """
+    rnn, size = _check_rnn(rnn, "explain"), _sizes(rnn, x)
+    plan, device_type = rnn._plan, size.data.device.type
+    backend = choose_backend(rnn.backend, plan, device_type)
+    why = "asked for" if rnn.backend else f"the best there is for {device_type} tensors"
+    others = {}
+    for name in BACKENDS:
+        if name != backend:
+            reason = obstacle(name, plan, device_type)
+            others[name] = reason or ("runs only when asked for" if name == "reference" else "could run, ranks lower")
+    if not plan.names:
+        masks_on = "none: no site is configured"
+    elif rnn.training:
+        masks_on = "on: training"
+    else:
+        masks_on = "on: mc=True, in eval" if rnn.mc else "off: eval"
+    kept_bytes, kept = _kept(rnn, size, backend)
+    kind = "packed " if size.packed else ""
+    given = f"{kind}T={size.steps} B={size.batch} {str(size.data.dtype)[6:]} on {size.data.device}"
+    return Explanation(
+        f"{rnn.mode}({rnn.extra_repr()})",
+        given,
+        backend,
+        _SCHEDULES[backend],
+        why,
+        others,
+        masks_on,
+        _places(rnn),
+        kept_bytes,
+        kept,
+    )
+
+
+__all__ = ["Explanation", "explain", "export_masks"]

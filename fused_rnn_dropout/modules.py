@@ -1,0 +1,275 @@
+"""Drop-in ``LSTM`` and ``GRU``: torch.nn's modules with every dropout of the RNN literature as a keyword.
+
+Both derive from ``nn.RNNBase``, whose parameters, names and checks they keep, and never from ``nn.LSTM``, a subclass of
+which ``torch.compile(fullgraph=True)`` refuses inside a model.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from .arguments import Rng
+from .rnn_base import RegularizedRNN
+from .sites import (
+    CellDropout,
+    HiddenDropout,
+    LockedDropout,
+    UpdateDropout,
+    WeightDropout,
+    Zoneout,
+    check_combination,
+)
+
+
+class LSTM(RegularizedRNN):
+    """A drop-in for ``torch.nn.LSTM`` with every RNN dropout inside the recurrence.
+
+    Everything up to ``dtype``, positions included, is ``nn.LSTM``'s; ``state_dict`` is the same both ways. The other
+    arguments take a rate (the probability to drop; for zoneout to keep the old value) or an options object. Each is an
+    attribute too: ``rnn.weight_dropout = 0.3`` changes the rate and keeps the options, 0.0 takes the site away, and
+    :meth:`set_rate` changes a rate without recompiling anything.
+
+    Args:
+        dropout: between layers, a fresh mask at each step: what ``nn.LSTM`` means by it.
+        input_dropout: on the input (Gal & Ghahramani 2016); a rate means ``LockedDropout(p)``, one mask per sequence.
+        inter_layer_dropout: between layers, one mask per sequence (Merity et al. 2017).
+        output_dropout: on the last layer's output, one mask per sequence; h_n and c_n do not have it.
+        hidden_dropout: on h before the recurrent product, one mask per sequence (Gal & Ghahramani 2016).
+        weight_dropout: on the recurrent weights of every layer and direction (Wan et al. 2013; Merity et al. 2017).
+        update_dropout: on the candidate g (Semeniuta et al. 2016).
+        cell_dropout: on the memory c (Moon et al. 2015).
+        zoneout_c: keeps old values of c; the expectation in eval (Krueger et al. 2017).
+        zoneout_h: keeps old values of h.
+        mc: masks on in eval too (MC dropout).
+        backend: None for the best fused one that is there, "cpu", "cuda", "triton" or "reference".
+        recompute: keep less for backward and compute it again there.
+
+    Raises:
+        ValueError: a rate outside [0, 1], options or sites that cannot be combined, an unknown backend.
+        TypeError: an argument of the wrong type, such as another site's options object.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        input_dropout: float | LockedDropout = 0.0,
+        inter_layer_dropout: float | LockedDropout = 0.0,
+        output_dropout: float | LockedDropout = 0.0,
+        hidden_dropout: float | HiddenDropout = 0.0,
+        weight_dropout: float | WeightDropout = 0.0,
+        update_dropout: float | UpdateDropout = 0.0,
+        cell_dropout: float | CellDropout = 0.0,
+        zoneout_c: float | Zoneout = 0.0,
+        zoneout_h: float | Zoneout = 0.0,
+        mc: bool = False,
+        backend: str | None = None,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            proj_size,
+            device,
+            dtype,
+        )
+        sites = {
+            "dropout": dropout,
+            "input_dropout": input_dropout,
+            "inter_layer_dropout": inter_layer_dropout,
+            "output_dropout": output_dropout,
+            "hidden_dropout": hidden_dropout,
+            "weight_dropout": weight_dropout,
+            "update_dropout": update_dropout,
+            "cell_dropout": cell_dropout,
+            "zoneout_c": zoneout_c,
+            "zoneout_h": zoneout_h,
+        }
+        self._configure(sites, mc=mc, backend=backend, recompute=recompute, stacklevel=2)
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, Tensor] | None = None,
+        *,
+        rng: Rng | None = None,
+        example_ids: Tensor | None = None,
+        step_offset: int = 0,
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        """Runs the layers over a batch of sequences.
+
+        Args:
+            input: (T, B, I), (B, T, I) with ``batch_first``, (T, I), or a ``PackedSequence``.
+            hx: h_0 (layers * directions, B, P) and c_0 (layers * directions, B, H), without B for an unbatched input;
+                zeros if None. P is ``proj_size``, or H without one.
+            rng: int64[2] from :func:`draw_rng`, or a dict of such by group of sites with the default under None: the
+                same pair gives the same masks. Drawn from torch's generator if None, a site is configured and masks
+                are on.
+            example_ids: int64 (B,), what the masks of each row are a function of; 0..B-1 if None.
+            step_offset: absolute step of the first step, for a sequence that comes in several calls.
+
+        Returns:
+            The output, shaped as the input with directions * P features, and (h_n, c_n), shaped as ``hx``.
+
+        Raises:
+            RuntimeError, ValueError, TypeError: a bad argument, in ``nn.LSTM``'s words where it has some.
+            NotImplementedError: a ``torch.func`` transform on a fused backend.
+        """
+        out, (h_n, c_n) = self._call(input, hx, rng, example_ids, step_offset)
+        return out, (h_n, c_n)
+
+    def _states(self, hx: Any) -> tuple[Tensor, ...] | None:
+        if hx is None:
+            return None
+        if not isinstance(hx, (tuple, list)) or len(hx) != 2 or not all(isinstance(state, Tensor) for state in hx):
+            what = f"{type(hx).__name__} of length {len(hx)}" if isinstance(hx, (tuple, list)) else type(hx).__name__
+            raise TypeError(f"hx of an LSTM should be a tuple of two tensors (h_0, c_0), got {what}")
+        return hx[0], hx[1]
+
+    def _check_state_dims(self, states: tuple[Tensor, ...], batched: bool) -> None:
+        dims = 3 if batched else 2
+        if states[0].dim() != dims or states[1].dim() != dims:
+            kind = "batched 3-D" if batched else "unbatched 2-D"
+            raise RuntimeError(
+                f"For {kind} input, hx and cx should also be {dims}-D "
+                f"but got ({states[0].dim()}-D, {states[1].dim()}-D) tensors"
+            )
+
+
+class GRU(RegularizedRNN):
+    """A drop-in for ``torch.nn.GRU`` with every RNN dropout inside the recurrence.
+
+    As :class:`LSTM`, without ``proj_size`` and ``zoneout_c``; ``cell_dropout`` sits on the memory, which is h, and
+    ``update_dropout`` on the candidate n. The reset gate is applied after the recurrent product, as ``nn.GRU`` and
+    cuDNN do (unlike Cho et al. 2014).
+
+    Args:
+        reset_after: False applies the reset gate before the product; computed by ``backend="reference"`` only.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        input_dropout: float | LockedDropout = 0.0,
+        inter_layer_dropout: float | LockedDropout = 0.0,
+        output_dropout: float | LockedDropout = 0.0,
+        hidden_dropout: float | HiddenDropout = 0.0,
+        weight_dropout: float | WeightDropout = 0.0,
+        update_dropout: float | UpdateDropout = 0.0,
+        cell_dropout: float | CellDropout = 0.0,
+        zoneout_h: float | Zoneout = 0.0,
+        mc: bool = False,
+        backend: str | None = None,
+        recompute: bool = False,
+        reset_after: bool = True,
+        **unsupported: Any,
+    ) -> None:
+        if "proj_size" in unsupported:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if "zoneout_c" in unsupported:
+            check_combination("GRU", {"zoneout_c": Zoneout(0.0)}, num_layers=num_layers, proj_size=0)
+        if unsupported:
+            raise TypeError(f"GRU got an unexpected keyword argument {next(iter(unsupported))!r}")
+        super().__init__(
+            "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype
+        )
+        sites = {
+            "dropout": dropout,
+            "input_dropout": input_dropout,
+            "inter_layer_dropout": inter_layer_dropout,
+            "output_dropout": output_dropout,
+            "hidden_dropout": hidden_dropout,
+            "weight_dropout": weight_dropout,
+            "update_dropout": update_dropout,
+            "cell_dropout": cell_dropout,
+            "zoneout_h": zoneout_h,
+        }
+        self._configure(sites, mc=mc, backend=backend, recompute=recompute, reset_after=reset_after, stacklevel=2)
+
+    @property
+    def reset_after(self) -> bool:
+        """Whether the reset gate is applied after the recurrent product, as nn.GRU does."""
+        return self.__dict__["_reset_after"]
+
+    @reset_after.setter
+    def reset_after(self, value: bool) -> None:
+        if not isinstance(value, bool):
+            raise TypeError(f"reset_after should be of type bool, got: {type(value).__name__}")
+        self.__dict__["_reset_after"] = value
+        self._commit(self._sites, stacklevel=4)
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        rng: Rng | None = None,
+        example_ids: Tensor | None = None,
+        step_offset: int = 0,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Runs the layers over a batch of sequences: as :meth:`LSTM.forward`, with h_0 alone as ``hx``.
+
+        Returns:
+            The output, shaped as the input with directions * H features, and h_n, shaped as ``hx``.
+        """
+        out, (h_n,) = self._call(input, hx, rng, example_ids, step_offset)
+        return out, h_n
+
+    def _states(self, hx: Any) -> tuple[Tensor, ...] | None:
+        if hx is None:
+            return None
+        if not isinstance(hx, Tensor):
+            raise TypeError(f"hx of a GRU should be one tensor h_0, got {type(hx).__name__}")
+        return (hx,)
+
+    def _check_state_dims(self, states: tuple[Tensor, ...], batched: bool) -> None:
+        dims = 3 if batched else 2
+        if states[0].dim() != dims:
+            kind = "batched 3-D" if batched else "unbatched 2-D"
+            raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {states[0].dim()}-D tensor")
+
+
+def mc_dropout(model: nn.Module, on: bool = True) -> nn.Module:
+    """Switches MC dropout on or off in every LSTM and GRU of this package inside ``model``, and returns ``model``.
+
+    With ``mc`` masks stay on in eval (Gal & Ghahramani 2016), zoneout's included, and nothing else leaves eval mode.
+
+    Raises:
+        ValueError: ``model`` holds no LSTM or GRU of this package.
+    """
+    found = [module for module in model.modules() if isinstance(module, RegularizedRNN)]
+    if not found:
+        raise ValueError("mc_dropout found no fused_rnn_dropout.LSTM or GRU in the model: convert() makes them")
+    for module in found:
+        module.mc = bool(on)
+    return model
+
+
+__all__ = ["GRU", "LSTM", "RegularizedRNN", "mc_dropout"]

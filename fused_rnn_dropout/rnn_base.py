@@ -1,0 +1,297 @@
+"""What the modules share: sites as attributes, their thresholds, what nn.Module asks for, and the forward pass."""
+
+from __future__ import annotations
+
+import types
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import functional
+from .arguments import Rng, check_backend
+from .sites import (
+    SITE,
+    SITE_NAMES,
+    SITES,
+    Plan,
+    Spec,
+    check_combination,
+    make_spec,
+    rate_of,
+    threshold,
+    with_rate,
+)
+
+_BETWEEN_LAYERS = ("dropout", "inter_layer_dropout")
+
+
+def _site_property(name: str) -> property:
+    def read(self: RegularizedRNN) -> float:
+        if self.mode not in SITE[name].cells:
+            raise AttributeError(f"a {self.mode} has no {name}")
+        return rate_of(self._sites[name]) if name in self._sites else 0.0
+
+    def assign(self: RegularizedRNN, value: Any) -> None:
+        if "_sites" in self.__dict__:
+            self._assign(name, value)
+        # else: RNNBase's constructor stores `dropout` before it has checked it; ours configures every site at its end.
+
+    return property(read, assign, doc=f"The rate of {name}: {SITE[name].meaning}. Takes a rate or an options object.")
+
+
+class RegularizedRNN(nn.RNNBase):
+    """What :class:`LSTM` and :class:`GRU` share: sites as attributes, their thresholds, and the forward pass."""
+
+    mc: bool
+    backend: str | None
+    recompute: bool
+    _sites: dict[str, Spec]
+    _plan: Plan
+    _thresholds: Tensor
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # Configuration
+    # ---------------------------------------------------------------------------------------------------------------
+
+    def _configure(
+        self,
+        sites: Mapping[str, Any],
+        *,
+        mc: bool,
+        backend: str | None,
+        recompute: bool,
+        reset_after: bool = True,
+        stacklevel: int = 1,
+    ) -> None:
+        """Ends a constructor: every site, the switches, and the buffer of thresholds."""
+        check_backend(backend)
+        for name, value in (("mc", mc), ("recompute", recompute), ("reset_after", reset_after)):
+            if not isinstance(value, bool):
+                raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
+        self.mc, self.backend, self.recompute = mc, backend, recompute
+        self.__dict__["_reset_after"] = reset_after
+        self.__dict__.pop("dropout", None)
+        specs = {}
+        for name, value in sites.items():
+            spec = make_spec(name, value)
+            # A plain 0.0 means that the site is not there; an options object is there whatever its rate.
+            if isinstance(value, SITE[name].spec) or rate_of(spec) > 0:
+                specs[name] = spec
+        first: Any = self._flat_weights[0]
+        self.register_buffer(
+            "_thresholds", torch.zeros(len(SITES), dtype=torch.int64, device=first.device), persistent=False
+        )
+        self._commit(specs, stacklevel=stacklevel + 1)
+
+    def _commit(self, specs: dict[str, Spec], stacklevel: int = 1) -> None:
+        """Checks ``specs`` and makes them the configuration; changes nothing where the check fails."""
+        specs = {name: specs[name] for name in SITE_NAMES if name in specs}
+        check_combination(
+            self.mode, specs, num_layers=self.num_layers, proj_size=self.proj_size, stacklevel=stacklevel + 1
+        )
+        # With one layer there is nothing between layers, so that such a site must not make a call draw.
+        acting = {name: spec for name, spec in specs.items() if self.num_layers > 1 or name not in _BETWEEN_LAYERS}
+        plan = Plan.make(self.mode, acting, reset_after=self.__dict__["_reset_after"])
+        self._sites = specs
+        if plan != self.__dict__.get("_plan"):
+            # Worked out now, so that compiled code finds plain values; it guards on the plan, which holds no rate.
+            _ = plan.names, plan.eval_flags, plan.train_flags, plan.reference_only
+            self._plan = plan
+        self._write_thresholds()
+
+    def _write_thresholds(self) -> None:
+        values = [threshold(rate_of(self._sites[name])) if name in self._sites else 0 for name in SITE_NAMES]
+        device = self._thresholds.device
+        if self._thresholds.is_inference() and not torch.is_inference_mode_enabled():
+            self._thresholds = torch.zeros(len(SITES), dtype=torch.int64, device=device)
+        with torch.no_grad():
+            # In place: compiled code and captured graphs keep reading this very tensor.
+            self._thresholds.copy_(torch.tensor(values, dtype=torch.int64, device="cpu"))
+
+    def _assign(self, name: str, value: Any) -> None:
+        specs = dict(self._sites)
+        if isinstance(value, SITE[name].spec):
+            specs[name] = make_spec(name, value)
+        else:
+            spec = make_spec(name, value)
+            if rate_of(spec) == 0:
+                specs.pop(name, None)
+            else:
+                specs[name] = with_rate(specs[name], rate_of(spec)) if name in specs else spec
+        # Above _assign lie the property and the __setattr__ of nn.Module and of nn.RNNBase.
+        self._commit(specs, stacklevel=5)
+        if name == "dropout":
+            self._warn_of_one_layer(stacklevel=5)
+
+    def _warn_of_one_layer(self, stacklevel: int) -> None:
+        """What nn.RNNBase's constructor says, for a ``dropout`` that comes later."""
+        if self.dropout > 0 and self.num_layers == 1:
+            warnings.warn(
+                "dropout option adds dropout after all but last recurrent layer, so non-zero dropout expects "
+                f"num_layers greater than 1, but got dropout={self.dropout} and num_layers=1",
+                stacklevel=stacklevel + 1,
+            )
+
+    def set_rate(self, name: str, rate: float) -> None:
+        """Changes the rate of a site and nothing else, in place: what a schedule calls. Nothing is recompiled.
+
+        The site stays configured at 0, unlike with ``rnn.weight_dropout = 0.0``; one that was not configured is, with
+        default options.
+
+        Args:
+            name: a site, such as ``"weight_dropout"``.
+            rate: probability in [0, 1].
+
+        Raises:
+            ValueError: an unknown site, one that this cell does not have, or a rate outside [0, 1].
+        """
+        if name not in SITE or self.mode not in SITE[name].cells:
+            allowed = ", ".join(site.name for site in SITES if self.mode in site.cells)
+            raise ValueError(f"{name!r} is not a site of a {self.mode}; allowed sites are {allowed}")
+        if isinstance(rate, SITE[name].spec):
+            raise TypeError(f"rate of {name} should be a number, got {type(rate).__name__}: assign it to rnn.{name}")
+        spec = make_spec(name, rate)
+        if name not in self._sites:
+            self._commit({**self._sites, name: spec}, stacklevel=2)
+            return
+        self._sites[name] = with_rate(self._sites[name], rate_of(spec))
+        self._write_thresholds()
+
+    @property
+    def sites(self) -> Mapping[str, Spec]:
+        """The options object of every configured site, by name (a read-only copy)."""
+        return types.MappingProxyType(dict(self._sites))
+
+    @property
+    def masks_on(self) -> bool:
+        """Whether a forward pass now draws masks: in training, and in eval with ``mc``."""
+        return self.training or self.mc
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # What nn.Module does with a module
+    # ---------------------------------------------------------------------------------------------------------------
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        result = super()._apply(fn, recurse)
+        self._write_thresholds()  # to_empty() leaves whatever was in memory
+        return result
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        device = getattr(self, self._flat_weights_names[0]).device
+        if self._thresholds.device != device:  # assign=True takes parameters off the meta device, but no such buffer
+            self._thresholds = torch.zeros(len(SITES), dtype=torch.int64, device=device)
+            self._write_thresholds()
+
+    def extra_repr(self) -> str:
+        parts = [f"{self.input_size}, {self.hidden_size}"]
+        defaults = {
+            "proj_size": 0,
+            "num_layers": 1,
+            "bias": True,
+            "batch_first": False,
+            "dropout": 0,
+            "bidirectional": False,
+        }
+        shown = {name: getattr(self, name) for name, default in defaults.items() if getattr(self, name) != default}
+        for name, spec in self._sites.items():
+            plain = make_spec(name, rate_of(spec)) == spec and rate_of(spec) > 0
+            shown[name] = rate_of(spec) if plain or name == "dropout" else spec
+        switches = {"mc": False, "backend": None, "recompute": False}
+        if self.mode == "GRU":
+            switches["reset_after"] = True
+        shown |= {name: getattr(self, name) for name, default in switches.items() if getattr(self, name) != default}
+        return ", ".join(parts + [f"{name}={value!r}" for name, value in shown.items()])
+
+    # ---------------------------------------------------------------------------------------------------------------
+    # Forward
+    # ---------------------------------------------------------------------------------------------------------------
+
+    def _call(
+        self, input: Tensor | PackedSequence, hx: Any, rng: Rng | None, example_ids: Tensor | None, step_offset: int
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
+        self._update_flat_weights()
+        states = self._states(hx)
+        if isinstance(input, PackedSequence):
+            return self._call_packed(input, states, rng, example_ids, step_offset)
+        if not isinstance(input, Tensor):
+            raise TypeError(
+                f"input of a {self.mode} should be a Tensor or a PackedSequence, got {type(input).__name__}"
+            )
+        if input.dim() not in (2, 3):
+            raise ValueError(f"{self.mode}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+        batched = input.dim() == 3
+        if states is not None:
+            self._check_state_dims(states, batched)
+        if not batched:
+            x = input.unsqueeze(1)
+            states = None if states is None else tuple(state.unsqueeze(1) for state in states)
+        else:
+            x = input.transpose(0, 1) if self.batch_first else input
+        self.check_input(x, None)
+        out, *last = self._run(x, states, None, None, rng, example_ids, step_offset)
+        if not batched:
+            return out.squeeze(1), tuple(state.squeeze(1) for state in last)
+        return (out.transpose(0, 1) if self.batch_first else out), tuple(last)
+
+    def _call_packed(
+        self,
+        input: PackedSequence,
+        states: tuple[Tensor, ...] | None,
+        rng: Rng | None,
+        example_ids: Tensor | None,
+        step_offset: int,
+    ) -> tuple[PackedSequence, tuple[Tensor, ...]]:
+        data, batch_sizes, sorted_indices, unsorted_indices = input
+        self.check_input(data, batch_sizes)
+        out, *last = self._run(data, states, batch_sizes, sorted_indices, rng, example_ids, step_offset)
+        return PackedSequence(out, batch_sizes, sorted_indices, unsorted_indices), tuple(last)
+
+    def _run(
+        self,
+        x: Tensor,
+        states: tuple[Tensor, ...] | None,
+        batch_sizes: Tensor | None,
+        sorted_indices: Tensor | None,
+        rng: Rng | None,
+        example_ids: Tensor | None,
+        step_offset: int,
+    ) -> tuple[Tensor, ...]:
+        run = functional.lstm if self.mode == "LSTM" else functional.gru
+        hx: Any = states if self.mode == "LSTM" or states is None else states[0]
+        weights: Any = self._flat_weights
+        return run(
+            x,
+            hx,
+            weights,
+            self._plan,
+            self._thresholds,
+            num_layers=self.num_layers,
+            bias=self.bias,
+            bidirectional=self.bidirectional,
+            masks_on=self.training or self.mc,
+            batch_sizes=batch_sizes,
+            sorted_indices=sorted_indices,
+            rng=rng,
+            example_ids=example_ids,
+            step_offset=step_offset,
+            backend=self.backend,
+            recompute=self.recompute,
+        )
+
+    def _states(self, hx: Any) -> tuple[Tensor, ...] | None:
+        raise NotImplementedError
+
+    def _check_state_dims(self, states: tuple[Tensor, ...], batched: bool) -> None:
+        raise NotImplementedError
+
+
+for _site in SITES:
+    setattr(RegularizedRNN, _site.name, _site_property(_site.name))
+
+
+__all__ = ["RegularizedRNN"]

@@ -1,0 +1,213 @@
+"""convert and revert: the same parameters, hooks and flags in another class, or a refusal that changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+
+import fused_rnn_dropout as frd
+
+I, H, T, B = 4, 6, 5, 3
+
+
+class Model(nn.Module):
+    """An LSTM and a GRU, the LSTM in two places, and an nn.RNN."""
+
+    def __init__(self, gru: bool = True) -> None:
+        super().__init__()
+        self.encoder = nn.LSTM(I, H, 2, dropout=0.3, batch_first=True)
+        self.tied = self.encoder
+        self.blocks = nn.ModuleList([nn.GRU(H, H, bidirectional=True) if gru else nn.LSTM(H, H, bidirectional=True)])
+        self.plain = nn.RNN(2 * H, H)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.plain(self.blocks[0](self.tied(x)[0])[0])[0]
+
+
+def test_converts_everything_in_place_and_back() -> None:
+    model = Model()
+    x = torch.randn(B, T, I)
+    model.eval()
+    expected, keys = model(x), list(model.state_dict())
+    parameters = list(model.parameters())
+    assert frd.convert(model, weight_dropout=0.5) is model
+    assert type(model.encoder) is frd.LSTM and type(model.blocks[0]) is frd.GRU and type(model.plain) is nn.RNN
+    assert model.tied is model.encoder  # shared stays shared
+    assert all(mine is theirs for mine, theirs in zip(model.parameters(), parameters, strict=True))
+    assert list(model.state_dict()) == keys
+    assert model.encoder.weight_dropout == 0.5 and model.encoder.dropout == 0.3 and model.encoder.batch_first
+    torch.testing.assert_close(model(x), expected)
+    model.train()
+    assert not torch.equal(model(x), model(x))
+
+    assert frd.revert(model) is model
+    assert type(model.encoder) is nn.LSTM and type(model.blocks[0]) is nn.GRU and model.tied is model.encoder
+    assert model.encoder.dropout == 0.3 and list(model.state_dict()) == keys
+    assert all(mine is theirs for mine, theirs in zip(model.parameters(), parameters, strict=True))
+    torch.testing.assert_close(model.eval()(x), expected)
+    assert repr(model) == repr(Model().eval())
+    copy.deepcopy(model)
+
+
+def test_an_optimizer_built_before_stays_valid() -> None:
+    model = nn.Sequential(nn.LSTM(I, H))
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    frd.convert(model, hidden_dropout=0.5)
+    before = model[0].weight_hh_l0.detach().clone()
+    model(torch.randn(T, B, I))[0].sum().backward()
+    optimizer.step()
+    assert not torch.equal(model[0].weight_hh_l0, before)
+    assert model[0]._flat_weights[1] is model[0].weight_hh_l0
+
+
+def test_keeps_hooks_flags_and_attributes() -> None:
+    rnn = nn.LSTM(I, H)
+    calls: list[str] = []
+    handle = rnn.register_forward_hook(lambda *_: calls.append("forward"))
+    rnn.register_forward_pre_hook(lambda *_: calls.append("pre"))
+    rnn.register_full_backward_hook(lambda *_: calls.append("backward"))
+    rnn.weight_ih_l0.requires_grad_(False)
+    rnn.note = "mine"
+    rnn.register_buffer("extra", torch.ones(1))
+    model = nn.ModuleDict({"rnn": rnn}).eval()
+    frd.convert(model, weight_dropout=0.5)
+    x = torch.randn(T, B, I, requires_grad=True)
+    model["rnn"](x)[0].sum().backward()
+    assert calls == ["pre", "forward", "backward"]
+    assert (
+        not model["rnn"].training
+        and not model["rnn"].weight_ih_l0.requires_grad
+        and model["rnn"].weight_ih_l0.grad is None
+    )
+    assert model["rnn"].note == "mine" and "extra" in model["rnn"].state_dict()
+    handle.remove()
+    model["rnn"](x)
+    assert calls == ["pre", "forward", "backward", "pre"]
+    frd.revert(model)
+    assert model["rnn"].note == "mine" and "extra" in model["rnn"].state_dict() and not model["rnn"].training
+    assert [name for name, _ in model["rnn"].named_buffers()] == ["extra"]
+    assert not [name for name in vars(model["rnn"]) if name in ("_sites", "_plan", "mc", "backend", "recompute")]
+
+
+@pytest.mark.parametrize("cls", [nn.LSTM, nn.GRU])
+def test_a_root_is_returned_and_the_old_one_is_left_whole(cls: type) -> None:
+    old = cls(I, H, 2, dropout=0.25)
+    new = frd.convert(old, zoneout_h=0.1, mc=True, backend="reference", recompute=True)
+    assert type(new) is getattr(frd, cls.__name__) and type(old) is cls
+    assert new.mc and new.recompute and new.backend == "reference" and new.zoneout_h == 0.1 and new.dropout == 0.25
+    x = torch.randn(T, B, I)
+    torch.testing.assert_close(new.eval()(x)[0].shape, old.eval()(x)[0].shape)
+    assert old.dropout == 0.25 and "_thresholds" not in dict(old.named_buffers())
+    back = frd.revert(new)
+    assert type(back) is cls and torch.equal(back(x)[0], old(x)[0])
+
+
+def test_dropout_can_be_given_too() -> None:
+    model = frd.convert(nn.Sequential(nn.LSTM(I, H, 2, dropout=0.5)), dropout=0.0, inter_layer_dropout=0.2)
+    assert set(model[0].sites) == {"inter_layer_dropout"}
+    with pytest.warns(UserWarning, match="num_layers greater than 1") as caught:
+        frd.convert(nn.Sequential(nn.LSTM(I, H)), dropout=0.5)
+    assert caught[0].filename == __file__
+
+
+def test_left_alone_with_a_warning() -> None:
+    class Custom(nn.LSTM):
+        pass
+
+    class Double(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 2 * weight
+
+    parametrised, pruned, normed = nn.LSTM(I, H), nn.LSTM(I, H), nn.GRU(I, H)
+    parametrize.register_parametrization(parametrised, "weight_hh_l0", Double())
+    prune.l1_unstructured(pruned, "weight_hh_l0", 0.5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        nn.utils.weight_norm(normed, "weight_hh_l0")
+    patched = nn.LSTM(I, H)
+    patched.forward = lambda x: x  # type: ignore[method-assign]
+    compiled = nn.LSTM(I, H)
+    compiled.compile(backend="eager")
+    modules = {"subclass": Custom(I, H), "parametrised": parametrised, "hook computes weight_hh_l0": pruned,
+               "a hook": normed, "forward was replaced": patched, "was compiled": compiled}  # fmt: skip
+    model = nn.ModuleList([*modules.values(), nn.LSTM(I, H)])
+    with pytest.warns(UserWarning, match="as it is") as caught:
+        frd.convert(model, weight_dropout=0.5)
+    for index, (reason, module, warning) in enumerate(zip(modules, modules.values(), caught, strict=True)):
+        assert model[index] is module
+        assert (
+            f"left {index} " in str(warning.message) and reason in str(warning.message) and warning.filename == __file__
+        )
+    assert type(model[-1]) is frd.LSTM
+    with pytest.warns(UserWarning, match="left the module"):
+        assert type(frd.convert(Custom(I, H), weight_dropout=0.5)) is Custom
+
+
+def test_modules_of_this_package_are_left_as_they_are() -> None:
+    inner = frd.LSTM(I, H, weight_dropout=0.25)
+    model = nn.ModuleList([inner, nn.LSTM(I, H)])
+    frd.convert(model, weight_dropout=0.5)
+    assert model[0] is inner and inner.weight_dropout == 0.25 and model[1].weight_dropout == 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        frd.convert(nn.Sequential(inner), weight_dropout=0.5)
+
+    class Mine(frd.LSTM):
+        pass
+
+    with pytest.warns(UserWarning, match="subclass"):
+        assert type(frd.revert(Mine(I, H))) is Mine
+
+
+def snapshot(model: nn.Module) -> list[tuple[str, int]]:
+    return [(name, id(module)) for name, module in model.named_modules(remove_duplicate=False)]
+
+
+@pytest.mark.parametrize(
+    ("sites", "error", "message"),
+    [
+        ({"zoneout_c": 0.1}, ValueError, r"zoneout_c is not a site of a GRU, and the model has blocks\.0"),
+        ({"weight_dropout": 1.5}, ValueError, r"range \[0, 1\]"),
+        ({"weight_dropout": frd.Zoneout(0.1)}, TypeError, "weight_dropout should be a number or a WeightDropout"),
+        ({"weight_drop": 0.5}, TypeError, "unexpected site 'weight_drop'"),
+        ({"inter_layer_dropout": 0.1}, ValueError, "encoder: dropout and inter_layer_dropout"),
+        ({"weight_dropout": frd.WeightDropout(0.1, projection=True)}, ValueError, "encoder: .*no projection"),
+        ({"backend": "gpu"}, ValueError, "backend should be None or one of"),
+        ({"mc": 1}, TypeError, "mc should be of type bool"),
+    ],
+)
+def test_a_refusal_changes_nothing(sites: dict[str, Any], error: type[Exception], message: str) -> None:
+    model = Model()
+    before = snapshot(model)
+    with pytest.raises(error, match=message):
+        frd.convert(model, **sites)
+    assert snapshot(model) == before
+
+
+def test_lstm_only_sites_without_a_gru() -> None:
+    model = frd.convert(Model(gru=False), zoneout_c=0.1)
+    assert model.encoder.zoneout_c == 0.1
+
+
+def test_revert_refuses_what_torch_cannot_compute() -> None:
+    model = nn.ModuleList([frd.LSTM(I, H), frd.GRU(I, H, reset_after=False)])
+    before = snapshot(model)
+    with pytest.raises(ValueError, match="1 has reset_after=False"):
+        frd.revert(model)
+    assert snapshot(model) == before
+
+
+def test_nothing_found_and_no_module() -> None:
+    with pytest.warns(UserWarning, match="convert found no"):
+        frd.convert(nn.Linear(2, 2), weight_dropout=0.5)
+    with pytest.warns(UserWarning, match="revert found no"):
+        frd.revert(nn.Linear(2, 2))
+    for function in (frd.convert, frd.revert):
+        with pytest.raises(TypeError, match="should be an nn.Module, got str"):
+            function("model")  # type: ignore[operator]
