@@ -12,7 +12,7 @@ from .arguments import draw_rng
 from .convert import convert, revert
 from .introspect import explain, export_masks
 from .modules import GRU, LSTM, mc_dropout
-from .sites import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
+from .options import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
 
 __version__ = "0.1.0"
 

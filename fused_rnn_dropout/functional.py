@@ -28,7 +28,8 @@ from .arguments import (
     resolve_rng,
     result_dtypes,
 )
-from .sites import KIND, SITE_INDEX, LockedDropout, Plan, stream
+from .options import LockedDropout
+from .sites import KIND, SITE_INDEX, Plan, stream
 
 # --------------------------------------------------------------------------------------------------------------------
 # Layers

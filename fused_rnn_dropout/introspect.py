@@ -22,8 +22,9 @@ from .arguments import (
     resolve_rng,
     result_dtypes,
 )
+from .options import Spec, rate_of
 from .rnn_base import RegularizedRNN
-from .sites import KIND, SITE_INDEX, Spec, make_spec, rate_of
+from .sites import KIND, SITE_INDEX, make_spec
 
 _SCHEDULES = {
     "cpu": "fused CPU: one pass over time per layer and direction, masks inside it",

@@ -13,7 +13,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .sites import DOMAIN, KIND, KINDS, SEQ, SITE_INDEX, LockedDropout, Plan, StepDropout, stream
+from .options import LockedDropout, StepDropout
+from .sites import DOMAIN, KIND, KINDS, SEQ, SITE_INDEX, Plan, stream
 
 Words: TypeAlias = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
 """``words(rng, b, c, units, stream)``: this module's, or the operator of the same name."""

@@ -12,16 +12,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .arguments import Rng
+from .options import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
 from .rnn_base import RegularizedRNN
-from .sites import (
-    CellDropout,
-    HiddenDropout,
-    LockedDropout,
-    UpdateDropout,
-    WeightDropout,
-    Zoneout,
-    check_combination,
-)
+from .sites import check_combination
 
 
 class LSTM(RegularizedRNN):

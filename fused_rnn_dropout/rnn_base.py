@@ -13,18 +13,8 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import functional
 from .arguments import Rng, check_backend
-from .sites import (
-    SITE,
-    SITE_NAMES,
-    SITES,
-    Plan,
-    Spec,
-    check_combination,
-    make_spec,
-    rate_of,
-    threshold,
-    with_rate,
-)
+from .options import Spec, rate_of, with_rate
+from .sites import SITE, SITE_NAMES, SITES, Plan, check_combination, make_spec, threshold
 
 _BETWEEN_LAYERS = ("dropout", "inter_layer_dropout")
 

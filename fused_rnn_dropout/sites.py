@@ -1,8 +1,8 @@
-"""What a site is: the options of each regulariser, the counters its masks are a function of, and what may be combined.
+"""What a site is: its row in the table, the counters its masks are a function of, and what may be combined with it.
 
 A *site* is a place in an LSTM or GRU where a mask applies. This file holds every table that the kernels share with
 Python: the order of the thresholds, the bits of ``flags``, and the kinds of counters. ``csrc/core/counters.h`` and
-``csrc/core/sites.h`` repeat them for C++, and a test compares the two.
+``csrc/core/flags.h`` repeat them for C++, and a test compares the two.
 
 ``docs/semantics.md`` says what each site computes; ``docs/design.md`` how a site is added.
 """
@@ -10,11 +10,23 @@ Python: the order of the thresholds, the bits of ``flags``, and the kinds of cou
 from __future__ import annotations
 
 import dataclasses
-import numbers
 import warnings
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
+
+from .options import (
+    CellDropout,
+    HiddenDropout,
+    LockedDropout,
+    Spec,
+    StepDropout,
+    UpdateDropout,
+    WeightDropout,
+    Zoneout,
+    check_rate,
+    with_rate,
+)
 
 # --------------------------------------------------------------------------------------------------------------------
 # Counters
@@ -72,212 +84,6 @@ def stream(kind: int, layer: int, direction: int = 0) -> int:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Options of each site
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def _check_rate(name: str, rate: Any, meaning: str) -> float:
-    if isinstance(rate, bool) or not isinstance(rate, numbers.Real) or not 0 <= float(rate) <= 1:
-        raise ValueError(
-            f"{name} should be a number in range [0, 1] representing the probability of {meaning}, got {rate!r}"
-        )
-    return float(rate)
-
-
-def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
-    if not any(value is choice or (isinstance(choice, str) and value == choice) for choice in allowed):
-        raise ValueError(f"{name} should be one of {', '.join(map(repr, allowed))}, got {value!r}")
-
-
-_BOOL = (True, False)
-_PER = ("sequence", "step")
-
-
-@dataclass(frozen=True)
-class LockedDropout:
-    """Dropout of a layer's input, of the tensor between two layers, or of the last output.
-
-    Args:
-        p: probability to drop an element, in [0, 1].
-        per: ``"sequence"`` draws one mask for all steps (Gal & Ghahramani 2016; AWD-LSTM's locked dropout), ``"step"``
-            a fresh one at each step (Srivastava et al. 2014; Zaremba et al. 2014).
-        batch_shared: one mask for the whole batch instead of one per example.
-        tied: ``False`` gives each gate a mask of its own (Gal's untied variant); input only, ``per="sequence"`` only,
-            computed by ``backend="reference"``.
-
-    Raises:
-        ValueError: a rate outside [0, 1] or NaN, or an option that is not one of those named above.
-    """
-
-    p: float
-    per: str = "sequence"
-    batch_shared: bool = False
-    tied: bool = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "p", _check_rate("LockedDropout p", self.p, "an element being zeroed"))
-        _check_choice("LockedDropout per", self.per, _PER)
-        _check_choice("LockedDropout batch_shared", self.batch_shared, _BOOL)
-        _check_choice("LockedDropout tied", self.tied, _BOOL)
-        if not self.tied and self.per != "sequence":
-            raise ValueError("LockedDropout tied=False needs per='sequence', got per='step'")
-
-
-@dataclass(frozen=True)
-class HiddenDropout:
-    """Dropout of h before the recurrent product U h, one mask per sequence (Gal & Ghahramani 2016).
-
-    Args:
-        p: probability to drop a unit, in [0, 1].
-        tied: one mask for all gates; ``False`` one per gate, computed by ``backend="reference"``.
-        batch_shared: one mask for the whole batch instead of one per example.
-
-    Raises:
-        ValueError: a rate outside [0, 1] or NaN, or an option that is not one of those named above.
-    """
-
-    p: float
-    tied: bool = True
-    batch_shared: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "p", _check_rate("HiddenDropout p", self.p, "a unit being zeroed"))
-        _check_choice("HiddenDropout tied", self.tied, _BOOL)
-        _check_choice("HiddenDropout batch_shared", self.batch_shared, _BOOL)
-
-
-@dataclass(frozen=True)
-class WeightDropout:
-    """Dropout of the recurrent weights of every layer and direction, one mask per forward (Wan 2013; Merity 2017).
-
-    Args:
-        p: probability to drop a weight, in [0, 1].
-        mode: ``"element"`` drops single weights, ``"row"`` a gate unit's whole row.
-        inputs: drop the input weights W_ih too.
-        projection: drop the projection W_hr too (LSTM with ``proj_size``).
-        per_example: a mask per example, as in the DropConnect paper; computed by ``backend="reference"``.
-
-    Raises:
-        ValueError: a rate outside [0, 1] or NaN, or an option that is not one of those named above.
-    """
-
-    p: float
-    mode: str = "element"
-    inputs: bool = False
-    projection: bool = False
-    per_example: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "p", _check_rate("WeightDropout p", self.p, "a weight being zeroed"))
-        _check_choice("WeightDropout mode", self.mode, ("element", "row"))
-        for field in ("inputs", "projection", "per_example"):
-            _check_choice(f"WeightDropout {field}", getattr(self, field), _BOOL)
-        if self.per_example and self.mode != "element":
-            raise ValueError(f"WeightDropout per_example=True needs mode='element', got mode={self.mode!r}")
-
-
-@dataclass(frozen=True)
-class UpdateDropout:
-    """Dropout of the candidate g (LSTM) or n (GRU): recurrent dropout without memory loss (Semeniuta 2016).
-
-    Args:
-        p: probability to drop a candidate unit, in [0, 1].
-        per: ``"step"`` a fresh mask each step, ``"sequence"`` one for all steps.
-        scale: ``"inverted"`` scales by 1/(1-p) in training; ``"paper"`` does not, and scales by 1-p in eval.
-
-    Raises:
-        ValueError: a rate outside [0, 1] or NaN, or an option that is not one of those named above.
-    """
-
-    p: float
-    per: str = "step"
-    scale: str = "inverted"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "p", _check_rate("UpdateDropout p", self.p, "a candidate unit being zeroed"))
-        _check_choice("UpdateDropout per", self.per, _PER)
-        _check_choice("UpdateDropout scale", self.scale, ("inverted", "paper"))
-
-
-@dataclass(frozen=True)
-class CellDropout:
-    """Binary dropout of the memory: c of an LSTM, h of a GRU (Moon et al. 2015, RNNDrop).
-
-    Args:
-        p: probability to drop a unit's memory, in [0, 1].
-        per: ``"sequence"`` one mask for all steps, ``"step"`` a fresh one each step.
-        scale: ``"output"`` scales what reads the memory by 1/(1-p) in training; ``"paper"`` does not, and multiplies
-            the memory by 1-p at each step in eval.
-
-    Raises:
-        ValueError: a rate outside [0, 1] or NaN, or an option that is not one of those named above.
-    """
-
-    p: float
-    per: str = "sequence"
-    scale: str = "output"
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "p", _check_rate("CellDropout p", self.p, "a memory unit being zeroed"))
-        _check_choice("CellDropout per", self.per, _PER)
-        _check_choice("CellDropout scale", self.scale, ("output", "paper"))
-
-
-@dataclass(frozen=True)
-class Zoneout:
-    """Zoneout: keep the old value of a state unit with probability z (Krueger et al. 2017); the expectation in eval.
-
-    Args:
-        z: probability to keep the old value, in [0, 1].
-        per: ``"step"`` a fresh mask each step, ``"sequence"`` one for all steps.
-        shared: ``zoneout_h`` only: read the random words of ``zoneout_c``, so that equal rates give equal masks.
-        output: ``zoneout_h`` only: what the layer returns, the ``"zoned"`` h or the ``"unzoned"`` new value; the
-            zoned h recurs in both cases.
-        gate_shared: ``zoneout_c`` only: the paper's variant with one mask on the input gate and the output gate;
-            computed by ``backend="reference"``.
-
-    Raises:
-        ValueError: a rate outside [0, 1] or NaN, or an option that is not one of those named above.
-    """
-
-    z: float
-    per: str = "step"
-    shared: bool = False
-    output: str = "zoned"
-    gate_shared: bool = False
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "z", _check_rate("Zoneout z", self.z, "a unit keeping its old value"))
-        _check_choice("Zoneout per", self.per, _PER)
-        _check_choice("Zoneout shared", self.shared, _BOOL)
-        _check_choice("Zoneout output", self.output, ("zoned", "unzoned"))
-        _check_choice("Zoneout gate_shared", self.gate_shared, _BOOL)
-
-
-@dataclass(frozen=True)
-class StepDropout:
-    """What ``dropout=`` of torch.nn means: dropout between layers, a fresh mask at each step. Has no options."""
-
-    p: float
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "p", _check_rate("dropout", self.p, "an element being zeroed"))
-
-
-Spec: TypeAlias = StepDropout | LockedDropout | HiddenDropout | WeightDropout | UpdateDropout | CellDropout | Zoneout
-
-
-def rate_of(spec: Spec) -> float:
-    """The probability of a spec: ``z`` of a :class:`Zoneout`, ``p`` of every other."""
-    return spec.z if isinstance(spec, Zoneout) else spec.p
-
-
-def with_rate(spec: Spec, rate: float) -> Spec:
-    """The same options with another probability. Raises ``ValueError`` outside [0, 1]."""
-    return dataclasses.replace(spec, **{"z" if isinstance(spec, Zoneout) else "p": rate})
-
-
-# --------------------------------------------------------------------------------------------------------------------
 # The table of sites
 # --------------------------------------------------------------------------------------------------------------------
 
@@ -326,7 +132,7 @@ def make_spec(name: str, value: Any) -> Spec:
     if not isinstance(value, site.spec):
         if dataclasses.is_dataclass(value):
             raise TypeError(f"{name} should be a number or a {site.spec.__name__}, got {type(value).__name__}")
-        value = site.spec(_check_rate(name, value, site.meaning))
+        value = site.spec(check_rate(name, value, site.meaning))
     if isinstance(value, LockedDropout) and not value.tied and name != "input_dropout":
         raise ValueError(f"{name} has no tied=False: only input_dropout has one mask per gate")
     if isinstance(value, Zoneout):
