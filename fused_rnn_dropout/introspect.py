@@ -226,20 +226,24 @@ def _kept(rnn: RegularizedRNN, size: _Input, backend: str) -> tuple[int | None, 
         return None, "every intermediate result, masks included"
     dtype, visible = result_dtypes(rnn.mode, size.data, size.packed, rnn.proj_size > 0)
     compute = compute_dtype(dtype)
-    zoneout = rnn._plan.zoneout_h
-    unzoned = zoneout is not None and zoneout.output == "unzoned"
-    rescaled = rnn.mode == "GRU" and rnn._plan.cell_dropout is not None  # a GRU's caller sees the memory over 1 - p
+    plan, h = rnn._plan, rnn.proj_size or rnn.hidden_size
+    unzoned = plan.zoneout_h is not None and plan.zoneout_h.output == "unzoned"
+    rescaled = rnn.mode == "GRU" and plan.cell_dropout is not None  # a GRU's caller sees the memory over 1 - p
     out_is_h = visible == compute and not unzoned and not rescaled
-    width = 0 if out_is_h else rnn.proj_size or rnn.hidden_size
-    names = [] if out_is_h else ["h"]
+    directions = 2 if rnn.bidirectional else 1
+    # h is the output, which the caller or the next layer holds anyway, unless something stands in between.
+    between = plan.dropout is not None or plan.inter_layer_dropout is not None
+    dropped = [between] * (rnn.num_layers - 1) + [plan.output_dropout is not None]
+    masks_on = rnn.training or rnn.mc
+    apart = [not out_is_h or rnn.bidirectional or (masks_on and site) for site in dropped]
+    width, names = 0, ["h"] if any(apart) else []
     if rnn.mode == "LSTM":
         width += rnn.hidden_size
         names.insert(0, "c")
     if not rnn.recompute:
         width += 4 * rnn.hidden_size
         names.insert(0, "four gates" if rnn.mode == "LSTM" else "r, z, n and the recurrent part of n")
-    directions = 2 if rnn.bidirectional else 1
-    states = rnn.num_layers * directions * width * compute.itemsize
+    states = directions * (rnn.num_layers * width + sum(apart) * h) * compute.itemsize
     first, *rest = _input_sizes(rnn)[:-1]
     inputs = first * size.data.dtype.itemsize + sum(rest) * visible.itemsize
     names.append("each layer's input")

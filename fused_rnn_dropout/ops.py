@@ -30,8 +30,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import _C
 from .sites import FLAG
+
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        f"the compiled library fused_rnn_dropout._C cannot be loaded ({error}). Python is importing the package from "
+        f"{__file__}: where that is a checkout, build it there with `pip install -e .`; it needs torch 2.10 or later"
+    ) from error
 
 _NAMESPACE = "fused_rnn_dropout"
 _ops = torch.ops.fused_rnn_dropout

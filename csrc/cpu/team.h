@@ -54,7 +54,7 @@ class Team {
 
   void wait_for(int64_t done) const {
     for (int spins = 0; done_.load(std::memory_order_acquire) < done; ++spins) {
-      if (spins < 2000) {
+      if (spins < 256) {
         relax();
       } else {
         std::this_thread::yield();  // whoever holds the claim may need this processor

