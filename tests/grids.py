@@ -1,0 +1,280 @@
+"""Cases and measures that the tests of the fused kernels share.
+
+A *case* is a cell and a set of sites. :func:`measure` runs a module and returns every result and every gradient by
+name; :func:`expect` computes the same with ``frd.reference`` in fp64 from explicit masks, layer by layer.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+import fused_rnn_dropout as frd
+from fused_rnn_dropout import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
+from fused_rnn_dropout.sites import SITE
+
+CELLS = ("LSTM", "LSTM_proj", "GRU")
+"""``LSTM_proj`` is an LSTM with ``proj_size``."""
+
+RATES: dict[str, float] = {
+    "dropout": 0.45,
+    "input_dropout": 0.2,
+    "inter_layer_dropout": 0.3,
+    "output_dropout": 0.25,
+    "hidden_dropout": 0.35,
+    "weight_dropout": 0.4,
+    "update_dropout": 0.33,
+    "cell_dropout": 0.15,
+    "zoneout_c": 0.12,
+    "zoneout_h": 0.22,
+}
+"""Another rate for each site, so that a rate taken from the wrong one shows."""
+
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "input_step": {"input_dropout": LockedDropout(0.3, "step")},
+    "input_step_shared": {"input_dropout": LockedDropout(0.3, "step", batch_shared=True)},
+    "input_shared": {"input_dropout": LockedDropout(0.3, batch_shared=True)},
+    "inter_layer_step": {"inter_layer_dropout": LockedDropout(0.3, "step")},
+    "inter_layer_shared": {"inter_layer_dropout": LockedDropout(0.3, batch_shared=True)},
+    "output_step": {"output_dropout": LockedDropout(0.3, "step")},
+    "output_shared": {"output_dropout": LockedDropout(0.3, batch_shared=True)},
+    "hidden_shared": {"hidden_dropout": HiddenDropout(0.4, batch_shared=True)},
+    "weight_row": {"weight_dropout": WeightDropout(0.3, "row")},
+    "weight_inputs": {"weight_dropout": WeightDropout(0.3, inputs=True)},
+    "weight_row_inputs": {"weight_dropout": WeightDropout(0.3, "row", inputs=True)},
+    "weight_projection": {"weight_dropout": WeightDropout(0.3, inputs=True, projection=True)},
+    "weight_row_projection": {"weight_dropout": WeightDropout(0.3, "row", inputs=True, projection=True)},
+    "update_sequence": {"update_dropout": UpdateDropout(0.3, "sequence")},
+    "update_paper": {"update_dropout": UpdateDropout(0.3, scale="paper")},
+    "update_sequence_paper": {"update_dropout": UpdateDropout(0.3, "sequence", "paper")},
+    "cell_step": {"cell_dropout": CellDropout(0.2, "step")},
+    "cell_paper": {"cell_dropout": CellDropout(0.2, scale="paper")},
+    "cell_step_paper": {"cell_dropout": CellDropout(0.2, "step", "paper")},
+    "zoneout_h_sequence": {"zoneout_h": Zoneout(0.3, "sequence")},
+    "zoneout_h_unzoned": {"zoneout_h": Zoneout(0.3, output="unzoned")},
+    "zoneout_h_unzoned_cell": {"zoneout_h": Zoneout(0.3, output="unzoned"), "cell_dropout": 0.2},
+    "zoneout_c_sequence": {"zoneout_c": Zoneout(0.3, "sequence")},
+    "zoneout_shared": {"zoneout_c": 0.3, "zoneout_h": Zoneout(0.3, shared=True)},
+    "zoneout_shared_two_rates": {"zoneout_c": 0.2, "zoneout_h": Zoneout(0.4, shared=True)},
+    "zoneout_shared_sequence": {"zoneout_c": Zoneout(0.3, "sequence"), "zoneout_h": Zoneout(0.3, "sequence", True)},
+    "state_sites_per_sequence": {
+        "update_dropout": UpdateDropout(0.3, "sequence"),
+        "cell_dropout": 0.2,
+        "zoneout_h": Zoneout(0.25, "sequence"),
+        "hidden_dropout": 0.3,
+    },
+    "state_sites_mixed": {
+        "update_dropout": UpdateDropout(0.3, "sequence"),
+        "cell_dropout": CellDropout(0.2, "step"),
+        "zoneout_h": Zoneout(0.25, output="unzoned"),
+        "hidden_dropout": HiddenDropout(0.3, batch_shared=True),
+    },
+}
+
+
+def name_of(cell: str) -> str:
+    """Class of a cell of :data:`CELLS`."""
+    return cell.removesuffix("_proj")
+
+
+def fits(cell: str, sites: dict[str, Any]) -> bool:
+    """Whether ``cell`` has all of ``sites`` with these options."""
+    projection = any(isinstance(spec, WeightDropout) and spec.projection for spec in sites.values())
+    return all(name_of(cell) in SITE[name].cells for name in sites) and (cell == "LSTM_proj" or not projection)
+
+
+def all_sites(cell: str) -> dict[str, Any]:
+    """All sites on: every site but ``dropout``, which is the same place as ``inter_layer_dropout``."""
+    return {name: rate for name, rate in RATES.items() if name != "dropout" and fits(cell, {name: rate})}
+
+
+def inner_sites(cell: str) -> dict[str, Any]:
+    """All sites on that one layer has."""
+    return {name: rate for name, rate in all_sites(cell).items() if name != "inter_layer_dropout"}
+
+
+def alone(cell: str) -> dict[str, dict[str, Any]]:
+    """Every site alone, by its name."""
+    return {name: {name: rate} for name, rate in RATES.items() if fits(cell, {name: rate})}
+
+
+def options(cell: str) -> dict[str, dict[str, Any]]:
+    """Every option that is not a default, at least once."""
+    return {name: sites for name, sites in _OPTIONS.items() if fits(cell, sites)}
+
+
+def pairs(cell: str) -> dict[str, dict[str, Any]]:
+    """Every two sites that may be on together."""
+    names = list(alone(cell))
+    found = itertools.combinations(names, 2)
+    return {f"{a}+{b}": {a: RATES[a], b: RATES[b]} for a, b in found if {a, b} != {"dropout", "inter_layer_dropout"}}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Modules and inputs
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def module(
+    cell: str,
+    sites: dict[str, Any],
+    sizes: tuple[int, int, int] = (6, 19, 7),
+    *,
+    layers: int = 2,
+    bidirectional: bool = True,
+    dtype: torch.dtype = torch.float64,
+    **kwargs: Any,
+) -> nn.Module:
+    """A module on the CPU backend; ``sizes`` are I, H and, for LSTM_proj, P."""
+    inputs, units, projected = sizes
+    if cell == "LSTM_proj":
+        kwargs["proj_size"] = projected
+    kwargs = {"backend": "cpu", **kwargs}
+    return getattr(frd, name_of(cell))(
+        inputs, units, layers, bidirectional=bidirectional, dtype=dtype, **sites, **kwargs
+    )
+
+
+def states_for(rnn: nn.Module, batch: int) -> tuple[Tensor, ...]:
+    """Random initial states, leaves that need a gradient."""
+    count, dtype = rnn.num_layers * (2 if rnn.bidirectional else 1), rnn.weight_hh_l0.dtype
+    widths = [rnn.proj_size or rnn.hidden_size, rnn.hidden_size][: 2 if rnn.mode == "LSTM" else 1]
+    return tuple(torch.randn(count, batch, width, dtype=dtype, requires_grad=True) for width in widths)
+
+
+def inputs_for(rnn: nn.Module, steps: int, batch: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """A random input (T, B, I) and initial states, leaves that need a gradient."""
+    x = torch.randn(steps, batch, rnn.input_size, dtype=rnn.weight_hh_l0.dtype, requires_grad=True)
+    return x, states_for(rnn, batch)
+
+
+def pack(x: Tensor, lengths: Sequence[int] | None) -> Tensor | PackedSequence:
+    """x itself, or its rows cut to ``lengths``."""
+    return x if lengths is None else pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=False)
+
+
+def call(rnn: nn.Module, x: Any, states: tuple[Tensor, ...] | None, **kwargs: Any) -> dict[str, Tensor]:
+    """Results of a forward pass by name; a packed output is padded."""
+    hx = states if states is None or rnn.mode == "LSTM" else states[0]
+    out, last = rnn(x, hx, **kwargs)
+    out = pad_packed_sequence(out)[0] if isinstance(out, PackedSequence) else out
+    return dict(zip(("out", "h_n", "c_n"), (out, *(last if isinstance(last, tuple) else (last,))), strict=False))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Measures
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def loss_of(results: dict[str, Tensor], precision: torch.dtype) -> Tensor:
+    """A random linear function of all results, with coefficients that ``precision`` holds exactly."""
+    generator = torch.Generator().manual_seed(1)
+    terms = []
+    for result in results.values():
+        probe = torch.randn(result.shape, generator=generator, dtype=torch.float64).to(precision)
+        terms.append((result.double() * probe.double()).sum())
+    return torch.stack(terms).sum()
+
+
+def with_gradients(
+    results: dict[str, Tensor], leaves: dict[str, Tensor], precision: torch.dtype, retain_graph: bool = False
+) -> dict[str, Tensor]:
+    """The results, and the gradient of :func:`loss_of` by every leaf."""
+    gradients = torch.autograd.grad(loss_of(results, precision), list(leaves.values()), retain_graph=retain_graph)
+    named = {f"d {name}": gradient for name, gradient in zip(leaves, gradients, strict=True)}
+    return {name: result.detach() for name, result in results.items()} | named
+
+
+def leaves_of(rnn: nn.Module, x: Tensor, states: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    named = zip(("h0", "c0"), states, strict=False)
+    leaves = {"x": x, **dict(named), **dict(rnn.named_parameters())}
+    return {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+
+
+def measure(
+    rnn: nn.Module, x: Tensor, states: tuple[Tensor, ...], lengths: Sequence[int] | None = None, **kwargs: Any
+) -> dict[str, Tensor]:
+    """Every result of ``rnn`` and the gradient by every leaf, by name."""
+    results = call(rnn, pack(x, lengths), states, **kwargs)
+    return with_gradients(results, leaves_of(rnn, x, states), rnn.weight_hh_l0.dtype)
+
+
+def expect(
+    rnn: nn.Module,
+    x: Tensor,
+    states: tuple[Tensor, ...],
+    masks: dict[str, Tensor],
+    lengths: Sequence[int] | None = None,
+    between: torch.dtype = torch.float64,
+) -> dict[str, Tensor]:
+    """What :func:`measure` should give, by ``frd.reference`` in fp64 from ``masks`` as ``export_masks`` names them.
+
+    ``between`` is the dtype that the output of a layer is rounded to.
+    """
+    leaves = {name: leaf.detach().double().requires_grad_() for name, leaf in leaves_of(rnn, x, states).items()}
+    masks = {name: mask.double() for name, mask in masks.items()}
+    inputs = leaves["x"]
+    last: list[list[Tensor]] = [[] for _ in states]
+    if "input" in masks:
+        inputs = frd.reference.apply(inputs, masks["input"]).to(between).double()
+    for layer in range(rnn.num_layers):
+        if f"inter_layer_l{layer}" in masks:
+            inputs = frd.reference.apply(inputs, masks[f"inter_layer_l{layer}"]).to(between).double()
+        outputs = []
+        for direction in range(2 if rnn.bidirectional else 1):
+            suffix = f"_l{layer}{'_reverse' if direction else ''}"
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh", *(("weight_hr",) if rnn.proj_size else ()))
+            weights = [leaves.get(name + suffix) for name in names]
+            own = {
+                name.removesuffix(suffix): mask
+                for name, mask in masks.items()
+                if name.endswith(suffix) and not name.startswith("inter_layer")
+            }
+            index = layer * (2 if rnn.bidirectional else 1) + direction
+            zoneout = rnn.sites.get("zoneout_h")
+            chosen: dict[str, Any] = {
+                "lengths": lengths,
+                "reverse": direction == 1,
+                "unzoned": zoneout is not None and zoneout.output == "unzoned",
+            }
+            initial = [leaves[name][index] for name in ("h0", "c0")[: len(states)]]
+            if rnn.mode == "LSTM":
+                out, final = frd.reference.lstm(inputs, (initial[0], initial[1]), weights, own, **chosen)
+            else:
+                out, h_n = frd.reference.gru(inputs, initial[0], weights, own, **chosen)
+                final = (h_n,)
+            outputs.append(out.to(between).double())
+            for collected, state in zip(last, final, strict=True):
+                collected.append(state)
+        inputs = torch.cat(outputs, -1)
+    if "output" in masks:
+        inputs = frd.reference.apply(inputs, masks["output"])
+    results = {"out": inputs, **dict(zip(("h_n", "c_n"), map(torch.stack, last), strict=False))}
+    return with_gradients(results, leaves, rnn.weight_hh_l0.dtype)
+
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
+"""Of the largest element of a tensor. A few thousand and about eighty times the rounding of one operation."""
+
+
+def assert_same(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float) -> None:
+    """Every tensor within ``tolerance`` of the largest element of what it should be; exactly 0 where all of that is."""
+    assert got.keys() == want.keys()
+    for name, value in want.items():
+        assert got[name].shape == value.shape, name
+        assert torch.isfinite(value).all(), f"{name}: the expected value is not finite"
+        if value.numel():
+            error, limit = (got[name].double() - value.double()).abs().max(), tolerance * value.double().abs().max()
+            assert error <= limit, f"{name}: off by {error:.3g}, allowed are {limit:.3g}"
+
+
+def assert_equal(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
+    """The same bits everywhere."""
+    assert got.keys() == want.keys()
+    for name in want:
+        assert torch.equal(got[name], want[name]), name
