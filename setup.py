@@ -26,7 +26,8 @@ def compiler_flags() -> list[str]:
     flags = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     # Vectors wider than the baseline's registers are never passed between libraries, and gcc 12 takes its own
     # AVX-512 header for uninitialised.
-    return [*flags, "-Wno-psabi", "-Wno-maybe-uninitialized"]
+    flags += ["-Wno-psabi", "-Wno-maybe-uninitialized"]
+    return [*flags, f"-ffile-prefix-map={os.path.abspath('.')}/="]  # error messages name files
 
 
 def extensions() -> list:

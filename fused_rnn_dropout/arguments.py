@@ -119,7 +119,7 @@ def check_counters(example_ids: Tensor | None, step_offset: int, batch: int, ste
         raise ValueError(f"example_ids should be on {device}, where the layers compute, got {example_ids.device}")
     # Elsewhere than on the CPU a look at the values would make the host wait for the device.
     readable = type(example_ids) is Tensor and device.type == "cpu" and not torch.compiler.is_compiling()
-    if readable and batch and not _functorch_active():
+    if readable and batch and not ops.functorch_active():
         low, high = (int(value) for value in example_ids.aminmax())
         if low < 0 or high >= SEQ:
             raise ValueError(f"example_ids should be in [0, {SEQ}), got values from {low} to {high}")
@@ -157,13 +157,6 @@ def check_backend(backend: Any) -> None:
         raise ValueError(f"backend should be None or one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
 
 
-def _functorch_active() -> bool:
-    if torch.compiler.is_compiling():
-        return False
-    top = torch._C._functorch.peek_interpreter_stack()
-    return top is not None and top.key() != torch._C._functorch.TransformType.Functionalize
-
-
 def choose_backend(backend: str | None, plan: Plan, device_type: str) -> str:
     """The backend that will run: ``backend`` itself, or the best fused one for None.
 
@@ -186,7 +179,8 @@ def choose_backend(backend: str | None, plan: Plan, device_type: str) -> str:
     reason = obstacle(name, plan, device_type)
     if reason is not None:
         raise ValueError(f'backend="{name}" cannot run this: {reason}. Pass backend="reference", which can')
-    if name != "reference" and _functorch_active():
+    # Compiled code is not looked at here but in the operators, when they are traced.
+    if name != "reference" and not torch.compiler.is_compiling() and ops.functorch_active():
         raise NotImplementedError(
             f'backend="{name}" does not support vmap, torch.func transforms or forward-mode '
             'differentiation: pass backend="reference", which does'
@@ -204,8 +198,13 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def result_dtypes(cell: str, input: Tensor, packed: bool, projected: bool) -> tuple[torch.dtype, torch.dtype]:
-    """Dtype of a layer's results, and the one that out and h_n are given back in: what torch.nn gives."""
+def result_dtypes(
+    cell: str, input: Tensor, packed: bool, projected: bool, memory: torch.dtype
+) -> tuple[torch.dtype, torch.dtype]:
+    """Dtype of a layer's results, and the one that out and h_n are given back in: what torch.nn gives.
+
+    ``memory`` is the dtype of the state that carries memory, c_0 of an LSTM and h_0 of a GRU.
+    """
     device_type = input.device.type
     if not autocast_enabled(input) or input.dtype == torch.float64:
         return input.dtype, input.dtype
@@ -214,7 +213,7 @@ def result_dtypes(cell: str, input: Tensor, packed: bool, projected: bool) -> tu
         return autocast, autocast
     # torch's CPU layers without oneDNN run their matrix products in the autocast dtype but promote at each addition
     # to the state, and a projection comes last, so that only c keeps the wider dtype there.
-    promoted = torch.promote_types(input.dtype, autocast)
+    promoted = torch.promote_types(memory, autocast)
     if projected:
         return promoted, autocast
     return (autocast, autocast) if cell == "LSTM" and not packed else (promoted, promoted)

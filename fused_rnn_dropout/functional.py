@@ -298,7 +298,7 @@ def _run(
     if sorted_indices is not None:
         hx = [state.index_select(1, sorted_indices) for state in hx]
         example_ids = sorted_indices if example_ids is None else example_ids.index_select(0, sorted_indices)
-    dtype, visible = result_dtypes(cell, input, packed, projected)
+    dtype, visible = result_dtypes(cell, input, packed, projected, hx[-1].dtype)
     call = Call(
         cell,
         plan,

@@ -224,7 +224,7 @@ def _kept(rnn: RegularizedRNN, size: _Input, backend: str) -> tuple[int | None, 
         return 0, "no gradient is asked for" if torch.is_grad_enabled() else "grad mode is off"
     if backend == "reference":
         return None, "every intermediate result, masks included"
-    dtype, visible = result_dtypes(rnn.mode, size.data, size.packed, rnn.proj_size > 0)
+    dtype, visible = result_dtypes(rnn.mode, size.data, size.packed, rnn.proj_size > 0, size.data.dtype)
     compute = compute_dtype(dtype)
     plan, h = rnn._plan, rnn.proj_size or rnn.hidden_size
     unzoned = plan.zoneout_h is not None and plan.zoneout_h.output == "unzoned"

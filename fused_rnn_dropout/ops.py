@@ -25,10 +25,12 @@ recompute      keep only the states for backward, and compute the gates again th
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from .sites import FLAG
 
@@ -55,8 +57,47 @@ def _only_reference(what: str, op: str) -> str:
     )
 
 
-def _differentiable(args: tuple[Any, ...]) -> bool:
-    return torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+def functorch_active() -> bool:
+    """Whether a ``torch.func`` transform is being applied; functionalisation, which tracing uses, does not count."""
+    top = torch._C._functorch.peek_interpreter_stack()
+    return top is not None and top.key() != torch._C._functorch.TransformType.Functionalize
+
+
+def _differentiable(op: str, args: tuple[Any, ...]) -> bool:
+    """Whether a call needs a graph.
+
+    Raises:
+        NotImplementedError: under a ``torch.func`` transform or with a forward-mode tangent. Both would be lost
+            without a word below autograd, and inside ``torch.compile`` nobody looks for them before this.
+    """
+    if functorch_active():
+        raise NotImplementedError(_only_reference("a torch.func transform", op))
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+        raise NotImplementedError(_only_reference("forward-mode AD", op))
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
+def _register_fake(name: str, batch_sizes: int = -1) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers a fake that checks that all tensors but the argument number ``batch_sizes`` share a device.
+
+    One tensor on the meta device sends a whole call to its fake, whose empty results would pass for real ones.
+    """
+
+    def register(fake: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(*args: Any) -> Any:
+            tensors = [arg for index, arg in enumerate(args) if index != batch_sizes and isinstance(arg, Tensor)]
+            devices = sorted({str(tensor.device) for tensor in tensors})
+            if len(devices) > 1:
+                raise RuntimeError(
+                    "Expected all tensors to be on the same device, but found at least two devices, "
+                    f"{devices[0]} and {devices[1]}!"
+                )
+            return fake(*args)
+
+        return torch.library.register_fake(f"{_NAMESPACE}::{name}", checked, lib=_lib)
+
+    return register
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -73,7 +114,7 @@ def _draw(like: Tensor) -> Tensor:
 _lib.impl("draw", _draw, "CompositeExplicitAutograd")
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::draw", lib=_lib)
+@_register_fake("draw")
 def _(like: Tensor) -> Tensor:
     return like.new_empty(2, dtype=torch.int64)
 
@@ -83,12 +124,25 @@ def draw(like: Tensor) -> Tensor:
     return _ops.draw(like)
 
 
+@_register_fake("snapshot")
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _snapshot(thresholds: Tensor | None) -> Tensor | None:
+    """A copy of the rates, taken before a forward reads them: a schedule may change them before its backward.
+
+    An operator of its own, since a compiler would make a plain clone again in the backward, out of the changed rates.
+    """
+    return None if thresholds is None else _ops.snapshot(thresholds)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # words and dropout
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::words", lib=_lib)
+@_register_fake("words")
 def _(rng: Tensor, b: Tensor, c: Tensor, units: int, stream: int) -> Tensor:
     shape = (c.shape[0], b.shape[0], units)
     return rng.new_empty((*shape, 4) if stream & 0xFF in (0, 1, 2, 6) else shape)
@@ -109,7 +163,7 @@ def words(rng: Tensor, b: Tensor, c: Tensor, units: int, stream: int) -> Tensor:
     return _ops.words(rng, b, c, units, stream)
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::dropout", lib=_lib)
+@_register_fake("dropout", batch_sizes=3)
 def _(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
@@ -119,22 +173,19 @@ class _Dropout(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *args: Any) -> Tensor:
-        _, rng, thresholds, batch_sizes, example_ids, *ctx.static = args
-        ctx.save_for_backward(rng, thresholds.clone(), batch_sizes, example_ids)
+        x, rng, thresholds, batch_sizes, example_ids, *ctx.static = args
         with torch._C._AutoDispatchBelowAutograd():
-            return _ops.dropout(*args)
+            kept = (rng, _snapshot(thresholds), batch_sizes, example_ids)
+            ctx.save_for_backward(*kept)
+            return _ops.dropout(x, *kept, *ctx.static)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         return (_ops.dropout(grad, *ctx.saved_tensors, *ctx.static), *[None] * 9)
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise NotImplementedError(_only_reference("forward-mode AD", "dropout"))
-
 
 def _dropout_autograd(*args: Any) -> Tensor:
-    if _differentiable(args[:1]):
+    if _differentiable("dropout", args[:1]):
         return _Dropout.apply(*args)
     with torch._C._AutoDispatchBelowAutograd():
         return _ops.dropout(*args)
@@ -168,14 +219,14 @@ def _rows(x: Tensor) -> Any:
     return x.shape[0] * x.shape[1] if x.dim() == 3 else x.shape[0]
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::lstm", lib=_lib)
+@_register_fake("lstm", batch_sizes=8)
 def _(x: Tensor, h0: Tensor, c0: Tensor, *args: Any) -> tuple[Tensor, ...]:
     dtype = args[-6]
     out = x.new_empty((*x.shape[:-1], h0.shape[1]), dtype=dtype)
     return out, h0.new_empty(h0.shape, dtype=dtype), c0.new_empty(c0.shape, dtype=dtype)
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::lstm_forward", lib=_lib)
+@_register_fake("lstm_forward", batch_sizes=8)
 def _(x: Tensor, h0: Tensor, c0: Tensor, *args: Any) -> tuple[Tensor, ...]:
     dtype, flags, save = args[-6], args[-5], args[-1]
     units, rows, compute = c0.shape[1], _rows(x), _compute_dtype(dtype)
@@ -196,7 +247,7 @@ def _gradients(needs: int, compute: torch.dtype, *wanted: tuple[int, Tensor | No
     return found
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::lstm_backward", lib=_lib)
+@_register_fake("lstm_backward", batch_sizes=11)
 def _(*args: Any) -> tuple[Tensor, ...]:
     x, h0, c0, w_ih, w_hh, b_ih, _, w_hr = args[3:11]
     return tuple(
@@ -207,13 +258,13 @@ def _(*args: Any) -> tuple[Tensor, ...]:
     )  # fmt: skip
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::gru", lib=_lib)
+@_register_fake("gru", batch_sizes=6)
 def _(x: Tensor, h0: Tensor, *args: Any) -> tuple[Tensor, ...]:
     dtype = args[-6]
     return x.new_empty((*x.shape[:-1], h0.shape[1]), dtype=dtype), h0.new_empty(h0.shape, dtype=dtype)
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::gru_forward", lib=_lib)
+@_register_fake("gru_forward", batch_sizes=6)
 def _(x: Tensor, h0: Tensor, *args: Any) -> tuple[Tensor, ...]:
     dtype, flags, save = args[-6], args[-5], args[-1]
     units, rows, compute = h0.shape[1], _rows(x), _compute_dtype(dtype)
@@ -224,7 +275,7 @@ def _(x: Tensor, h0: Tensor, *args: Any) -> tuple[Tensor, ...]:
     return out, h0.new_empty(h0.shape, dtype=dtype), gates, resets, states
 
 
-@torch.library.register_fake(f"{_NAMESPACE}::gru_backward", lib=_lib)
+@_register_fake("gru_backward", batch_sizes=8)
 def _(*args: Any) -> tuple[Tensor, ...]:
     x, h0, w_ih, w_hh, b_ih, b_hh = args[2:8]
     return tuple(
@@ -240,15 +291,13 @@ def _forward(
 ) -> tuple[Tensor, ...]:
     """Runs a ``*_forward`` operator and keeps what its backward reads."""
     *args, recompute = args  # type: ignore[assignment]
-    thresholds = args[tensors - 1]
     with torch._C._AutoDispatchBelowAutograd():
+        args[tensors - 1] = _snapshot(args[tensors - 1])  # type: ignore[index]
         results = op(*args, _SAVE_STATES if recompute else _SAVE_ALL)
-        # A schedule may change the rates between this forward and its backward.
-        kept = [*args[: tensors - 1], None if thresholds is None else thresholds.clone()]
     ctx.static = args[tensors:]
     dtype, flags = ctx.static[:2]
     *activations, states = results[outputs:]
-    ctx.save_for_backward(*kept, *activations, states if states_apart(dtype, flags) else results[0])
+    ctx.save_for_backward(*args[:tensors], *activations, states if states_apart(dtype, flags) else results[0])
     ctx.set_materialize_grads(False)
     return results[:outputs]
 
@@ -270,10 +319,6 @@ class _LSTM(torch.autograd.Function):
         found = (dx, dh0, dc0, dw_ih, dw_hh, db, db, dw_hr)
         return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), *[None] * 12)
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise NotImplementedError(_only_reference("forward-mode AD", "lstm"))
-
 
 class _GRU(torch.autograd.Function):
     @staticmethod
@@ -288,10 +333,6 @@ class _GRU(torch.autograd.Function):
         needs = x * _NEEDS_X | w_ih * _NEEDS_W_IH | w_hh * _NEEDS_W_HH | (b_ih or b_hh) * _NEEDS_BIAS
         found = _ops.gru_backward(*grads, *ctx.saved_tensors, *ctx.static, needs)
         return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), *[None] * 12)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        raise NotImplementedError(_only_reference("forward-mode AD", "gru"))
 
 
 class _Once(torch.autograd.Function):
@@ -312,13 +353,13 @@ def _register_layer(name: str, function: type[torch.autograd.Function]) -> None:
     layer, backward = getattr(_ops, name), getattr(_ops, f"{name}_backward")
 
     def layer_autograd(*args: Any) -> tuple[Tensor, ...]:
-        if _differentiable(args):
+        if _differentiable(name, args):
             return function.apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return layer(*args)
 
     def backward_autograd(*args: Any) -> tuple[Tensor, ...]:
-        if _differentiable(args):
+        if _differentiable(name, args):
             return _Once.apply(backward, *args)
         with torch._C._AutoDispatchBelowAutograd():
             return backward(*args)

@@ -36,6 +36,12 @@ SITES: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Sizes are tiny: on a busy machine a second thread is mostly waited for."""
+    torch.set_num_threads(1)
+
+
 def sites_of(cell: str) -> dict[str, Any]:
     return {name: rate for name, rate in SITES.items() if cell == "LSTM" or name != "zoneout_c"}
 

@@ -51,6 +51,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 ALL: dict[str, Any] = {name: value for name, value in SITES.items() if name != "dropout"}
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Sizes are tiny: on a busy machine a second thread is mostly waited for."""
+    torch.set_num_threads(1)
+
+
 def sites_of(cell: str, sites: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in sites.items() if cell == "LSTM" or name != "zoneout_c"}
 

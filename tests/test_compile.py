@@ -47,6 +47,7 @@ RNG = torch.tensor([5, 6])
 def nothing_compiled() -> Iterator[None]:
     """Nothing compiled before, not in another run either: caches on disk do not notice that our gradients changed."""
     torch.compiler.reset()
+    torch.set_num_threads(1)  # sizes are tiny: on a busy machine a second thread is mostly waited for
     caches = torch._inductor.config.patch(fx_graph_cache=False)
     with caches, torch._functorch.config.patch(enable_autograd_cache=False):
         yield

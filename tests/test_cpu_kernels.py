@@ -10,6 +10,7 @@ import pytest
 import torch
 from grids import (
     CELLS,
+    RATES,
     TOLERANCE,
     all_sites,
     alone,
@@ -23,12 +24,14 @@ from grids import (
     loss_of,
     measure,
     module,
+    name_of,
     options,
     pack,
     pairs,
     with_gradients,
 )
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import ops
@@ -130,6 +133,18 @@ def test_pairs_of_sites(cell: str, sites: dict[str, Any]) -> None:
     given = drawn(example_ids=IDS[:3])
     want = expect(rnn, x, states, masks_of(rnn, x, **given))
     assert_same(measure(rnn, x, states, **given), want, TOLERANCE[torch.float64])
+
+
+@pytest.mark.parametrize("between", ["dropout", "inter_layer_dropout"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_three_layers(cell: str, between: str) -> None:
+    """Two places between layers, each with masks of its own."""
+    rnn = module(cell, inner_sites(cell) | {between: RATES[between]}, (4, 9, 5), layers=3)
+    x, states = inputs_for(rnn, 3, 3)
+    given = drawn(example_ids=IDS[:3])
+    masks = masks_of(rnn, x, **given)
+    assert not torch.equal(masks["inter_layer_l1"], masks["inter_layer_l2"])
+    assert_same(measure(rnn, x, states, **given), expect(rnn, x, states, masks), TOLERANCE[torch.float64])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -450,6 +465,29 @@ def test_nothing_is_kept_without_gradients(cell: str) -> None:
     assert frd.explain(rnn, x.detach()).bytes_for_backward == 0
 
 
+class OperatorNames(TorchDispatchMode):
+    """Collects the names of the operators that run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.add(func.name())
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_activations_are_written_only_where_backward_needs_them(cell: str) -> None:
+    rnn = module(cell, all_sites(cell))
+    x, states = inputs_for(rnn, T, B)
+    plain = f"fused_rnn_dropout::{name_of(cell).lower()}"
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad), OperatorNames() as seen:
+            call(rnn, x, states)
+        assert (f"{plain}_forward" in seen.names, plain in seen.names) == (grad, not grad)
+
+
 @pytest.mark.parametrize("cell", CELLS)
 def test_memory_is_given_back_without_gradients(cell: str) -> None:
     """What stays allocated after a forward pass under no_grad is its results."""
@@ -552,7 +590,10 @@ def test_gradients_are_zero_exactly_where_a_mask_is(cell: str, mode: str, recomp
     got = measure(rnn, x, states, **given)
     for name in [name for name in masks if name.startswith("weight")]:
         gradient = got[f"d {name}"]
-        assert torch.equal(gradient != 0, (masks[name] != 0).expand_as(gradient)), name
+        kept = (masks[name] != 0).expand_as(gradient)
+        if name.startswith("weight_hh"):  # hidden dropout may leave a column without an example
+            kept = kept & (masks[name.replace("weight_hh", "hidden")] != 0).any(1)
+        assert torch.equal(gradient != 0, kept), name
     if mode == "element":  # a row mask may leave an input without a reader
         assert torch.equal(got["d x"] != 0, masks["input"] != 0)
     else:

@@ -100,7 +100,7 @@ def problems(draw: Any, packed: bool | None = None) -> Problem:
     steps, batch = draw(sizes(1, 5)), draw(sizes(1, 5))
     sites, seed = draw(sites_of(cell)), draw(sizes(0, 2**31))
     layout = {
-        "layers": draw(sizes(1, 2)),
+        "layers": draw(sizes(1, 3)),
         "bidirectional": draw(st.booleans()),
         "bias": draw(st.booleans()),
     }

@@ -4,12 +4,16 @@
 namespace frd::bind {
 namespace {
 
+void check_stream(int64_t stream) {
+  STD_TORCH_CHECK(stream >= 0 && stream <= int64_t{0xFFFFFFFF}, "stream must be in [0, 2^32), got ", stream);
+}
+
 template <class T>
 void drop_rows(const cpu::DropRows<T>& p) {
   if constexpr (std::is_same_v<T, double>) {
-    cpu::kernels().drop_rows_f64(p);
+    kernels().drop_rows_f64(p);
   } else {
-    cpu::kernels().drop_rows_f32(p);
+    kernels().drop_rows_f32(p);
   }
 }
 
@@ -34,6 +38,8 @@ Tensor dropout_of(const Tensor& x, const MaybeTensor& batch_sizes, cpu::DropRows
 Tensor dropout(const Tensor& x, const Tensor& rng, const Tensor& thresholds, const MaybeTensor& batch_sizes,
                const MaybeTensor& example_ids, int64_t site, int64_t stream, bool per_step, bool batch_shared,
                int64_t step_offset) {
+  check_floating("x", x);
+  check_stream(stream);
   STD_TORCH_CHECK(site >= 0 && site < NUM_SITES, "site must be in [0, ", NUM_SITES, "), got ", site);
   uint64_t all[NUM_SITES];
   Random::read_thresholds(thresholds, all);
@@ -57,21 +63,28 @@ Tensor words(const Tensor& rng, const Tensor& b, const Tensor& c, int64_t units,
   for (const auto& values : {bs, cs})
     for (const int64_t value : values)
       STD_TORCH_CHECK(value >= 0 && value <= int64_t{SEQ}, "counter values must be in [0, 2^32), got ", value);
+  check_stream(stream);
   STD_TORCH_CHECK(units >= 0 && units <= int64_t{SEQ}, "units must be in [0, 2^32), got ", units);
   const uint32_t kind = stream & 0xFF;
   const int64_t nb = static_cast<int64_t>(bs.size()), nc = static_cast<int64_t>(cs.size());
   std::vector<int64_t> shape{nc, nb, units};
   if (kind <= KIND_HIDDEN || kind == KIND_INPUT_UNTIED) shape.push_back(4);
   Tensor target = empty(shape, ScalarType::Long);
-  cpu::kernels().read_words({Random::key("rng", rng, true), static_cast<uint32_t>(stream), bs.data(), cs.data(), nb, nc,
-                             units, data<int64_t>(target)});
+  kernels().read_words({Random::key("rng", rng, true), static_cast<uint32_t>(stream), bs.data(), cs.data(), nb, nc,
+                        units, data<int64_t>(target)});
   return target;
 }
 
+// The same values, never an alias, and never computed again by a compiler.
+Tensor snapshot(const Tensor& x) { return torch::stable::clone(x); }
+
 // Chooses an instruction set (-1: none, only asks); returns the one in use, then those that can run here.
 std::vector<int64_t> cpu_isa(int64_t choice) {
-  if (choice >= 0)
-    STD_TORCH_CHECK(cpu::use_isa(static_cast<int>(choice)), "instruction set ", choice, " cannot run here");
+  if (choice != -1) {
+    const bool chosen = choice >= 0 && choice < cpu::NUM_ISAS && cpu::use_isa(static_cast<int>(choice));
+    STD_TORCH_CHECK(chosen, "instruction set ", choice, " cannot run here");
+  }
+  kernels();  // raises where the environment asked for one that is not there
   std::vector<int64_t> found{cpu::isa_in_use()};
   for (int isa = 0; isa < cpu::NUM_ISAS; ++isa)
     if (cpu::kernels_of(isa)) found.push_back(isa);
@@ -84,6 +97,9 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn_dropout, CPU, m) {
   m.impl("dropout", TORCH_BOX(&dropout));
   m.impl("words", TORCH_BOX(&words));
 }
-STABLE_TORCH_LIBRARY_IMPL(fused_rnn_dropout, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&cpu_isa)); }
+STABLE_TORCH_LIBRARY_IMPL(fused_rnn_dropout, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
+  m.impl("snapshot", TORCH_BOX(&snapshot));
+}
 
 }  // namespace frd::bind

@@ -10,6 +10,12 @@ struct Shapes {
   Shapes(const Tensor& x, const Tensor& h0, const Tensor& w_ih, const Tensor& w_hh, const MaybeTensor& b_ih,
          const MaybeTensor& b_hh) {
     STD_TORCH_CHECK(x.dim() >= 2 && h0.dim() == 2, "x must have 2 or 3 dimensions, h0 2");
+    check_floating("x", x);
+    check_floating("h0", h0);
+    check_floating("w_ih", w_ih);
+    check_floating("w_hh", w_hh);
+    check_floating("b_ih", b_ih);
+    check_floating("b_hh", b_hh);
     inputs = x.size(-1);
     units = h0.size(1);
     check_shape("w_ih", w_ih, {3 * units, inputs});
@@ -39,9 +45,9 @@ Forward forward(const Tensor& x_, const Tensor& h0_, const Tensor& w_ih_, const 
   const bool states_apart = save && (dtype != compute || (masks.flags & (FLAG_UNZONED | FLAG_CELL)));
   Tensor resets = save == SAVE_ALL ? empty({N, H}, compute) : nothing(compute);
   Tensor states = states_apart ? empty({N, H}, compute) : nothing(compute);
-  cpu::kernels().of<T>().gru_forward({parallel(), batch.sequence, masks, H, data<T>(w_hh), data<T>(b_ih), data<T>(b_hh),
-                                      data<T>(h0), data<T>(gates), save == SAVE_ALL ? data<T>(resets) : nullptr,
-                                      states_apart ? data<T>(states) : nullptr, data<T>(out), data<T>(h_n)});
+  kernels().of<T>().gru_forward({parallel(), batch.sequence, masks, H, data<T>(w_hh), data<T>(b_ih), data<T>(b_hh),
+                                 data<T>(h0), data<T>(gates), save == SAVE_ALL ? data<T>(resets) : nullptr,
+                                 states_apart ? data<T>(states) : nullptr, data<T>(out), data<T>(h_n)});
   if (save != SAVE_ALL) gates = nothing(compute);
   return {in_type(out, dtype), in_type(h_n, dtype), gates, resets, states};
 }
@@ -52,6 +58,7 @@ Forward gru_forward(const Tensor& x, const Tensor& h0, const Tensor& w_ih, const
                     const MaybeTensor& thresholds, ScalarType dtype, int64_t flags, int64_t layer, bool reverse,
                     int64_t step_offset, int64_t save) {
   const Shapes shapes(x, h0, w_ih, w_hh, b_ih, b_hh);
+  check_floating("dtype", dtype);
   const Batch batch(x, batch_sizes, h0.size(0), reverse);
   const Random random(example_ids, rng_state, rng_hidden, rng_weight, thresholds, flags, layer, reverse, step_offset,
                       batch.sequence.batch, batch.sequence.steps);
@@ -79,23 +86,25 @@ Backward backward(const MaybeTensor& grad_out, const MaybeTensor& grad_h_n, cons
                   const Tensor& saved, const Tensor& saved_resets, const Tensor& states, const Shapes& shapes,
                   const Batch& batch, const cpu::Masks& masks, int64_t needs) {
   constexpr ScalarType compute = scalar_type<T>;
-  const cpu::TypedKernels<T>& kernels = cpu::kernels().of<T>();
+  const cpu::TypedKernels<T>& run = kernels().of<T>();
   const int64_t H = shapes.units, B = batch.sequence.batch, N = batch.sequence.rows;
   const Tensor x = torch::stable::view(dense(x_, compute), {N, shapes.inputs});
   const Tensor h0 = dense(h0_, compute);
   const Tensor h = torch::stable::view(dense(states, compute), {N, H});
   const Tensor w_ih = read_weight<T>(w_ih_, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, masks);
   const Tensor w_hh = read_weight<T>(w_hh_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, masks);
+  check_floating("grad_out", grad_out);
+  check_floating("grad_h_n", grad_h_n);
+  check_floating("states", states);
   const MaybeTensor dout = dense(grad_out, compute), dh_n = dense(grad_h_n, compute);
   check_shape("grad_out", dout, batch.shape(H));
   check_shape("grad_h_n", dh_n, {B, H});
 
-  const bool recompute = saved.numel() == 0 && N > 0;
+  const bool recompute = saved.dim() == 1;  // the forward kept no gates
   MaybeTensor operand;
   if (recompute || (needs & NEEDS_W_HH)) {
     operand = empty({N, H}, compute);
-    kernels.read_operand(
-        {parallel(), batch.sequence, masks, H, data<T>(h), data<T>(h0), data<T>(*operand), /*gru=*/true});
+    run.read_operand({parallel(), batch.sequence, masks, H, data<T>(h), data<T>(h0), data<T>(*operand), /*gru=*/true});
   }
   Tensor gates = saved, resets = saved_resets;
   if (recompute) {
@@ -103,15 +112,15 @@ Backward backward(const MaybeTensor& grad_out, const MaybeTensor& grad_h_n, cons
     gates = product(x, t(w_ih));
     resets = empty({N, H}, compute);
     const Tensor recurrent = product(*operand, t(w_hh));
-    kernels.gru_activate(
+    run.gru_activate(
         {parallel(), N, H, data<T>(recurrent), data<T>(b_ih), data<T>(b_hh), data<T>(gates), data<T>(resets)});
   }
-  check_shape("gates", gates, {N, 3 * H});
-  check_shape("resets", resets, {N, H});
+  gates = saved_as("gates", gates, compute, {N, 3 * H});
+  resets = saved_as("resets", resets, compute, {N, H});
   Tensor dinput = empty({N, 3 * H}, compute), drecurrent = empty({N, 3 * H}, compute), dh0 = empty({B, H}, compute);
-  kernels.gru_backward({parallel(), batch.sequence, masks, H, data<T>(w_hh), data<T>(h0), data<T>(h), data<T>(dout),
-                        data<T>(dh_n), data<T>(gates), data<T>(resets), data<T>(dinput), data<T>(drecurrent),
-                        data<T>(dh0)});
+  run.gru_backward({parallel(), batch.sequence, masks, H, data<T>(w_hh), data<T>(h0), data<T>(h), data<T>(dout),
+                    data<T>(dh_n), data<T>(gates), data<T>(resets), data<T>(dinput), data<T>(drecurrent),
+                    data<T>(dh0)});
 
   Tensor dx = nothing(compute), dw_ih = nothing(compute), dw_hh = nothing(compute);
   Tensor db_ih = nothing(compute), db_hh = nothing(compute);
@@ -140,6 +149,7 @@ Backward gru_backward(const MaybeTensor& grad_out, const MaybeTensor& grad_h_n, 
                       const Tensor& gates, const Tensor& resets, const Tensor& states, ScalarType dtype, int64_t flags,
                       int64_t layer, bool reverse, int64_t step_offset, int64_t needs) {
   const Shapes shapes(x, h0, w_ih, w_hh, b_ih, b_hh);
+  check_floating("dtype", dtype);
   const Batch batch(x, batch_sizes, h0.size(0), reverse);
   const Random random(example_ids, rng_state, rng_hidden, rng_weight, thresholds, flags, layer, reverse, step_offset,
                       batch.sequence.batch, batch.sequence.steps);

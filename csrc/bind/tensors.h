@@ -35,10 +35,33 @@ inline cpu::Parallel parallel() {
           }};
 }
 
+inline const cpu::Kernels& kernels() {
+  STD_TORCH_CHECK(cpu::isa_in_use() >= 0,
+                  "the environment variable FRD_CPU_ISA names no instruction set that this build and processor have; "
+                  "allowed are baseline, avx2 and avx512, as far as they are there");
+  return cpu::kernels();
+}
+
 inline Tensor empty(std::vector<int64_t> shape, ScalarType dtype) { return torch::stable::empty(shape, dtype); }
+
+// A tensor may have lost its storage (sharding resizes it to nothing), which no shape shows.
+inline void check_storage(const Tensor& t) {
+  STD_TORCH_CHECK(t.numel() == 0 || t.const_data_ptr() != nullptr, "a tensor has elements but no storage");
+}
+
+inline void check_floating(const char* name, ScalarType dtype) {
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double || dtype == ScalarType::Half ||
+                      dtype == ScalarType::BFloat16,
+                  name, " must be float32, float64, float16 or bfloat16");
+}
+inline void check_floating(const char* name, const Tensor& t) { check_floating(name, t.scalar_type()); }
+inline void check_floating(const char* name, const MaybeTensor& t) {
+  if (t) check_floating(name, *t);
+}
 
 // The same numbers in the given type, dense.
 inline Tensor dense(const Tensor& t, ScalarType dtype) {
+  check_storage(t);
   return torch::stable::contiguous(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
 }
 inline MaybeTensor dense(const MaybeTensor& t, ScalarType dtype) {
@@ -46,6 +69,22 @@ inline MaybeTensor dense(const MaybeTensor& t, ScalarType dtype) {
 }
 inline Tensor in_type(const Tensor& t, ScalarType dtype) {
   return t.scalar_type() == dtype ? t : torch::stable::to(t, dtype);
+}
+
+inline void check_shape(const char* name, const Tensor& t, const std::vector<int64_t>& shape) {
+  bool same = t.dim() == static_cast<int64_t>(shape.size());
+  for (size_t i = 0; same && i < shape.size(); ++i) same = t.size(static_cast<int64_t>(i)) == shape[i];
+  STD_TORCH_CHECK(same, name, " has a shape that does not fit the other arguments");
+}
+inline void check_shape(const char* name, const MaybeTensor& t, const std::vector<int64_t>& shape) {
+  if (t) check_shape(name, *t, shape);
+}
+
+// What a forward kept, dense. Nothing is converted: another type would not be what it kept.
+inline Tensor saved_as(const char* name, const Tensor& t, ScalarType dtype, const std::vector<int64_t>& shape) {
+  check_shape(name, t, shape);
+  STD_TORCH_CHECK(t.scalar_type() == dtype && t.is_cpu(), name, " must be what the forward returned");
+  return dense(t, dtype);
 }
 
 template <class T>
@@ -71,19 +110,11 @@ inline Tensor product(const Tensor& a, const Tensor& b) {
 }
 inline Tensor t(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
 
-inline void check_shape(const char* name, const Tensor& t, const std::vector<int64_t>& shape) {
-  bool same = t.dim() == static_cast<int64_t>(shape.size());
-  for (size_t i = 0; same && i < shape.size(); ++i) same = t.size(static_cast<int64_t>(i)) == shape[i];
-  STD_TORCH_CHECK(same, name, " has a shape that does not fit the other arguments");
-}
-inline void check_shape(const char* name, const MaybeTensor& t, const std::vector<int64_t>& shape) {
-  if (t) check_shape(name, *t, shape);
-}
-
 // Integer arguments, kept alive and read on the host: the CPU kernels' only index data.
 inline std::vector<int64_t> integers(const char* name, const Tensor& t, int64_t n) {
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long && t.is_cpu(), name, " must be an int64 tensor on the CPU");
   STD_TORCH_CHECK(n < 0 || t.numel() == n, name, " must have ", n, " elements, got ", t.numel());
+  check_storage(t);
   const Tensor d = torch::stable::contiguous(t);
   const int64_t* p = static_cast<const int64_t*>(d.const_data_ptr());
   return std::vector<int64_t>(p, p + d.numel());
@@ -106,8 +137,10 @@ struct Batch {
       sequence.steps = static_cast<int64_t>(batch_sizes.size());
       int64_t rows = 0;
       for (int64_t t = 0; t < sequence.steps; ++t) {
-        STD_TORCH_CHECK(batch_sizes[t] > 0 && (t == 0 || batch_sizes[t] <= batch_sizes[t - 1]),
-                        "batch_sizes must be positive and must not grow");
+        const int64_t most = t == 0 ? x.size(0) : batch_sizes[t - 1];  // also keeps the sum from overflowing
+        STD_TORCH_CHECK(batch_sizes[t] > 0 && batch_sizes[t] <= most,
+                        "batch_sizes must be positive, must not grow and "
+                        "must sum to the rows of x");
         offsets.push_back(rows);
         rows += batch_sizes[t];
       }
@@ -138,6 +171,7 @@ struct Random {
   Random(const MaybeTensor& ids, const MaybeTensor& state, const MaybeTensor& hidden, const MaybeTensor& weight,
          const MaybeTensor& thresholds, int64_t flags, int64_t layer, bool reverse, int64_t step_offset, int64_t batch,
          int64_t steps) {
+    STD_TORCH_CHECK(flags >= 0 && flags < 2 * int64_t{FLAG_MASKS_ON}, "flags has bits that mean nothing: ", flags);
     masks.flags = static_cast<uint32_t>(flags);
     masks.layer = static_cast<uint32_t>(layer);
     masks.direction = reverse;
@@ -154,7 +188,7 @@ struct Random {
     const auto on = [this](uint32_t flag) { return masks.sampled(flag); };
     masks.state = key("rng_state", state, on(FLAG_UPDATE | FLAG_CELL | FLAG_ZONEOUT_C | FLAG_ZONEOUT_H));
     masks.hidden = key("rng_hidden", hidden, on(FLAG_HIDDEN));
-    masks.weight = key("rng_weight", weight, on(FLAG_WEIGHT_HH));
+    masks.weight = key("rng_weight", weight, on(FLAG_WEIGHT_HH | FLAG_WEIGHT_IH | FLAG_WEIGHT_HR));
   }
   Random(const Random&) = delete;  // `masks` points into the vector
 
@@ -172,7 +206,7 @@ struct Random {
     }
   }
   static uint32_t check_steps(int64_t step_offset, int64_t steps) {
-    STD_TORCH_CHECK(step_offset >= 0 && step_offset + steps <= int64_t{SEQ},
+    STD_TORCH_CHECK(step_offset >= 0 && step_offset <= int64_t{SEQ} - steps,
                     "step_offset and the number of steps must keep every step in [0, 2^32 - 1), got step_offset ",
                     step_offset);
     return static_cast<uint32_t>(step_offset);
@@ -191,8 +225,8 @@ Tensor read_weight(const Tensor& w, uint32_t flag, uint32_t kind, const cpu::Mas
   const Tensor source = dense(w, scalar_type<T>);
   if (!masks.sampled(flag)) return source;
   Tensor target = empty({source.size(0), source.size(1)}, scalar_type<T>);
-  cpu::kernels().of<T>().mask_weight({parallel(), static_cast<const T*>(source.const_data_ptr()), data<T>(target),
-                                      source.size(0), source.size(1), kind, masks});
+  kernels().of<T>().mask_weight({parallel(), static_cast<const T*>(source.const_data_ptr()), data<T>(target),
+                                 source.size(0), source.size(1), kind, masks});
   return target;
 }
 
@@ -200,13 +234,13 @@ Tensor read_weight(const Tensor& w, uint32_t flag, uint32_t kind, const cpu::Mas
 template <class T>
 void mask_gradient(Tensor& dw, uint32_t flag, uint32_t kind, const cpu::Masks& masks) {
   if (!masks.sampled(flag)) return;
-  cpu::kernels().of<T>().mask_weight({parallel(), data<T>(dw), data<T>(dw), dw.size(0), dw.size(1), kind, masks});
+  kernels().of<T>().mask_weight({parallel(), data<T>(dw), data<T>(dw), dw.size(0), dw.size(1), kind, masks});
 }
 
 template <class T>
 Tensor column_sums(const Tensor& matrix) {
   Tensor sums = empty({matrix.size(1)}, scalar_type<T>);
-  cpu::kernels().of<T>().column_sums(
+  kernels().of<T>().column_sums(
       {parallel(), matrix.size(0), matrix.size(1), static_cast<const T*>(matrix.const_data_ptr()), data<T>(sums)});
   return sums;
 }
