@@ -13,6 +13,7 @@ from torch import Tensor
 
 import fused_rnn_dropout  # noqa: F401  the package must import as a whole
 from fused_rnn_dropout import masks, reference, sites
+from fused_rnn_dropout.options import rate_of
 from fused_rnn_dropout.sites import GROUPS, KIND, Plan, threshold
 
 F64 = torch.float64
@@ -387,7 +388,7 @@ def sampled(cell: str, specs: dict[str, sites.Spec], rate: float | None = None, 
     kind = "LSTM" if cell == "lstm" else "GRU"
     plan = Plan.make(kind, specs)
     rates = [
-        (sites.rate_of(specs[name]) if rate is None else rate) if name in specs else 0 for name in sites.SITE_NAMES
+        (rate_of(specs[name]) if rate is None else rate) if name in specs else 0 for name in sites.SITE_NAMES
     ]
     limits, rng = torch.tensor([threshold(value) for value in rates]), torch.tensor([11, 13])
     common = {"example_ids": torch.arange(sizes["batch"]), "steps": torch.arange(sizes["steps"]), "dtype": F64}

@@ -7,7 +7,7 @@ void mask_weight(const MaskWeight<T>& p) {
   const uint64_t threshold = p.masks.thresholds[SITE_WEIGHT_DROPOUT];
   const T scale = T(keep_scale(threshold));
   const uint32_t stream = stream_of(by_row ? KIND_WEIGHT_ROW : p.kind, p.masks.layer, p.masks.direction);
-  p.parallel.each(p.rows, [&](int64_t begin, int64_t end) {
+  p.parallel.each(p.rows, p.columns, [&](int64_t begin, int64_t end) {
     uint32_t words[4 * LANES];
     for (int64_t row = begin; row < end; ++row) {
       const T* source = p.source + row * p.columns;
@@ -33,7 +33,7 @@ template <class T>
 void drop_rows(const DropRows<T>& p) {
   const T scale = T(keep_scale(p.threshold));
   const Sequence& sequence = p.sequence;
-  p.parallel.each(sequence.steps, [&](int64_t begin, int64_t end) {
+  p.parallel.each(sequence.steps, sequence.batch * p.width, [&](int64_t begin, int64_t end) {
     uint32_t words[4 * LANES];
     for (int64_t t = begin; t < end; ++t) {
       const uint32_t step = p.per_step ? p.step_offset + static_cast<uint32_t>(t) : SEQ;
@@ -79,7 +79,7 @@ void read_operand(const ReadOperand<T>& p) {
   using Math = SimdMath<T>;
   const StateSites<Math> sites = state_sites<Math>(p.masks.flags, p.masks.thresholds);
   const StateMasks<T> masks(p.parallel, p.masks, p.sequence.batch, p.units);
-  p.parallel.each(p.sequence.steps, [&](int64_t begin, int64_t end) {
+  p.parallel.each(p.sequence.steps, p.sequence.batch * p.units, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       const int64_t continued = p.sequence.continued_from(t);
       for (int64_t b = 0; b < p.sequence.active(t); ++b)
@@ -102,7 +102,7 @@ void read_operand(const ReadOperand<T>& p) {
 template <class T>
 void lstm_activate(const Activate<T>& p) {
   const int64_t H = p.units;
-  p.parallel.each(p.rows, [&](int64_t begin, int64_t end) {
+  p.parallel.each(p.rows, 4 * H, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
       for (int v = 0; v < 4; ++v)
         for (int64_t u = 0; u < H; u += LANES) {
@@ -117,7 +117,7 @@ void lstm_activate(const Activate<T>& p) {
 template <class T>
 void gru_activate(const Activate<T>& p) {
   const int64_t H = p.units;
-  p.parallel.each(p.rows, [&](int64_t begin, int64_t end) {
+  p.parallel.each(p.rows, 3 * H, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
       for (int64_t u = 0; u < H; u += LANES) {
         const int64_t n = H - u, at = row * 3 * H + u;
@@ -141,7 +141,7 @@ void gru_activate(const Activate<T>& p) {
 template <class T>
 void column_sums(const ColumnSums<T>& p) {
   constexpr int64_t block = 64;
-  p.parallel.each(tiles_of(p.columns, LANES), [&](int64_t begin, int64_t end) {
+  p.parallel.each(tiles_of(p.columns, LANES), p.rows * LANES, [&](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t column = tile * LANES, n = p.columns - column;
       Vec<T> total{};

@@ -84,7 +84,7 @@ Buffer<T> pack_gates(const Parallel& parallel, const T* w, int64_t units, int64_
   const int64_t tiles = tiles_of(units, LANES);
   Buffer<T> packed = scratch<T>(tiles * k * NV * LANES);
   T* const target = packed.get();
-  parallel.each(tiles, [=](int64_t begin, int64_t end) {
+  parallel.each(tiles, k * NV * LANES, [=](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile)
       for (int v = 0; v < NV; ++v)
         for (int lane = 0; lane < LANES; ++lane) {
@@ -104,7 +104,7 @@ Buffer<T> pack_columns(const Parallel& parallel, const T* w, int64_t k, int64_t 
   const int64_t tiles = tiles_of(columns, width);
   Buffer<T> packed = scratch<T>(tiles * k * width);
   T* const target = packed.get();
-  parallel.each(tiles, [=](int64_t begin, int64_t end) {
+  parallel.each(tiles, k * width, [=](int64_t begin, int64_t end) {
     for (int64_t tile = begin; tile < end; ++tile) {
       const int64_t first = tile * width, n = columns - first < width ? columns - first : width;
       for (int64_t kk = 0; kk < k; ++kk) {
@@ -121,7 +121,7 @@ template <class T>
 Buffer<T> transposed(const Parallel& parallel, const T* w, int64_t rows, int64_t columns) {
   Buffer<T> out = scratch<T>(rows * columns);
   T* const target = out.get();
-  parallel.each(columns, [=](int64_t begin, int64_t end) {
+  parallel.each(columns, rows, [=](int64_t begin, int64_t end) {
     for (int64_t c = begin; c < end; ++c)
       for (int64_t r = 0; r < rows; ++r) target[c * rows + r] = w[r * columns + c];
   });

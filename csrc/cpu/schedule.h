@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/counters.h"
 #include "core/flags.h"
@@ -18,7 +19,18 @@ struct Parallel {
   template <class Body>
   void each(int64_t n, Body&& body) const {
     if (threads <= 1 || n <= 1) return body(int64_t{0}, n);
-    run(n, &body, [](void* context, int64_t begin, int64_t end) { (*static_cast<Body*>(context))(begin, end); });
+    run(n, &body, [](void* context, int64_t begin, int64_t end) {
+      (*static_cast<std::remove_reference_t<Body>*>(context))(begin, end);
+    });
+  }
+
+  // The same, on this thread alone where waking others costs more than they would save. `work`: numbers an item
+  // touches.
+  template <class Body>
+  void each(int64_t n, int64_t work, Body&& body) const {
+    constexpr int64_t worth_sharing = 1 << 15;
+    if (n * work < worth_sharing) return body(int64_t{0}, n);
+    each(n, body);
   }
 };
 

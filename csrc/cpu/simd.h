@@ -98,17 +98,23 @@ FRD_INLINE void exp_parts(VecD x, VecD& q, VecD& power) {
   const VecL bits = ((VecL)shifted + (1023 - 0x4338000000000000)) << 52;
   power = (VecD)bits;
 }
+
 // Below these limits exp(x) is no normal number, and sigmoid and tanh are 0 or 1 to rounding.
 FRD_INLINE VecF clamp_exp(VecF x) { return select(x < -87.f, VecF{} - 87.f, select(x > 88.f, VecF{} + 88.f, x)); }
 FRD_INLINE VecD clamp_exp(VecD x) { return select(x < -708., VecD{} - 708., select(x > 709., VecD{} + 709., x)); }
+
+FRD_INLINE VecI shut(VecF x) { return x < -88.f; }
+FRD_INLINE VecL shut(VecD x) { return x < -709.; }
 
 // A NaN passes through: comparisons with it are false, and r carries it.
 template <class V>
 FRD_INLINE V sigmoid(V x) {
   V q, power;
   exp_parts(clamp_exp(-x), q, power);
-  return 1 / (1 + (power + power * q));
+  // Exactly 0 where exp(-x) is clamped: a gate that is shut, not a denormal number that slows every product.
+  return select(shut(x), V{}, 1 / (1 + (power + power * q)));
 }
+
 // With e = exp(-2|x|) - 1, which keeps its relative precision near 0: tanh |x| = -e / (e + 2).
 template <class V>
 FRD_INLINE V tanh(V x) {

@@ -88,7 +88,7 @@ class StateMasks {
     any_state_sequence_ = zone_c_ == SEQUENCE || zone_h_ == SEQUENCE || update_ == SEQUENCE || memory_ == SEQUENCE;
     if (any_state_sequence_ || hidden_) {
       bits_.reset(new uint8_t[batch * padded_]);
-      parallel.each(batch, [&](int64_t begin, int64_t end) {
+      parallel.each(batch, padded_, [&](int64_t begin, int64_t end) {
         for (int64_t b = begin; b < end; ++b) draw_sequence(b);
       });
     }
