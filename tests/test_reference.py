@@ -387,9 +387,7 @@ def sampled(cell: str, specs: dict[str, sites.Spec], rate: float | None = None, 
     sizes = {"steps": 3, "batch": 2, "inputs": 2, "hidden": 3, "proj": 0} | sizes
     kind = "LSTM" if cell == "lstm" else "GRU"
     plan = Plan.make(kind, specs)
-    rates = [
-        (rate_of(specs[name]) if rate is None else rate) if name in specs else 0 for name in sites.SITE_NAMES
-    ]
+    rates = [(rate_of(specs[name]) if rate is None else rate) if name in specs else 0 for name in sites.SITE_NAMES]
     limits, rng = torch.tensor([threshold(value) for value in rates]), torch.tensor([11, 13])
     common = {"example_ids": torch.arange(sizes["batch"]), "steps": torch.arange(sizes["steps"]), "dtype": F64}
     made = masks.layer(
