@@ -234,8 +234,7 @@ def _kept(rnn: RegularizedRNN, size: _Input, backend: str) -> tuple[int | None, 
     # h is the output, which the caller or the next layer holds anyway, unless something stands in between.
     between = plan.dropout is not None or plan.inter_layer_dropout is not None
     dropped = [between] * (rnn.num_layers - 1) + [plan.output_dropout is not None]
-    masks_on = rnn.training or rnn.mc
-    apart = [not out_is_h or rnn.bidirectional or (masks_on and site) for site in dropped]
+    apart = [not out_is_h or rnn.bidirectional or (rnn.masks_on and site) for site in dropped]
     width, names = 0, ["h"] if any(apart) else []
     if rnn.mode == "LSTM":
         width += rnn.hidden_size

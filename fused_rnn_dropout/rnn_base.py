@@ -263,7 +263,7 @@ class RegularizedRNN(nn.RNNBase):
             num_layers=self.num_layers,
             bias=self.bias,
             bidirectional=self.bidirectional,
-            masks_on=self.training or self.mc,
+            masks_on=self.masks_on,
             batch_sizes=batch_sizes,
             sorted_indices=sorted_indices,
             rng=rng,
