@@ -20,7 +20,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = ("tests/test_counters.py", "tests/test_cpu_kernels.py", "tests/test_packed.py", "tests/test_geometry.py")
+TESTS = (
+    "tests/test_counters.py",
+    "tests/test_cpu_kernels.py",
+    "tests/test_chunks.py",
+    "tests/test_packed.py",
+    "tests/test_geometry.py",
+)
 STUBS = """#include "cpu/schedule.h"
 const frd::cpu::Kernels* frd::cpu::avx2_kernels() { return nullptr; }
 const frd::cpu::Kernels* frd::cpu::avx512_kernels() { return nullptr; }
@@ -48,8 +54,10 @@ FAULTS = (
           "const Drops<Math> drops = masks_.drops(b, u, t);", "const Drops<Math> drops = masks_.drops(b, u, t + 1);"),
     Fault("GRU backward takes the masks of another step", "cpu/gru_backward.h",
           "const Drops<Math> drops = masks_.drops(b, u, t);", "const Drops<Math> drops = masks_.drops(b, u, t + 1);"),
-    Fault("hidden mask left out in backward", "cpu/lstm_backward.h", "masks_.hidden(b, u, through_u)", "through_u"),
-    Fault("hidden mask left out on the way to h_0", "cpu/lstm_backward.h", "masks_.hidden(b, at, sums[v])", "sums[v]"),
+    Fault("hidden mask left out in backward", "cpu/lstm_backward.h",
+          "load(carried, n) + masks_.hidden(b, u, through_u)", "load(carried, n) + through_u"),
+    Fault("hidden mask left out on the way to h_0", "cpu/lstm_backward.h",
+          "load(&dh_[b * P_ + u], n) + masks_.hidden(b, u, through_u)", "load(&dh_[b * P_ + u], n) + through_u"),
     Fault("scale applied twice", "core/sites.h", "site.scale * value", "site.scale * site.scale * value"),
     Fault("zoneout's masks inverted", "core/sites.h", "Math::select(keep_old, old_value, new_value)",
           "Math::select(keep_old, new_value, old_value)"),
@@ -63,16 +71,29 @@ FAULTS = (
     Fault("dead units enter alive", "core/sites.h",
           "return dead_units ? Math::select(dead, typename Math::Vec{}, scaled)",
           "return false ? Math::select(dead, typename Math::Vec{}, scaled)"),
-    Fault("weight mask shared by all rows", "cpu/elementwise.h",
+    Fault("weight mask shared by all rows", "cpu/pack.h",
           "static_cast<uint32_t>(first), static_cast<uint32_t>(row), SEQ", "static_cast<uint32_t>(first), 0u, SEQ"),
-    Fault("weight mask left out of its gradient", "bind/lstm.cpp",
-          "mask_gradient<T>(dw_hh, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, masks);", ""),
+    Fault("weight mask left out of its gradient", "cpu/lstm_backward.h",
+          "if (p_.dw_hh) mask_gradient(p_.parallel, m_hh_, p_.dw_hh);", ""),
     Fault("final state of the longest row only", "cpu/lstm_forward.h", "return b >= sequence.continued_by(t);",
           "return !sequence.exists(sequence.after(t)) && b >= 0;"),
     Fault("h of the step before the last", "cpu/lstm_forward.h", "read_[(((s + 1) % 2) * B_ + b) * P_ + u]",
           "read_[((s % 2) * B_ + b) * P_ + u]"),
-    Fault("bias forgotten when gates are computed again", "cpu/elementwise.h",
-          "if (p.b_ih) a += load(p.b_ih + column, n) + load(p.b_hh + column, n);", ""),
+    Fault("bias forgotten when gates are computed again", "cpu/lstm_backward.h",
+          "bias_[i] = p.b_ih ? p.b_ih[i] + p.b_hh[i] : T(0);", "bias_[i] = T(0);"),
+    Fault("gates of the step after a chunk lost", "cpu/lstm_backward.h",
+          "std::memcpy(later_.get(), dgates(t, 0), n * sizeof(T));", "std::memset(later_.get(), 0, n * sizeof(T));"),
+    Fault("gates of the step after a chunk lost, GRU", "cpu/gru_backward.h",
+          "std::memcpy(&later_[b * NV * H_], dgates(t, b) + H_,", "std::memcpy(&later_[b * NV * H_], dgates(t, b),"),
+    Fault("a weight's gradient from the last chunk only", "cpu/products.h", "started_ = true;", "started_ = false;"),
+    Fault("a bias's gradient from the last chunk only", "cpu/products.h", "first ? total : target[row] + total",
+          "total"),
+    Fault("input mask of the first step in all of a block", "cpu/elementwise.h",
+          "p.per_step ? 1 : 16", "16"),
+    Fault("no gradient for h_0 of rows that end early in a reversed pass", "cpu/lstm_backward.h",
+          ": leave_h(b, u, sum)", ": leave_h(b, u, V{})"),
+    Fault("gate n's gradient through W from U", "cpu/gru_backward.h", "k < H_ ? 2 * H_ + k : k - H_", "k"),
+    Fault("tiles overlap", "cpu/gemm.h", "return vectors * tile / tiles;", "return vectors * tile / (tiles + 1);"),
     Fault("un-zoned output's gradient zoned", "cpu/lstm_backward.h", "if (sites_.unzoned) dh_new += dout;", ""),
 )  # fmt: skip
 

@@ -9,15 +9,6 @@ void check_stream(int64_t stream) {
 }
 
 template <class T>
-void drop_rows(const cpu::DropRows<T>& p) {
-  if constexpr (std::is_same_v<T, double>) {
-    kernels().drop_rows_f64(p);
-  } else {
-    kernels().drop_rows_f32(p);
-  }
-}
-
-template <class T>
 Tensor dropout_of(const Tensor& x, const MaybeTensor& batch_sizes, cpu::DropRows<T> p, const MaybeTensor& ids) {
   const Batch batch(x, batch_sizes, -1, false);
   const Tensor source = dense(x, scalar_type<T>);
@@ -25,13 +16,13 @@ Tensor dropout_of(const Tensor& x, const MaybeTensor& batch_sizes, cpu::DropRows
   if (ids) example_ids = Random::check_examples(*ids, batch.sequence.batch);
   Tensor target = empty(batch.shape(x.size(-1)), scalar_type<T>);
   p.parallel = parallel();
-  p.source = static_cast<const T*>(source.const_data_ptr());
+  p.source = read<T>(source);
   p.target = data<T>(target);
   p.width = x.size(-1);
   p.sequence = batch.sequence;
   p.step_offset = Random::check_steps(p.step_offset, batch.sequence.steps);
   p.example_ids = ids ? example_ids.data() : nullptr;
-  drop_rows<T>(p);
+  kernels().of<T>().drop_rows(p);
   return in_type(target, x.scalar_type());
 }
 

@@ -35,20 +35,30 @@ Forward forward(const Tensor& x_, const Tensor& h0_, const Tensor& w_ih_, const 
   constexpr ScalarType compute = scalar_type<T>;
   const int64_t H = shapes.units, B = batch.sequence.batch, N = batch.sequence.rows;
   const Tensor x = dense(x_, compute), h0 = dense(h0_, compute);
-  const Tensor w_ih = read_weight<T>(w_ih_, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, masks);
-  const Tensor w_hh = read_weight<T>(w_hh_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, masks);
+  const Tensor w_ih = dense(w_ih_, compute), w_hh = dense(w_hh_, compute);
   const MaybeTensor b_ih = dense(b_ih_, compute), b_hh = dense(b_hh_, compute);
-
-  Tensor gates = product(torch::stable::view(x, {N, shapes.inputs}), t(w_ih));
   Tensor out = empty(batch.shape(H), compute), h_n = empty({B, H}, compute);
   // With cell dropout the output is the state times a scale.
   const bool states_apart = save && (dtype != compute || (masks.flags & (FLAG_UNZONED | FLAG_CELL)));
-  Tensor resets = save == SAVE_ALL ? empty({N, H}, compute) : nothing(compute);
-  Tensor states = states_apart ? empty({N, H}, compute) : nothing(compute);
-  kernels().of<T>().gru_forward({parallel(), batch.sequence, masks, H, data<T>(w_hh), data<T>(b_ih), data<T>(b_hh),
-                                 data<T>(h0), data<T>(gates), save == SAVE_ALL ? data<T>(resets) : nullptr,
-                                 states_apart ? data<T>(states) : nullptr, data<T>(out), data<T>(h_n)});
-  if (save != SAVE_ALL) gates = nothing(compute);
+  const bool all = save == SAVE_ALL;
+  const Tensor gates = room(all, {N, 3 * H}, compute), resets = room(all, {N, H}, compute);
+  const Tensor states = room(states_apart, {N, H}, compute);
+  kernels().of<T>().gru_forward({.parallel = parallel(),
+                                 .sequence = batch.sequence,
+                                 .masks = masks,
+                                 .inputs = shapes.inputs,
+                                 .units = H,
+                                 .x = read<T>(x),
+                                 .w_ih = read<T>(w_ih),
+                                 .w_hh = read<T>(w_hh),
+                                 .b_ih = read<T>(b_ih),
+                                 .b_hh = read<T>(b_hh),
+                                 .h0 = read<T>(h0),
+                                 .gates = where<T>(all, gates),
+                                 .resets = where<T>(all, resets),
+                                 .states = where<T>(states_apart, states),
+                                 .out = data<T>(out),
+                                 .h_n = data<T>(h_n)});
   return {in_type(out, dtype), in_type(h_n, dtype), gates, resets, states};
 }
 
@@ -86,57 +96,48 @@ Backward backward(const MaybeTensor& grad_out, const MaybeTensor& grad_h_n, cons
                   const Tensor& saved, const Tensor& saved_resets, const Tensor& states, const Shapes& shapes,
                   const Batch& batch, const cpu::Masks& masks, int64_t needs) {
   constexpr ScalarType compute = scalar_type<T>;
-  const cpu::TypedKernels<T>& run = kernels().of<T>();
   const int64_t H = shapes.units, B = batch.sequence.batch, N = batch.sequence.rows;
-  const Tensor x = torch::stable::view(dense(x_, compute), {N, shapes.inputs});
-  const Tensor h0 = dense(h0_, compute);
-  const Tensor h = torch::stable::view(dense(states, compute), {N, H});
-  const Tensor w_ih = read_weight<T>(w_ih_, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, masks);
-  const Tensor w_hh = read_weight<T>(w_hh_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, masks);
+  const bool kept = saved.dim() != 1;  // otherwise the forward kept no gates
+  const Tensor gates = kept ? saved_as("gates", saved, compute, {N, 3 * H}) : saved;
+  const Tensor resets = kept ? saved_as("resets", saved_resets, compute, {N, H}) : saved_resets;
+  const Tensor x = dense(x_, compute), h0 = dense(h0_, compute);
+  const Tensor w_ih = dense(w_ih_, compute), w_hh = dense(w_hh_, compute);
+  const MaybeTensor b_ih = dense(b_ih_, compute), b_hh = dense(b_hh_, compute);
   check_floating("grad_out", grad_out);
   check_floating("grad_h_n", grad_h_n);
   check_floating("states", states);
+  const Tensor h = torch::stable::view(dense(states, compute), {N, H});
   const MaybeTensor dout = dense(grad_out, compute), dh_n = dense(grad_h_n, compute);
   check_shape("grad_out", dout, batch.shape(H));
   check_shape("grad_h_n", dh_n, {B, H});
 
-  const bool recompute = saved.dim() == 1;  // the forward kept no gates
-  MaybeTensor operand;
-  if (recompute || (needs & NEEDS_W_HH)) {
-    operand = empty({N, H}, compute);
-    run.read_operand({parallel(), batch.sequence, masks, H, data<T>(h), data<T>(h0), data<T>(*operand), /*gru=*/true});
-  }
-  Tensor gates = saved, resets = saved_resets;
-  if (recompute) {
-    const MaybeTensor b_ih = dense(b_ih_, compute), b_hh = dense(b_hh_, compute);
-    gates = product(x, t(w_ih));
-    resets = empty({N, H}, compute);
-    const Tensor recurrent = product(*operand, t(w_hh));
-    run.gru_activate(
-        {parallel(), N, H, data<T>(recurrent), data<T>(b_ih), data<T>(b_hh), data<T>(gates), data<T>(resets)});
-  }
-  gates = saved_as("gates", gates, compute, {N, 3 * H});
-  resets = saved_as("resets", resets, compute, {N, H});
-  Tensor dinput = empty({N, 3 * H}, compute), drecurrent = empty({N, 3 * H}, compute), dh0 = empty({B, H}, compute);
-  run.gru_backward({parallel(), batch.sequence, masks, H, data<T>(w_hh), data<T>(h0), data<T>(h), data<T>(dout),
-                    data<T>(dh_n), data<T>(gates), data<T>(resets), data<T>(dinput), data<T>(drecurrent),
-                    data<T>(dh0)});
-
-  Tensor dx = nothing(compute), dw_ih = nothing(compute), dw_hh = nothing(compute);
-  Tensor db_ih = nothing(compute), db_hh = nothing(compute);
-  if (needs & NEEDS_X) dx = torch::stable::view(product(dinput, w_ih), batch.shape(shapes.inputs));
-  if (needs & NEEDS_W_IH) {
-    dw_ih = product(t(dinput), x);
-    mask_gradient<T>(dw_ih, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, masks);
-  }
-  if (needs & NEEDS_W_HH) {
-    dw_hh = product(t(drecurrent), *operand);
-    mask_gradient<T>(dw_hh, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, masks);
-  }
-  if (needs & NEEDS_BIAS) {
-    db_ih = column_sums<T>(dinput);
-    db_hh = column_sums<T>(drecurrent);
-  }
+  const auto wants = [needs](int64_t bit) { return (needs & bit) != 0; };
+  Tensor dx = room(wants(NEEDS_X), batch.shape(shapes.inputs), compute), dh0 = empty({B, H}, compute);
+  Tensor dw_ih = room(wants(NEEDS_W_IH), {3 * H, shapes.inputs}, compute);
+  Tensor dw_hh = room(wants(NEEDS_W_HH), {3 * H, H}, compute);
+  Tensor db_ih = room(wants(NEEDS_BIAS), {3 * H}, compute), db_hh = room(wants(NEEDS_BIAS), {3 * H}, compute);
+  kernels().of<T>().gru_backward({.parallel = parallel(),
+                                  .sequence = batch.sequence,
+                                  .masks = masks,
+                                  .inputs = shapes.inputs,
+                                  .units = H,
+                                  .x = read<T>(x),
+                                  .w_ih = read<T>(w_ih),
+                                  .w_hh = read<T>(w_hh),
+                                  .b_ih = read<T>(b_ih),
+                                  .b_hh = read<T>(b_hh),
+                                  .h0 = read<T>(h0),
+                                  .gates = kept ? read<T>(gates) : nullptr,
+                                  .resets = kept ? read<T>(resets) : nullptr,
+                                  .states = read<T>(h),
+                                  .dout = read<T>(dout),
+                                  .dh_n = read<T>(dh_n),
+                                  .dx = where<T>(wants(NEEDS_X), dx),
+                                  .dw_ih = where<T>(wants(NEEDS_W_IH), dw_ih),
+                                  .dw_hh = where<T>(wants(NEEDS_W_HH), dw_hh),
+                                  .db_ih = where<T>(wants(NEEDS_BIAS), db_ih),
+                                  .db_hh = where<T>(wants(NEEDS_BIAS), db_hh),
+                                  .dh0 = data<T>(dh0)});
   const ScalarType bias_type = b_ih_ ? b_ih_->scalar_type() : compute;
   return {in_type(dx, x_.scalar_type()),       in_type(dh0, h0_.scalar_type()), in_type(dw_ih, w_ih_.scalar_type()),
           in_type(dw_hh, w_hh_.scalar_type()), in_type(db_ih, bias_type),       in_type(db_hh, bias_type)};

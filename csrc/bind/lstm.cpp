@@ -42,24 +42,32 @@ Forward forward(const Tensor& x_, const Tensor& h0_, const Tensor& c0_, const Te
   constexpr ScalarType compute = scalar_type<T>;
   const int64_t H = shapes.units, P = shapes.projected, B = batch.sequence.batch, N = batch.sequence.rows;
   const Tensor x = dense(x_, compute), h0 = dense(h0_, compute), c0 = dense(c0_, compute);
-  const Tensor w_ih = read_weight<T>(w_ih_, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, masks);
-  const Tensor w_hh = read_weight<T>(w_hh_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, masks);
-  const MaybeTensor w_hr =
-      w_hr_ ? MaybeTensor(read_weight<T>(*w_hr_, FLAG_WEIGHT_HR, KIND_WEIGHT_HR, masks)) : std::nullopt;
-  const MaybeTensor b_ih = dense(b_ih_, compute), b_hh = dense(b_hh_, compute);
-  std::vector<T> bias(b_ih ? 4 * H : 0);
-  for (int64_t i = 0; i < static_cast<int64_t>(bias.size()); ++i) bias[i] = data<T>(b_ih)[i] + data<T>(b_hh)[i];
-
-  Tensor gates = product(torch::stable::view(x, {N, shapes.inputs}), t(w_ih));
+  const Tensor w_ih = dense(w_ih_, compute), w_hh = dense(w_hh_, compute);
+  const MaybeTensor w_hr = dense(w_hr_, compute), b_ih = dense(b_ih_, compute), b_hh = dense(b_hh_, compute);
   Tensor out = empty(batch.shape(P), compute), h_n = empty({B, P}, compute), c_n = empty({B, H}, compute);
   const bool states_apart = save && (dtype != compute || (masks.flags & FLAG_UNZONED));
-  Tensor cells = save ? empty({N, H}, compute) : nothing(compute);
-  Tensor states = states_apart ? empty({N, P}, compute) : nothing(compute);
-  kernels().of<T>().lstm_forward({parallel(), batch.sequence, masks, H, P, data<T>(w_hh), data<T>(w_hr),
-                                  b_ih ? bias.data() : nullptr, data<T>(h0), data<T>(c0), data<T>(gates),
-                                  save ? data<T>(cells) : nullptr, states_apart ? data<T>(states) : nullptr,
-                                  data<T>(out), data<T>(h_n), data<T>(c_n)});
-  if (save != SAVE_ALL) gates = nothing(compute);
+  const Tensor gates = room(save == SAVE_ALL, {N, 4 * H}, compute), cells = room(save, {N, H}, compute);
+  const Tensor states = room(states_apart, {N, P}, compute);
+  kernels().of<T>().lstm_forward({.parallel = parallel(),
+                                  .sequence = batch.sequence,
+                                  .masks = masks,
+                                  .inputs = shapes.inputs,
+                                  .units = H,
+                                  .projected = P,
+                                  .x = read<T>(x),
+                                  .w_ih = read<T>(w_ih),
+                                  .w_hh = read<T>(w_hh),
+                                  .w_hr = read<T>(w_hr),
+                                  .b_ih = read<T>(b_ih),
+                                  .b_hh = read<T>(b_hh),
+                                  .h0 = read<T>(h0),
+                                  .c0 = read<T>(c0),
+                                  .gates = where<T>(save == SAVE_ALL, gates),
+                                  .cells = where<T>(save, cells),
+                                  .states = where<T>(states_apart, states),
+                                  .out = data<T>(out),
+                                  .h_n = data<T>(h_n),
+                                  .c_n = data<T>(c_n)});
   return {in_type(out, dtype), in_type(h_n, dtype), in_type(c_n, dtype), gates, cells, states};
 }
 
@@ -100,62 +108,56 @@ Backward backward(const MaybeTensor& grad_out, const MaybeTensor& grad_h_n, cons
                   const Tensor& cells_, const Tensor& states, const Shapes& shapes, const Batch& batch,
                   const cpu::Masks& masks, int64_t needs) {
   constexpr ScalarType compute = scalar_type<T>;
-  const cpu::TypedKernels<T>& run = kernels().of<T>();
   const int64_t H = shapes.units, P = shapes.projected, B = batch.sequence.batch, N = batch.sequence.rows;
   const Tensor cells = saved_as("cells", cells_, compute, {N, H});
-  const Tensor x = torch::stable::view(dense(x_, compute), {N, shapes.inputs});
-  const Tensor h0 = dense(h0_, compute), c0 = dense(c0_, compute);
-  const Tensor h = torch::stable::view(dense(states, compute), {N, P});
-  const Tensor w_ih = read_weight<T>(w_ih_, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, masks);
-  const Tensor w_hh = read_weight<T>(w_hh_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, masks);
-  const MaybeTensor w_hr =
-      w_hr_ ? MaybeTensor(read_weight<T>(*w_hr_, FLAG_WEIGHT_HR, KIND_WEIGHT_HR, masks)) : std::nullopt;
+  const bool kept = saved.dim() != 1;  // otherwise the forward kept no gates
+  const Tensor gates = kept ? saved_as("gates", saved, compute, {N, 4 * H}) : saved;
+  const Tensor x = dense(x_, compute), h0 = dense(h0_, compute), c0 = dense(c0_, compute);
+  const Tensor w_ih = dense(w_ih_, compute), w_hh = dense(w_hh_, compute);
+  const MaybeTensor w_hr = dense(w_hr_, compute), b_ih = dense(b_ih_, compute), b_hh = dense(b_hh_, compute);
   check_floating("grad_out", grad_out);
   check_floating("grad_h_n", grad_h_n);
   check_floating("grad_c_n", grad_c_n);
   check_floating("states", states);
+  const Tensor h = torch::stable::view(dense(states, compute), {N, P});
   const MaybeTensor dout = dense(grad_out, compute), dh_n = dense(grad_h_n, compute), dc_n = dense(grad_c_n, compute);
   check_shape("grad_out", dout, batch.shape(P));
   check_shape("grad_h_n", dh_n, {B, P});
   check_shape("grad_c_n", dc_n, {B, H});
 
-  const bool recompute = saved.dim() == 1;  // the forward kept no gates
-  MaybeTensor operand;
-  if (recompute || (needs & NEEDS_W_HH)) {
-    operand = empty({N, P}, compute);
-    run.read_operand({parallel(), batch.sequence, masks, P, data<T>(h), data<T>(h0), data<T>(*operand), /*gru=*/false});
-  }
-  Tensor gates = saved;
-  if (recompute) {
-    const MaybeTensor b_ih = dense(b_ih_, compute), b_hh = dense(b_hh_, compute);
-    gates = product(x, t(w_ih));
-    const Tensor recurrent = product(*operand, t(w_hh));
-    run.lstm_activate({parallel(), N, H, data<T>(recurrent), data<T>(b_ih), data<T>(b_hh), data<T>(gates), nullptr});
-  }
-  gates = saved_as("gates", gates, compute, {N, 4 * H});
-  Tensor dgates = empty({N, 4 * H}, compute), dh0 = empty({B, P}, compute), dc0 = empty({B, H}, compute);
-  const Tensor dprojected = w_hr ? empty({N, P}, compute) : nothing(compute);
-  const Tensor outputs = w_hr ? empty({N, H}, compute) : nothing(compute);
-  run.lstm_backward({parallel(), batch.sequence, masks, H, P, data<T>(w_hh), data<T>(w_hr), data<T>(c0), data<T>(cells),
-                     data<T>(dout), data<T>(dh_n), data<T>(dc_n), data<T>(gates), data<T>(dgates), data<T>(dprojected),
-                     data<T>(outputs), data<T>(dh0), data<T>(dc0)});
-
-  Tensor dx = nothing(compute), dw_ih = nothing(compute), dw_hh = nothing(compute), db = nothing(compute);
-  Tensor dw_hr = nothing(compute);
-  if (needs & NEEDS_X) dx = torch::stable::view(product(dgates, w_ih), batch.shape(shapes.inputs));
-  if (needs & NEEDS_W_IH) {
-    dw_ih = product(t(dgates), x);
-    mask_gradient<T>(dw_ih, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, masks);
-  }
-  if (needs & NEEDS_W_HH) {
-    dw_hh = product(t(dgates), *operand);
-    mask_gradient<T>(dw_hh, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, masks);
-  }
-  if (needs & NEEDS_BIAS) db = column_sums<T>(dgates);
-  if (w_hr && (needs & NEEDS_W_HR)) {
-    dw_hr = product(t(dprojected), outputs);
-    mask_gradient<T>(dw_hr, FLAG_WEIGHT_HR, KIND_WEIGHT_HR, masks);
-  }
+  const auto wants = [needs](int64_t bit) { return (needs & bit) != 0; };
+  const bool wants_hr = w_hr && wants(NEEDS_W_HR);
+  Tensor dx = room(wants(NEEDS_X), batch.shape(shapes.inputs), compute);
+  Tensor dw_ih = room(wants(NEEDS_W_IH), {4 * H, shapes.inputs}, compute);
+  Tensor dw_hh = room(wants(NEEDS_W_HH), {4 * H, P}, compute), db = room(wants(NEEDS_BIAS), {4 * H}, compute);
+  Tensor dw_hr = room(wants_hr, {P, H}, compute), dh0 = empty({B, P}, compute), dc0 = empty({B, H}, compute);
+  kernels().of<T>().lstm_backward({.parallel = parallel(),
+                                   .sequence = batch.sequence,
+                                   .masks = masks,
+                                   .inputs = shapes.inputs,
+                                   .units = H,
+                                   .projected = P,
+                                   .x = read<T>(x),
+                                   .w_ih = read<T>(w_ih),
+                                   .w_hh = read<T>(w_hh),
+                                   .w_hr = read<T>(w_hr),
+                                   .b_ih = read<T>(b_ih),
+                                   .b_hh = read<T>(b_hh),
+                                   .h0 = read<T>(h0),
+                                   .c0 = read<T>(c0),
+                                   .gates = kept ? read<T>(gates) : nullptr,
+                                   .cells = read<T>(cells),
+                                   .states = read<T>(h),
+                                   .dout = read<T>(dout),
+                                   .dh_n = read<T>(dh_n),
+                                   .dc_n = read<T>(dc_n),
+                                   .dx = where<T>(wants(NEEDS_X), dx),
+                                   .dw_ih = where<T>(wants(NEEDS_W_IH), dw_ih),
+                                   .dw_hh = where<T>(wants(NEEDS_W_HH), dw_hh),
+                                   .dw_hr = where<T>(wants_hr, dw_hr),
+                                   .db = where<T>(wants(NEEDS_BIAS), db),
+                                   .dh0 = data<T>(dh0),
+                                   .dc0 = data<T>(dc0)});
   return {in_type(dx, x_.scalar_type()),
           in_type(dh0, h0_.scalar_type()),
           in_type(dc0, c0_.scalar_type()),

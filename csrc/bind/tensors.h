@@ -1,4 +1,4 @@
-// Tensors of the stable ABI for the CPU kernels: checks, conversions, products, and what a layer's arguments mean.
+// Tensors of the stable ABI for the CPU kernels: checks, conversions, and what a layer's arguments mean.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -92,23 +92,13 @@ T* data(const Tensor& t) {
   return static_cast<T*>(t.mutable_data_ptr());
 }
 template <class T>
-const T* data(const MaybeTensor& t) {
-  return t ? static_cast<const T*>(t->const_data_ptr()) : nullptr;
+const T* read(const Tensor& t) {
+  return static_cast<const T*>(t.const_data_ptr());
 }
-
-// out = a b. Products are called by their out variants: autocast leaves those alone.
-inline void multiply(const Tensor& a, const Tensor& b, Tensor& out) {
-  std::array<StableIValue, 3> stack{torch::stable::detail::from(a), torch::stable::detail::from(b),
-                                    torch::stable::detail::from(out)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
-  torch::stable::detail::to<Tensor>(stack[0]);  // takes the result's reference
+template <class T>
+const T* read(const MaybeTensor& t) {
+  return t ? read<T>(*t) : nullptr;
 }
-inline Tensor product(const Tensor& a, const Tensor& b) {
-  Tensor out = empty({a.size(0), b.size(1)}, a.scalar_type());
-  multiply(a, b, out);
-  return out;
-}
-inline Tensor t(const Tensor& matrix) { return torch::stable::transpose(matrix, 0, 1); }
 
 // Integer arguments, kept alive and read on the host: the CPU kernels' only index data.
 inline std::vector<int64_t> integers(const char* name, const Tensor& t, int64_t n) {
@@ -219,32 +209,14 @@ struct Random {
   }
 };
 
-// The weight as the kernels read it: dense, in the compute type, masked where weight dropout is on.
-template <class T>
-Tensor read_weight(const Tensor& w, uint32_t flag, uint32_t kind, const cpu::Masks& masks) {
-  const Tensor source = dense(w, scalar_type<T>);
-  if (!masks.sampled(flag)) return source;
-  Tensor target = empty({source.size(0), source.size(1)}, scalar_type<T>);
-  kernels().of<T>().mask_weight({parallel(), static_cast<const T*>(source.const_data_ptr()), data<T>(target),
-                                 source.size(0), source.size(1), kind, masks});
-  return target;
-}
-
-// The same mask on a weight's gradient.
-template <class T>
-void mask_gradient(Tensor& dw, uint32_t flag, uint32_t kind, const cpu::Masks& masks) {
-  if (!masks.sampled(flag)) return;
-  kernels().of<T>().mask_weight({parallel(), data<T>(dw), data<T>(dw), dw.size(0), dw.size(1), kind, masks});
-}
-
-template <class T>
-Tensor column_sums(const Tensor& matrix) {
-  Tensor sums = empty({matrix.size(1)}, scalar_type<T>);
-  kernels().of<T>().column_sums(
-      {parallel(), matrix.size(0), matrix.size(1), static_cast<const T*>(matrix.const_data_ptr()), data<T>(sums)});
-  return sums;
-}
-
 inline Tensor nothing(ScalarType dtype) { return empty({0}, dtype); }
+// Room for a result, or nothing where nobody asks for it; where(...) is null then.
+inline Tensor room(bool wanted, std::vector<int64_t> shape, ScalarType dtype) {
+  return wanted ? empty(shape, dtype) : nothing(dtype);
+}
+template <class T>
+T* where(bool wanted, const Tensor& t) {
+  return wanted ? data<T>(t) : nullptr;
+}
 
 }  // namespace frd::bind

@@ -1,73 +1,128 @@
 // GRU (reset after the recurrent product), backward: the mirror image of the forward pass. See lstm_backward.h.
 // No include guard on purpose: once per isa_*.cpp, inside its namespace.
+//
+// W x and U h have the gradients of r and z in common and their own of n, so that a row of gradients holds four: n at
+// W x, r, z, n at U h. The first three are what goes back through W, the last three what goes back through U.
 
-template <class T, int NV>
+template <class T>
 class GruBackwardPass {
   using V = Vec<T>;
   using Math = SimdMath<T>;
-  static constexpr int64_t WIDTH = NV * LANES;
+  static constexpr int NV = 3;
 
  public:
   explicit GruBackwardPass(const GruBackward<T>& p)
       : p_(p),
         H_(p.units),
         B_(p.sequence.batch),
+        most_(chunk_rows<T>(WIDE * H_)),
+        largest_(largest_chunk(p.sequence, most_)),
+        groups_(groups_for(p.parallel, tiles_of(H_, LANES), 6.0 * B_ * H_ * H_)),
         sites_(state_sites<Math>(p.masks.flags, p.masks.thresholds)),
         masks_(p.parallel, p.masks, B_, H_),
-        w_hh_(pack_columns<NV>(p.parallel, p.w_hh, 3 * H_, H_)),
-        dh_(scratch<T>(B_ * H_)) {
+        bias_(p.b_ih, p.b_hh, H_),
+        m_ih_(p.w_ih, NV * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks),
+        m_hh_(p.w_hh, NV * H_, H_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks),
+        of_x_(p.inputs, 1),
+        of_h_(H_, groups_),
+        w_hh_(pack_columns<T>(p.parallel, of_h_, m_hh_, NV * H_)),
+        w_ih_(scratch<T>(p.dx ? of_x_.vectors * LANES * NV * H_ : 0)),
+        dgates_(scratch<T>(largest_ * WIDE * H_)),
+        later_(scratch<T>(B_ * NV * H_)),
+        dh_(scratch<T>(B_ * H_)),
+        operand_(scratch<T>(p.dw_hh || !p.gates ? largest_ * H_ : 0)),
+        turned_(scratch<T>(weights_wanted() ? WIDE * H_ * largest_ : 0)),
+        dw_ih_(p.parallel, p.dw_ih, NV * H_, p.inputs, largest_),
+        dw_hh_(p.parallel, p.dw_hh, NV * H_, H_, largest_),
+        resets_again_(scratch<T>(p.gates ? 0 : largest_ * H_)),
+        again_(p.gates ? nullptr : new GatesAgain<NV, T>(p, H_, H_, m_ih_, m_hh_, bias_.with_input(), largest_)) {
+    // n comes first in a row of gradients and last in W.
+    if (p.dx)
+      pack_columns(
+          p.parallel, of_x_, m_ih_, NV * H_, [this](int64_t k) { return k < H_ ? 2 * H_ + k : k - H_; }, w_ih_.get());
     // A caller's h_n is the state times read_scale.
     for (int64_t i = 0; i < B_ * H_; ++i) dh_[i] = p.dh_n ? sites_.read_scale * p.dh_n[i] : T(0);
   }
 
   void run() {
-    const int64_t T_ = p_.sequence.steps, tiles = tiles_of(H_, WIDTH);
-    const int groups = groups_for(p_.parallel, tiles, 6.0 * B_ * H_ * H_);
-    Team(p_.parallel, T_ + 1, groups).run([&](int64_t s, int group) {
-      for (int64_t tile = share(tiles, group, groups); tile < share(tiles, group + 1, groups); ++tile)
-        s < T_ ? hidden(p_.sequence.time(T_ - 1 - s), tile * WIDTH) : leave(tile * WIDTH);
-    });
+    for (int64_t end = p_.sequence.steps; end > 0; end = chunk_.begin) {
+      chunk_ = Chunk::upto(p_.sequence, end, most_);
+      if (p_.dw_hh || !p_.gates)
+        read_operand<true>(p_.parallel, p_.sequence, chunk_, sites_, masks_, p_.states, p_.h0, H_, operand_.get());
+      gates_ = p_.gates ? p_.gates + chunk_.row * NV * H_ : activated();
+      resets_ = p_.gates ? p_.resets + chunk_.row * H_ : resets_again_.get();
+      steps();
+      add_gradients();
+      const int64_t t = p_.sequence.time(chunk_.begin);
+      for (int64_t b = 0; b < p_.sequence.active(t); ++b)
+        std::memcpy(&later_[b * NV * H_], dgates(t, b) + H_, NV * H_ * sizeof(T));
+    }
+    leave();
+    if (p_.dw_ih) mask_gradient(p_.parallel, m_ih_, p_.dw_ih);
+    if (p_.dw_hh) mask_gradient(p_.parallel, m_hh_, p_.dw_hh);
   }
 
  private:
-  const T* drecurrent(int64_t t, int64_t b) const { return p_.drecurrent + (p_.sequence.row(t) + b) * 3 * H_; }
+  static constexpr int WIDE = 4;  // gradients of a unit in a row
+
+  bool weights_wanted() const { return p_.dw_ih || p_.dw_hh || p_.db_ih; }
+  int64_t row_in_chunk(int64_t t, int64_t b) const { return p_.sequence.row(t) + b - chunk_.row; }
+  T* dgates(int64_t t, int64_t b) const { return &dgates_[row_in_chunk(t, b) * WIDE * H_]; }
+
+  // Activated gates of a chunk whose forward kept none.
+  const T* activated() {
+    return again_->run(chunk_, operand_.get(), [this](int64_t row, int64_t u, T* gates, const V* sums) {
+      const int64_t n = H_ - u;
+      const V reset = sums[2] + bias_.of_n(u, n), r = Math::sigmoid(load(gates, n) + sums[0]);
+      store(gates, r, n);
+      store(gates + H_, Math::sigmoid(load(gates + H_, n) + sums[1]), n);
+      store(gates + 2 * H_, Math::tanh(load(gates + 2 * H_, n) + r * reset), n);
+      store(&resets_again_[row * H_ + u], reset, n);
+    });
+  }
+
+  void steps() {
+    Team(p_.parallel, chunk_.end - chunk_.begin, groups_).run([&](int64_t step, int group) {
+      const int64_t s = chunk_.end - 1 - step;
+      for (int64_t tile = share(of_h_.tiles, group, groups_); tile < share(of_h_.tiles, group + 1, groups_); ++tile)
+        hidden(s, p_.sequence.time(s), tile);
+    });
+  }
 
   // The state's gradient from what the recurrent product's operand got.
   V through(int64_t b, int64_t u, V sum) const { return sites_.read_scale * masks_.hidden(b, u, sum); }
 
-  void hidden(int64_t t, int64_t u) {
-    const int64_t after = p_.sequence.after(t), continued = p_.sequence.continued_by(t);
-    product<NV>(
-        0, continued, [&](int64_t b) { return drecurrent(after, b); }, &w_hh_[u * 3 * H_], 3 * H_,
-        [&](int64_t b, const V* sums) {
-          for (int v = 0; v < NV; ++v) at_h(t, b, u + v * LANES, sums[v]);
-        });
-    for (int64_t b = continued; b < p_.sequence.active(t); ++b)
-      for (int v = 0; v < NV; ++v) at_h(t, b, u + v * LANES, V{});
+  void hidden(int64_t s, int64_t t, int64_t tile) {
+    const int64_t after = p_.sequence.after(t), active = p_.sequence.active(t);
+    const int64_t sent = p_.sequence.exists(after) ? p_.sequence.active(after) : 0;
+    const bool near = chunk_.contains(s + 1);
+    const T* from = near ? dgates(after, 0) + H_ : later_.get();
+    const int64_t stride = (near ? WIDE : NV) * H_;
+    product(
+        of_h_, tile, 0, sent, [&](int64_t b) { return from + b * stride; }, w_hh_.get(), NV * H_,
+        [&](int64_t b, int64_t u, V sum) { b < active ? at_h(t, b, u, sum) : leave_h(b, u, sum); });
+    for (int64_t b = sent; b < active; ++b)
+      for (int64_t v = of_h_.first(tile); v < of_h_.first(tile + 1); ++v) at_h(t, b, v * LANES, V{});
   }
 
   void at_h(int64_t t, int64_t b, int64_t u, V sum) {
-    if (u >= H_) return;
-    const int64_t n = H_ - u, row = p_.sequence.row(t) + b;
+    const int64_t n = H_ - u, row = row_in_chunk(t, b);
     const Drops<Math> drops = masks_.drops(b, u, t);
-    const V dout = p_.dout ? sites_.read_scale * load(p_.dout + row * H_ + u, n) : V{};
+    const V dout = p_.dout ? sites_.read_scale * load(p_.dout + (p_.sequence.row(t) + b) * H_ + u, n) : V{};
     T* carried = &dh_[b * H_ + u];
     V dh = load(carried, n) + through(b, u, sum);
     if (!sites_.unzoned) dh += dout;
     V dh_new = Zone<Math>::to_new(sites_.zone_h, drops.zone_h, dh);
     if (sites_.unzoned) dh_new += dout;
-    const T* gates = p_.gates + row * 3 * H_ + u;
-    GruGates<Math> g{load(gates, n), load(gates + H_, n), load(gates + 2 * H_, n), load(p_.resets + row * H_ + u, n)};
+    const T* gates = gates_ + row * NV * H_ + u;
+    GruGates<Math> g{load(gates, n), load(gates + H_, n), load(gates + 2 * H_, n), load(resets_ + row * H_ + u, n)};
     const V leak = gru_backward<Math>(sites_, drops, g, state_before(t, b, u), dh_new);
     store(carried, Zone<Math>::to_old(sites_.zone_h, drops.zone_h, dh) + leak, n);
-    T* dinput = p_.dinput + row * 3 * H_ + u;
-    T* drecurrent = p_.drecurrent + row * 3 * H_ + u;
-    for (T* to : {dinput, drecurrent}) {
-      store(to, g.r, n);
-      store(to + H_, g.z, n);
-    }
-    store(dinput + 2 * H_, g.n, n);
-    store(drecurrent + 2 * H_, g.u, n);
+    T* to = dgates(t, b) + u;
+    store(to, g.n, n);
+    store(to + H_, g.r, n);
+    store(to + 2 * H_, g.z, n);
+    store(to + 3 * H_, g.u, n);
   }
 
   V state_before(int64_t t, int64_t b, int64_t u) const {
@@ -77,24 +132,55 @@ class GruBackwardPass {
     return enter<Math>(masks_.dead_units(), sites_.entry_scale, masks_.dead(b, u), load(p_.h0 + b * H_ + u, n));
   }
 
-  // From the gates of each row's first step to the caller's h_0.
-  void leave(int64_t u) {
-    product<NV>(
-        0, B_, [&](int64_t b) { return drecurrent(p_.sequence.first(b), b); }, &w_hh_[u * 3 * H_], 3 * H_,
-        [&](int64_t b, const V* sums) {
-          for (int v = 0; v < NV && u + v * LANES < H_; ++v) {
-            const int64_t at = u + v * LANES, n = H_ - at;
-            const V dh = load(&dh_[b * H_ + at], n) + through(b, at, sums[v]);
-            const V entered = enter<Math>(masks_.dead_units(), sites_.entry_scale, masks_.dead(b, at), dh);
-            store(p_.dh0 + b * H_ + at, entered, n);
-          }
-        });
+  void add_gradients() {
+    const int64_t rows = chunk_.rows;
+    if (p_.dx)
+      input_gradient(p_.parallel, dgates_.get(), rows, WIDE * H_, NV * H_, of_x_, w_ih_.get(),
+                     p_.dx + chunk_.row * p_.inputs, p_.inputs);
+    if (!weights_wanted()) return;
+    transpose(p_.parallel, dgates_.get(), rows, WIDE * H_, turned_.get(), rows);
+    const auto at_input = [&](int64_t row) { return &turned_[(row < 2 * H_ ? H_ + row : row - 2 * H_) * rows]; };
+    const auto at_recurrent = [&](int64_t row) { return &turned_[(H_ + row) * rows]; };
+    dw_ih_.add(at_input, p_.x + chunk_.row * p_.inputs, rows);
+    dw_hh_.add(at_recurrent, operand_.get(), rows);
+    const bool first = chunk_.end == p_.sequence.steps;
+    if (p_.db_ih) add_row_sums(p_.parallel, at_input, NV * H_, rows, first, p_.db_ih);
+    if (p_.db_hh) add_row_sums(p_.parallel, at_recurrent, NV * H_, rows, first, p_.db_hh);
+  }
+
+  // From the gates of the first step to the caller's h_0.
+  void leave() {
+    const int64_t n = p_.sequence.active(p_.sequence.time(0));
+    p_.parallel.each(of_h_.tiles, NV * H_ * H_, [&](int64_t begin, int64_t end) {
+      for (int64_t tile = begin; tile < end; ++tile)
+        product(
+            of_h_, tile, 0, n, [&](int64_t b) { return &later_[b * NV * H_]; }, w_hh_.get(), NV * H_,
+            [&](int64_t b, int64_t u, V sum) { leave_h(b, u, sum); });
+    });
+  }
+  void leave_h(int64_t b, int64_t u, V sum) {
+    const int64_t n = H_ - u;
+    const V dh = load(&dh_[b * H_ + u], n) + through(b, u, sum);
+    store(p_.dh0 + b * H_ + u, enter<Math>(masks_.dead_units(), sites_.entry_scale, masks_.dead(b, u), dh), n);
   }
 
   const GruBackward<T>& p_;
-  const int64_t H_, B_;
+  const int64_t H_, B_, most_, largest_;
+  const int groups_;
   const StateSites<Math> sites_;
   const StateMasks<T> masks_;
-  Buffer<T> w_hh_;
-  Buffer<T> dh_;  // [B, H]: the gradient carried from step to step; each unit is touched by its owner alone
+  const GruBias<T> bias_;
+  const MaskedWeight<T> m_ih_, m_hh_;
+  const Columns of_x_, of_h_;
+  Buffer<T> w_hh_, w_ih_;
+  Buffer<T> dgates_;   // [rows of a chunk, 4H]: gradients at the pre-activations, n, r, z, and u
+  Buffer<T> later_;    // [B, 3H]: r, z and u of the step after the chunk
+  Buffer<T> dh_;       // [B, H]: carried from step to step; each unit is touched by its owner alone
+  Buffer<T> operand_;  // [rows of a chunk, H]: what the recurrent product read
+  Buffer<T> turned_;   // [4H, rows of the chunk]: dgates_, for the gradients of the weights
+  WeightGradient<T> dw_ih_, dw_hh_;
+  Buffer<T> resets_again_;                    // [rows of a chunk, H]
+  std::unique_ptr<GatesAgain<NV, T>> again_;  // where the forward kept no gates
+  Chunk chunk_{};
+  const T *gates_ = nullptr, *resets_ = nullptr;  // of the chunk, activated
 };

@@ -1,8 +1,10 @@
 // The kernels for AVX2. Chosen at run time, so everything they call is compiled in this file's own namespace.
 #include <cstdint>
-#include <initializer_list>
+#include <cstring>
 #include <memory>
 #include <new>
+#include <type_traits>
+#include <utility>
 
 #include "cpu/schedule.h"
 

@@ -1,8 +1,10 @@
 // The kernels for any processor: vectors of four floats, whatever the compiler makes of them.
 #include <cstdint>
-#include <initializer_list>
+#include <cstring>
 #include <memory>
 #include <new>
+#include <type_traits>
+#include <utility>
 
 #include "core/gru_cell.h"
 #include "core/lstm_cell.h"

@@ -8,7 +8,15 @@ namespace frd::cpu::FRD_ISA {
 
 #include "cpu/gemm.h"
 
+#include "cpu/pack.h"
+
+#include "cpu/products.h"
+
 #include "cpu/elementwise.h"
+
+#include "cpu/operand.h"
+
+#include "cpu/gates_again.h"
 
 #include "cpu/lstm_forward.h"
 
@@ -26,25 +34,20 @@ template <class T>
 void gru_forward_pass(const GruForward<T>& p) {
   GruForwardPass<T>(p).run();
 }
-// Wide tiles read fewer operands; narrow ones leave enough of them to share among threads.
 template <class T>
 void lstm_backward_pass(const LstmBackward<T>& p) {
-  if (p.projected >= 16 * LANES) return LstmBackwardPass<T, 4>(p).run();
-  LstmBackwardPass<T, 1>(p).run();
+  LstmBackwardPass<T>(p).run();
 }
 template <class T>
 void gru_backward_pass(const GruBackward<T>& p) {
-  if (p.units >= 16 * LANES) return GruBackwardPass<T, 4>(p).run();
-  GruBackwardPass<T, 1>(p).run();
+  GruBackwardPass<T>(p).run();
 }
 
 template <class T>
 constexpr TypedKernels<T> typed_kernels() {
-  return {mask_weight<T>,      read_operand<T>,      lstm_forward_pass<T>, lstm_backward_pass<T>, lstm_activate<T>,
-          gru_forward_pass<T>, gru_backward_pass<T>, gru_activate<T>,      column_sums<T>};
+  return {lstm_forward_pass<T>, lstm_backward_pass<T>, gru_forward_pass<T>, gru_backward_pass<T>, drop_rows<T>};
 }
 
-inline const Kernels table{FRD_ISA_NAME,     typed_kernels<float>(), typed_kernels<double>(),
-                           drop_rows<float>, drop_rows<double>,      read_words};
+inline const Kernels table{FRD_ISA_NAME, typed_kernels<float>(), typed_kernels<double>(), read_words};
 
 }  // namespace frd::cpu::FRD_ISA

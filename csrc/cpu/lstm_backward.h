@@ -1,11 +1,12 @@
-// LSTM, backward: the mirror image of the forward pass. dW, dU and dx are left to large products over all steps.
+// LSTM, backward: the mirror image of the forward pass, a chunk of steps at a time. What a chunk adds to the gradients
+// of x and of the weights is left to products over all its steps.
 // No include guard on purpose: once per isa_*.cpp, inside its namespace.
 
-template <class T, int NV>
+template <class T>
 class LstmBackwardPass {
   using V = Vec<T>;
   using Math = SimdMath<T>;
-  static constexpr int64_t WIDTH = NV * LANES;
+  static constexpr int NV = 4;
 
  public:
   explicit LstmBackwardPass(const LstmBackward<T>& p)
@@ -13,60 +14,101 @@ class LstmBackwardPass {
         H_(p.units),
         P_(p.projected),
         B_(p.sequence.batch),
+        most_(chunk_rows<T>(NV * H_)),
+        largest_(largest_chunk(p.sequence, most_)),
+        groups_(groups_for(p.parallel, tiles_of(P_, LANES), 8.0 * B_ * H_ * P_)),
         sites_(state_sites<Math>(p.masks.flags, p.masks.thresholds)),
         masks_(p.parallel, p.masks, B_, H_),
-        w_hh_(pack_columns<NV>(p.parallel, p.w_hh, 4 * H_, P_)),
+        m_ih_(p.w_ih, NV * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks),
+        m_hh_(p.w_hh, NV * H_, P_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks),
+        m_hr_(p.w_hr, p.w_hr ? P_ : 0, H_, FLAG_WEIGHT_HR, KIND_WEIGHT_HR, p.masks),
+        of_x_(p.inputs, 1),
+        of_h_(P_, groups_),
+        of_outputs_(H_, groups_),
+        w_hh_(pack_columns<T>(p.parallel, of_h_, m_hh_, NV * H_)),
+        w_ih_(nullptr, nullptr),
         w_hr_(nullptr, nullptr),
+        dgates_(scratch<T>(largest_ * NV * H_)),
+        later_(scratch<T>(B_ * NV * H_)),
         dh_(scratch<T>(B_ * P_)),
-        dc_(scratch<T>(B_ * H_)) {
-    if (p.w_hr) w_hr_ = pack_columns<1>(p.parallel, p.w_hr, P_, H_);
-    fill(dh_.get(), p.dh_n, B_ * P_);
-    fill(dc_.get(), p.dc_n, B_ * H_);
+        dc_(scratch<T>(B_ * H_)),
+        operand_(scratch<T>(p.dw_hh || !p.gates ? largest_ * P_ : 0)),
+        turned_(scratch<T>(p.dw_ih || p.dw_hh || p.db ? NV * H_ * largest_ : 0)),
+        dprojected_(scratch<T>(p.w_hr ? largest_ * P_ : 0)),
+        dprojected_turned_(scratch<T>(p.dw_hr ? P_ * largest_ : 0)),
+        outputs_(scratch<T>(p.w_hr ? largest_ * H_ : 0)),
+        dw_ih_(p.parallel, p.dw_ih, NV * H_, p.inputs, largest_),
+        dw_hh_(p.parallel, p.dw_hh, NV * H_, P_, largest_),
+        dw_hr_(p.parallel, p.dw_hr, P_, H_, largest_),
+        bias_(scratch<T>(p.gates ? 0 : NV * H_)),
+        again_(p.gates ? nullptr : new GatesAgain<NV, T>(p, H_, P_, m_ih_, m_hh_, bias_.get(), largest_)) {
+    for (int64_t i = 0; !p.gates && i < NV * H_; ++i) bias_[i] = p.b_ih ? p.b_ih[i] + p.b_hh[i] : T(0);
+    if (p.dx) w_ih_ = pack_columns<T>(p.parallel, of_x_, m_ih_, NV * H_);
+    if (p.w_hr) w_hr_ = pack_columns<T>(p.parallel, of_outputs_, m_hr_, P_);
+    for (int64_t i = 0; i < B_ * P_; ++i) dh_[i] = p.dh_n ? p.dh_n[i] : T(0);
+    for (int64_t i = 0; i < B_ * H_; ++i) dc_[i] = p.dc_n ? p.dc_n[i] : T(0);
   }
 
   void run() {
-    const int64_t T_ = p_.sequence.steps, tiles = tiles_of(P_, WIDTH), phases = p_.w_hr ? 2 : 1;
-    const int groups = groups_for(p_.parallel, tiles, 8.0 * B_ * H_ * P_);
-    // One step more than the sequence has: from the first step's gates to h_0 and c_0.
-    Team(p_.parallel, (T_ + 1) * phases, groups).run([&](int64_t step, int group) {
-      const int64_t s = step / phases;
-      if (step % phases == 0) {
-        for (int64_t tile = share(tiles, group, groups); tile < share(tiles, group + 1, groups); ++tile)
-          s < T_ ? hidden(p_.sequence.time(T_ - 1 - s), tile * WIDTH) : leave_h(tile * WIDTH);
-      } else {
-        const int64_t columns = tiles_of(H_, LANES);
-        for (int64_t tile = share(columns, group, groups); tile < share(columns, group + 1, groups); ++tile)
-          s < T_ ? projected(p_.sequence.time(T_ - 1 - s), tile * LANES) : leave_c(tile * LANES);
-      }
-    });
-    if (phases == 1)
-      for (int64_t u = 0; u < H_; u += LANES) leave_c(u);
+    for (int64_t end = p_.sequence.steps; end > 0; end = chunk_.begin) {
+      chunk_ = Chunk::upto(p_.sequence, end, most_);
+      if (operand_wanted())
+        read_operand<false>(p_.parallel, p_.sequence, chunk_, sites_, masks_, p_.states, p_.h0, P_, operand_.get());
+      gates_ = p_.gates ? p_.gates + chunk_.row * NV * H_ : activated();
+      steps();
+      add_gradients();
+      const int64_t t = p_.sequence.time(chunk_.begin), n = p_.sequence.active(t) * NV * H_;
+      std::memcpy(later_.get(), dgates(t, 0), n * sizeof(T));
+    }
+    leave();
+    mask_gradients();
   }
 
  private:
-  static void fill(T* to, const T* from, int64_t n) {
-    for (int64_t i = 0; i < n; ++i) to[i] = from ? from[i] : T(0);
-  }
-  const T* dgates(int64_t t, int64_t b) const { return p_.dgates + (p_.sequence.row(t) + b) * 4 * H_; }
+  bool operand_wanted() const { return p_.dw_hh || !p_.gates; }
+  int64_t row_in_chunk(int64_t t, int64_t b) const { return p_.sequence.row(t) + b - chunk_.row; }
+  T* dgates(int64_t t, int64_t b) const { return &dgates_[row_in_chunk(t, b) * NV * H_]; }
 
-  // The gradient that h gets from the step after through U, for rows that have one, added to what is carried.
-  void hidden(int64_t t, int64_t u) {
-    const int64_t after = p_.sequence.after(t), continued = p_.sequence.continued_by(t);
-    product<NV>(
-        0, continued, [&](int64_t b) { return dgates(after, b); }, &w_hh_[u * 4 * H_], 4 * H_,
-        [&](int64_t b, const V* sums) {
-          for (int v = 0; v < NV; ++v) at_h(t, b, u + v * LANES, sums[v]);
-        });
-    for (int64_t b = continued; b < p_.sequence.active(t); ++b)
-      for (int v = 0; v < NV; ++v) at_h(t, b, u + v * LANES, V{});
+  // Activated gates of a chunk whose forward kept none.
+  const T* activated() {
+    const int64_t H = H_;
+    return again_->run(chunk_, operand_.get(), [H](int64_t, int64_t u, T* gates, const V* sums) {
+      const int64_t n = H - u;
+      for (int v = 0; v < NV; ++v) {
+        const V a = load(gates + v * H, n) + sums[v];
+        store(gates + v * H, v == 2 ? Math::tanh(a) : Math::sigmoid(a), n);
+      }
+    });
+  }
+
+  void steps() {
+    const int64_t phases = p_.w_hr ? 2 : 1;
+    Team(p_.parallel, (chunk_.end - chunk_.begin) * phases, groups_).run([&](int64_t step, int group) {
+      const int64_t s = chunk_.end - 1 - step / phases, t = p_.sequence.time(s);
+      const Columns& columns = step % phases == 0 ? of_h_ : of_outputs_;
+      for (int64_t i = share(columns.tiles, group, groups_); i < share(columns.tiles, group + 1, groups_); ++i)
+        step % phases == 0 ? hidden(s, t, i) : projected(t, i);
+    });
+  }
+
+  // One tile of h at step s. The step after sends its gradient through U; rows that have no such step get none, and
+  // rows that end in the step after, which only a reversed packed batch has, leave for h_0.
+  void hidden(int64_t s, int64_t t, int64_t tile) {
+    const int64_t after = p_.sequence.after(t), active = p_.sequence.active(t);
+    const int64_t sent = p_.sequence.exists(after) ? p_.sequence.active(after) : 0;
+    const T* from = chunk_.contains(s + 1) ? dgates(after, 0) : later_.get();
+    product(
+        of_h_, tile, 0, sent, [&](int64_t b) { return from + b * NV * H_; }, w_hh_.get(), NV * H_,
+        [&](int64_t b, int64_t u, V sum) { b < active ? at_h(t, b, u, sum) : leave_h(b, u, sum); });
+    for (int64_t b = sent; b < active; ++b)
+      for (int64_t v = of_h_.first(tile); v < of_h_.first(tile + 1); ++v) at_h(t, b, v * LANES, V{});
   }
 
   // Gradients at LANES units of h_t.
   void at_h(int64_t t, int64_t b, int64_t u, V through_u) {
-    if (u >= P_) return;
-    const int64_t n = P_ - u, row = p_.sequence.row(t) + b;
+    const int64_t n = P_ - u;
     const Drops<Math> drops = masks_.drops(b, u, t);
-    const V dout = p_.dout ? load(p_.dout + row * P_ + u, n) : V{};
+    const V dout = p_.dout ? load(p_.dout + (p_.sequence.row(t) + b) * P_ + u, n) : V{};
     T* carried = &dh_[b * P_ + u];
     V dh = load(carried, n) + masks_.hidden(b, u, through_u);
     if (!sites_.unzoned) dh += dout;
@@ -74,30 +116,30 @@ class LstmBackwardPass {
     if (sites_.unzoned) dh_new += dout;
     store(carried, Zone<Math>::to_old(sites_.zone_h, drops.zone_h, dh), n);
     if (p_.w_hr) {
-      store(p_.dprojected + row * P_ + u, dh_new, n);
+      store(&dprojected_[row_in_chunk(t, b) * P_ + u], dh_new, n);
     } else {
       at_gates(t, b, u, drops, dh_new);
     }
   }
 
-  // With a projection: the gradient at LANES units of what it reads.
-  void projected(int64_t t, int64_t u) {
-    const int64_t row0 = p_.sequence.row(t);
-    product<1>(
-        0, p_.sequence.active(t), [&](int64_t b) { return p_.dprojected + (row0 + b) * P_; }, &w_hr_[u * P_], P_,
-        [&](int64_t b, const V* sums) { at_gates(t, b, u, masks_.drops(b, u, t), sums[0]); });
+  // With a projection: the gradient at one tile of what it reads.
+  void projected(int64_t t, int64_t tile) {
+    const T* from = &dprojected_[row_in_chunk(t, 0) * P_];
+    product(
+        of_outputs_, tile, 0, p_.sequence.active(t), [&](int64_t b) { return from + b * P_; }, w_hr_.get(), P_,
+        [&](int64_t b, int64_t u, V sum) { at_gates(t, b, u, masks_.drops(b, u, t), sum); });
   }
 
   void at_gates(int64_t t, int64_t b, int64_t u, const Drops<Math>& drops, V dh_new) {
-    const int64_t n = H_ - u, row = p_.sequence.row(t) + b;
-    const T* gates = p_.gates + row * 4 * H_ + u;
+    const int64_t n = H_ - u, row = row_in_chunk(t, b);
+    const T* gates = gates_ + row * NV * H_ + u;
     LstmGates<Math> g{load(gates, n), load(gates + H_, n), load(gates + 2 * H_, n), load(gates + 3 * H_, n)};
     const V c_prev = cell_before(t, b, u);
-    if (p_.w_hr) store(p_.outputs + row * H_ + u, lstm_output<Math>(sites_, drops, g, c_prev), n);
+    if (p_.w_hr) store(&outputs_[row * H_ + u], lstm_output<Math>(sites_, drops, g, c_prev), n);
     V dc = load(&dc_[b * H_ + u], n);
     lstm_backward<Math>(sites_, drops, g, c_prev, dh_new, dc);
     store(&dc_[b * H_ + u], dc, n);
-    T* to = p_.dgates + row * 4 * H_ + u;
+    T* to = &dgates_[row * NV * H_ + u];
     store(to, g.i, n);
     store(to + H_, g.f, n);
     store(to + 2 * H_, g.g, n);
@@ -111,29 +153,71 @@ class LstmBackwardPass {
     return enter<Math>(masks_.dead_units(), T(1), masks_.dead(b, u), load(p_.c0 + b * H_ + u, n));
   }
 
-  // From the gates of each row's first step to h_0.
-  void leave_h(int64_t u) {
-    product<NV>(
-        0, B_, [&](int64_t b) { return dgates(p_.sequence.first(b), b); }, &w_hh_[u * 4 * H_], 4 * H_,
-        [&](int64_t b, const V* sums) {
-          for (int v = 0; v < NV && u + v * LANES < P_; ++v) {
-            const int64_t at = u + v * LANES, n = P_ - at;
-            store(p_.dh0 + b * P_ + at, load(&dh_[b * P_ + at], n) + masks_.hidden(b, at, sums[v]), n);
-          }
-        });
-  }
-
-  void leave_c(int64_t u) {
-    for (int64_t b = 0; b < B_; ++b) {
-      const V dc = load(&dc_[b * H_ + u], H_ - u);
-      store(p_.dc0 + b * H_ + u, enter<Math>(masks_.dead_units(), T(1), masks_.dead(b, u), dc), H_ - u);
+  // What the steps of a chunk add to the gradients of x and of the weights.
+  void add_gradients() {
+    const int64_t rows = chunk_.rows, width = NV * H_;
+    const T* x = p_.x + chunk_.row * p_.inputs;
+    if (p_.dx)
+      input_gradient(p_.parallel, dgates_.get(), rows, width, width, of_x_, w_ih_.get(), p_.dx + chunk_.row * p_.inputs,
+                     p_.inputs);
+    if (p_.dw_ih || p_.dw_hh || p_.db) {
+      transpose(p_.parallel, dgates_.get(), rows, width, turned_.get(), rows);
+      const auto left = [&](int64_t row) { return &turned_[row * rows]; };
+      dw_ih_.add(left, x, rows);
+      dw_hh_.add(left, operand_.get(), rows);
+      if (p_.db) add_row_sums(p_.parallel, left, width, rows, chunk_.end == p_.sequence.steps, p_.db);
+    }
+    if (p_.dw_hr) {
+      transpose(p_.parallel, dprojected_.get(), rows, P_, dprojected_turned_.get(), rows);
+      dw_hr_.add([&](int64_t row) { return &dprojected_turned_[row * rows]; }, outputs_.get(), rows);
     }
   }
 
+  // From the gates of the first step to h_0 and c_0.
+  void leave() {
+    const int64_t n = p_.sequence.active(p_.sequence.time(0));
+    p_.parallel.each(of_h_.tiles, NV * H_ * P_, [&](int64_t begin, int64_t end) {
+      for (int64_t tile = begin; tile < end; ++tile)
+        product(
+            of_h_, tile, 0, n, [&](int64_t b) { return &later_[b * NV * H_]; }, w_hh_.get(), NV * H_,
+            [&](int64_t b, int64_t u, V sum) { leave_h(b, u, sum); });
+    });
+    for (int64_t b = 0; b < B_; ++b)
+      for (int64_t u = 0; u < H_; u += LANES) {
+        const V dc = load(&dc_[b * H_ + u], H_ - u);
+        store(p_.dc0 + b * H_ + u, enter<Math>(masks_.dead_units(), T(1), masks_.dead(b, u), dc), H_ - u);
+      }
+  }
+  void leave_h(int64_t b, int64_t u, V through_u) {
+    const int64_t n = P_ - u;
+    store(p_.dh0 + b * P_ + u, load(&dh_[b * P_ + u], n) + masks_.hidden(b, u, through_u), n);
+  }
+
+  void mask_gradients() {
+    if (p_.dw_ih) mask_gradient(p_.parallel, m_ih_, p_.dw_ih);
+    if (p_.dw_hh) mask_gradient(p_.parallel, m_hh_, p_.dw_hh);
+    if (p_.dw_hr) mask_gradient(p_.parallel, m_hr_, p_.dw_hr);
+  }
+
   const LstmBackward<T>& p_;
-  const int64_t H_, P_, B_;
+  const int64_t H_, P_, B_, most_, largest_;
+  const int groups_;
   const StateSites<Math> sites_;
   const StateMasks<T> masks_;
-  Buffer<T> w_hh_, w_hr_;
-  Buffer<T> dh_, dc_;  // [B, P], [B, H]: gradients carried from step to step; each unit is touched by its owner alone
+  const MaskedWeight<T> m_ih_, m_hh_, m_hr_;
+  const Columns of_x_, of_h_, of_outputs_;
+  Buffer<T> w_hh_, w_ih_, w_hr_;
+  Buffer<T> dgates_;             // [rows of a chunk, 4H]: gradients at the pre-activations
+  Buffer<T> later_;              // [B, 4H]: those of the step after the chunk
+  Buffer<T> dh_, dc_;            // [B, P], [B, H]: carried from step to step; each unit is touched by its owner alone
+  Buffer<T> operand_;            // [rows of a chunk, P]: what the recurrent product read
+  Buffer<T> turned_;             // [4H, rows of the chunk]: dgates_, for the gradients of the weights
+  Buffer<T> dprojected_;         // [rows of a chunk, P]: with a projection, gradients at its product
+  Buffer<T> dprojected_turned_;  // [P, rows of the chunk]
+  Buffer<T> outputs_;            // [rows of a chunk, H]: what the projection read
+  WeightGradient<T> dw_ih_, dw_hh_, dw_hr_;
+  Buffer<T> bias_;
+  std::unique_ptr<GatesAgain<NV, T>> again_;  // where the forward kept no gates
+  Chunk chunk_{};
+  const T* gates_ = nullptr;  // of the chunk, activated
 };

@@ -4,6 +4,18 @@
 // Rows whose last step is t: their state goes to h_n and c_n.
 inline bool ends(const Sequence& sequence, int64_t t, int64_t b) { return b >= sequence.continued_by(t); }
 
+// Rows of `width` numbers that a chunk may have: enough for the products to run at speed, few enough for the caches.
+template <class T>
+int64_t chunk_rows(int64_t width) {
+  constexpr int64_t bytes = 4 << 20, fewest = 256;
+  const int64_t rows = bytes / ((width + 1) * static_cast<int64_t>(sizeof(T)));  // a layer may have no units
+  return rows < fewest ? fewest : rows;
+}
+// The most rows that a chunk of a sequence can come to have.
+inline int64_t largest_chunk(const Sequence& sequence, int64_t most) {
+  return least(sequence.rows, most > sequence.batch ? most : sequence.batch);
+}
+
 template <class T>
 class LstmForwardPass {
   using V = Vec<T>;
@@ -16,35 +28,34 @@ class LstmForwardPass {
         H_(p.units),
         P_(p.projected),
         B_(p.sequence.batch),
+        most_(chunk_rows<T>(NV * H_)),
         sites_(state_sites<Math>(p.masks.flags, p.masks.thresholds)),
         masks_(p.parallel, p.masks, B_, H_),
-        w_hh_(pack_gates<NV>(p.parallel, p.w_hh, H_, P_)),
+        w_ih_(pack_gates<NV>(p.parallel,
+                             MaskedWeight<T>(p.w_ih, NV * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks))),
+        w_hh_(
+            pack_gates<NV>(p.parallel, MaskedWeight<T>(p.w_hh, NV * H_, P_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks))),
         w_hr_(nullptr, nullptr),
+        bias_(scratch<T>(p.b_ih ? NV * H_ : 0)),
+        buffer_(scratch<T>(p.gates ? 0 : largest_chunk(p.sequence, most_) * NV * H_)),
         read_(scratch<T>(2 * B_ * P_)),
         h_(scratch<T>(B_ * P_)),
         c_(scratch<T>(B_ * H_)),
         outputs_(scratch<T>(p.w_hr ? B_ * H_ : 0)) {
-    if (p.w_hr) {
-      const Buffer<T> w = transposed(p.parallel, p.w_hr, P_, H_);
-      w_hr_ = pack_columns<1>(p.parallel, w.get(), H_, P_);
-    }
+    if (p.w_hr)
+      w_hr_ = pack_gates<1>(p.parallel, MaskedWeight<T>(p.w_hr, P_, H_, FLAG_WEIGHT_HR, KIND_WEIGHT_HR, p.masks));
+    for (int64_t i = 0; p.b_ih && i < NV * H_; ++i) bias_[i] = p.b_ih[i] + p.b_hh[i];
     for (int64_t b = 0; b < B_; ++b) enter_row(b);
   }
 
   void run() {
-    const int64_t tiles = tiles_of(H_, LANES), phases = p_.w_hr ? 2 : 1;
-    const int groups = groups_for(p_.parallel, tiles, 8.0 * B_ * H_ * P_);
-    Team(p_.parallel, p_.sequence.steps * phases, groups).run([&](int64_t step, int group) {
-      const int64_t s = step / phases, t = p_.sequence.time(s);
-      if (step % phases == 0) {
-        for (int64_t tile = share(tiles, group, groups); tile < share(tiles, group + 1, groups); ++tile)
-          units(s, t, tile * LANES);
-      } else {
-        const int64_t columns = tiles_of(P_, LANES);
-        for (int64_t tile = share(columns, group, groups); tile < share(columns, group + 1, groups); ++tile)
-          project(s, t, tile * LANES);
-      }
-    });
+    for (int64_t begin = 0; begin < p_.sequence.steps; begin = chunk_.end) {
+      chunk_ = Chunk::from(p_.sequence, begin, most_);
+      gates_ = p_.gates ? p_.gates + chunk_.row * NV * H_ : buffer_.get();
+      input_product<NV>(p_.parallel, p_.x + chunk_.row * p_.inputs, chunk_.rows, p_.inputs, w_ih_.get(),
+                        p_.b_ih ? bias_.get() : nullptr, H_, gates_);
+      steps();
+    }
   }
 
  private:
@@ -61,6 +72,22 @@ class LstmForwardPass {
     }
   }
 
+  void steps() {
+    const int64_t tiles = tiles_of(H_, LANES), phases = p_.w_hr ? 2 : 1;
+    const int groups = groups_for(p_.parallel, tiles, 8.0 * B_ * H_ * P_);
+    Team(p_.parallel, (chunk_.end - chunk_.begin) * phases, groups).run([&](int64_t step, int group) {
+      const int64_t s = chunk_.begin + step / phases, t = p_.sequence.time(s);
+      if (step % phases == 0) {
+        for (int64_t tile = share(tiles, group, groups); tile < share(tiles, group + 1, groups); ++tile)
+          units(s, t, tile * LANES);
+      } else {
+        const int64_t columns = tiles_of(P_, LANES);
+        for (int64_t tile = share(columns, group, groups); tile < share(columns, group + 1, groups); ++tile)
+          project(s, t, tile * LANES);
+      }
+    });
+  }
+
   // LANES hidden units at step t: recurrent product, gates, memory.
   void units(int64_t s, int64_t t, int64_t u) {
     const int64_t n = H_ - u, row0 = p_.sequence.row(t);
@@ -68,24 +95,20 @@ class LstmForwardPass {
     product<NV>(
         0, p_.sequence.active(t), [&](int64_t b) { return read + b * P_; }, &w_hh_[u * P_ * NV], P_,
         [&](int64_t b, const V* sums) {
-          T* gates = p_.gates + (row0 + b) * 4 * H_ + u;
-          V a[NV];
-          for (int v = 0; v < NV; ++v) {
-            a[v] = sums[v] + load(gates + v * H_, n);
-            if (p_.bias) a[v] += load(p_.bias + v * H_ + u, n);
-          }
-          LstmGates<Math> g{a[0], a[1], a[2], a[3]};
+          T* gates = gates_ + (row0 - chunk_.row + b) * NV * H_ + u;
+          LstmGates<Math> g{sums[0] + load(gates, n), sums[1] + load(gates + H_, n), sums[2] + load(gates + 2 * H_, n),
+                            sums[3] + load(gates + 3 * H_, n)};
           const Drops<Math> drops = masks_.drops(b, u, t);
           V c = load(&c_[b * H_ + u], n), h_new;
           lstm_forward<Math>(sites_, drops, g, c, h_new);
           store(&c_[b * H_ + u], c, n);
-          if (p_.cells) {
+          if (p_.gates) {
             store(gates, g.i, n);
             store(gates + H_, g.f, n);
             store(gates + 2 * H_, g.g, n);
             store(gates + 3 * H_, g.o, n);
-            store(p_.cells + (row0 + b) * H_ + u, c, n);
           }
+          if (p_.cells) store(p_.cells + (row0 + b) * H_ + u, c, n);
           if (ends(p_.sequence, t, b)) store(p_.c_n + b * H_ + u, c, n);
           if (p_.w_hr) {
             store(&outputs_[b * H_ + u], h_new, n);
@@ -115,11 +138,14 @@ class LstmForwardPass {
   }
 
   const LstmForward<T>& p_;
-  const int64_t H_, P_, B_;
+  const int64_t H_, P_, B_, most_;
   const StateSites<Math> sites_;
   const StateMasks<T> masks_;
-  Buffer<T> w_hh_, w_hr_;
+  Buffer<T> w_ih_, w_hh_, w_hr_, bias_;
+  Buffer<T> buffer_;   // [rows of a chunk, 4H]: gates that are not kept
   Buffer<T> read_;     // [2, B, P]: h as the recurrent product sees it, of this step and of the next
   Buffer<T> h_, c_;    // [B, P], [B, H]: the state; each unit is touched by its owner alone
   Buffer<T> outputs_;  // [B, H]: with a projection, what it reads
+  Chunk chunk_{};
+  T* gates_ = nullptr;  // of the chunk: in, W_ih x + b; out, activated
 };

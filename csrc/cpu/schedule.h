@@ -34,6 +34,8 @@ struct Parallel {
   }
 };
 
+inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
 // How the rows of a batch of sequences lie in memory. Padded: row t * batch + b. Packed: the rows of step t are
 // offsets[t] .. offsets[t] + batch_sizes[t], batch_sizes does not grow. `reverse` runs each sequence from its end.
 struct Sequence {
@@ -52,16 +54,32 @@ struct Sequence {
   // Rows [0, n) of step t that have a step before, or after; batch sizes do not grow, so these are the first rows.
   int64_t continued_from(int64_t t) const { return exists(before(t)) ? least(active(t), active(before(t))) : 0; }
   int64_t continued_by(int64_t t) const { return exists(after(t)) ? least(active(t), active(after(t))) : 0; }
-  // The first step of row b in the order of the recurrence.
-  int64_t first(int64_t b) const {
-    if (!reverse) return 0;
-    int64_t t = steps - 1;
-    while (active(t) <= b) --t;
-    return t;
+};
+
+// Steps [begin, end) in the order of the recurrence, and the rows they cover, which lie together.
+struct Chunk {
+  int64_t begin, end, row, rows;
+
+  // The chunks of a sequence from its begin, or from its end: as many steps as fit into `most` rows, but at least one.
+  static Chunk from(const Sequence& sequence, int64_t begin, int64_t most) {
+    int64_t end = begin, rows = 0;
+    while (end < sequence.steps && (end == begin || rows + sequence.active(sequence.time(end)) <= most))
+      rows += sequence.active(sequence.time(end++));
+    return of(sequence, begin, end, rows);
   }
+  static Chunk upto(const Sequence& sequence, int64_t end, int64_t most) {
+    int64_t begin = end, rows = 0;
+    while (begin > 0 && (end == begin || rows + sequence.active(sequence.time(begin - 1)) <= most))
+      rows += sequence.active(sequence.time(--begin));
+    return of(sequence, begin, end, rows);
+  }
+  bool contains(int64_t step) const { return begin <= step && step < end; }
 
  private:
-  static int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+  static Chunk of(const Sequence& sequence, int64_t begin, int64_t end, int64_t rows) {
+    if (begin == end) return {begin, end, 0, 0};
+    return {begin, end, sequence.row(sequence.time(sequence.reverse ? end - 1 : begin)), rows};
+  }
 };
 
 // The randomness of one layer and direction.
@@ -75,17 +93,6 @@ struct Masks {
 
   bool sampled(uint32_t flag) const { return (flags & FLAG_MASKS_ON) && (flags & flag); }
   uint32_t example(int64_t b) const { return static_cast<uint32_t>(example_ids ? example_ids[b] : b); }
-};
-
-// A matrix whose elements or rows weight dropout masks: kind KIND_WEIGHT_HH, _IH or _HR.
-template <class T>
-struct MaskWeight {
-  Parallel parallel;
-  const T* source;  // [rows, columns]
-  T* target;        // [rows, columns]; may be source
-  int64_t rows, columns;
-  uint32_t kind;
-  Masks masks;
 };
 
 // Dropout of a layer's input or output. T is the type in memory.
@@ -113,36 +120,26 @@ struct ReadWords {
   int64_t* target;  // [nc, nb, units, 4] where a counter is a unit, else [nc, nb, units]
 };
 
-// What the recurrent product reads: h before each step, masked and scaled, as one matrix.
-template <class T>
-struct ReadOperand {
-  Parallel parallel;
-  Sequence sequence;
-  Masks masks;
-  int64_t units;
-  const T* states;  // [rows, units], states after each step
-  const T* h0;      // [batch, units], a caller's h
-  T* operand;       // [rows, units]
-  bool gru;         // states are unscaled, h0 is scaled
-};
-
 template <class T>
 struct LstmForward {
   Parallel parallel;
   Sequence sequence;
   Masks masks;
-  int64_t units, projected;  // H; P, or H where there is no projection
-  const T* w_hh;             // [4H, P], masked already
-  const T* w_hr;             // [P, H], masked already, or null
-  const T* bias;             // [4H], both biases added, or null
-  const T* h0;               // [batch, P]
-  const T* c0;               // [batch, H]
-  T* gates;                  // [rows, 4H]; in: W_ih x, out: activated gates
-  T* cells;                  // [rows, H], or null where nothing is kept
-  T* states;                 // [rows, P], or null where `out` holds the same or nothing is kept
-  T* out;                    // [rows, P]
-  T* h_n;                    // [batch, P]
-  T* c_n;                    // [batch, H]
+  int64_t inputs, units, projected;  // I; H; P, or H where there is no projection
+  const T* x;                        // [rows, I]
+  const T* w_ih;                     // [4H, I], not masked yet
+  const T* w_hh;                     // [4H, P], not masked yet
+  const T* w_hr;                     // [P, H], not masked yet, or null
+  const T* b_ih;                     // [4H], or null
+  const T* b_hh;                     // [4H], or null
+  const T* h0;                       // [batch, P]
+  const T* c0;                       // [batch, H]
+  T* gates;                          // [rows, 4H], activated, or null where they are not kept
+  T* cells;                          // [rows, H], or null where nothing is kept
+  T* states;                         // [rows, P], or null where `out` holds the same or nothing is kept
+  T* out;                            // [rows, P]
+  T* h_n;                            // [batch, P]
+  T* c_n;                            // [batch, H]
 };
 
 template <class T>
@@ -150,20 +147,28 @@ struct LstmBackward {
   Parallel parallel;
   Sequence sequence;
   Masks masks;
-  int64_t units, projected;
-  const T* w_hh;   // [4H, P], masked already
-  const T* w_hr;   // [P, H], masked already, or null
-  const T* c0;     // [batch, H]
-  const T* cells;  // [rows, H]
-  const T* dout;   // [rows, P], or null
-  const T* dh_n;   // [batch, P], or null
-  const T* dc_n;   // [batch, H], or null
-  const T* gates;  // [rows, 4H], activated
-  T* dgates;       // [rows, 4H]; gradients at the pre-activations
-  T* dprojected;   // [rows, P]; with a projection: gradients at W_hr's product
-  T* outputs;      // [rows, H]; with a projection: what W_hr reads
-  T* dh0;          // [batch, P]
-  T* dc0;          // [batch, H]
+  int64_t inputs, units, projected;
+  const T* x;       // [rows, I]
+  const T* w_ih;    // [4H, I], not masked yet
+  const T* w_hh;    // [4H, P], not masked yet
+  const T* w_hr;    // [P, H], not masked yet, or null
+  const T* b_ih;    // [4H], or null
+  const T* b_hh;    // [4H], or null
+  const T* h0;      // [batch, P]
+  const T* c0;      // [batch, H]
+  const T* gates;   // [rows, 4H], activated, or null: they are computed again
+  const T* cells;   // [rows, H]
+  const T* states;  // [rows, P]
+  const T* dout;    // [rows, P], or null
+  const T* dh_n;    // [batch, P], or null
+  const T* dc_n;    // [batch, H], or null
+  T* dx;            // [rows, I], or null where nobody asks, as each of the next four
+  T* dw_ih;         // [4H, I]
+  T* dw_hh;         // [4H, P]
+  T* dw_hr;         // [P, H]
+  T* db;            // [4H], of each bias
+  T* dh0;           // [batch, P]
+  T* dc0;           // [batch, H]
 };
 
 template <class T>
@@ -171,13 +176,15 @@ struct GruForward {
   Parallel parallel;
   Sequence sequence;
   Masks masks;
-  int64_t units;
-  const T* w_hh;  // [3H, H], masked already
+  int64_t inputs, units;
+  const T* x;     // [rows, I]
+  const T* w_ih;  // [3H, I], not masked yet
+  const T* w_hh;  // [3H, H], not masked yet
   const T* b_ih;  // [3H], or null
   const T* b_hh;  // [3H], or null
   const T* h0;    // [batch, H]
-  T* gates;       // [rows, 3H]; in: W_ih x, out: activated r, z, n
-  T* resets;      // [rows, H], u of each step, or null where nothing is kept
+  T* gates;       // [rows, 3H], activated r, z, n, or null where they are not kept
+  T* resets;      // [rows, H], u of each step, or null where gates is
   T* states;      // [rows, H], or null where `out` holds the same or nothing is kept
   T* out;         // [rows, H]
   T* h_n;         // [batch, H]
@@ -188,59 +195,40 @@ struct GruBackward {
   Parallel parallel;
   Sequence sequence;
   Masks masks;
-  int64_t units;
-  const T* w_hh;    // [3H, H], masked already
+  int64_t inputs, units;
+  const T* x;       // [rows, I]
+  const T* w_ih;    // [3H, I], not masked yet
+  const T* w_hh;    // [3H, H], not masked yet
+  const T* b_ih;    // [3H], or null
+  const T* b_hh;    // [3H], or null
   const T* h0;      // [batch, H]
+  const T* gates;   // [rows, 3H], activated, or null: they are computed again
+  const T* resets;  // [rows, H], or null where gates is
   const T* states;  // [rows, H], unscaled
   const T* dout;    // [rows, H], or null
   const T* dh_n;    // [batch, H], or null
-  const T* gates;   // [rows, 3H], activated
-  const T* resets;  // [rows, H]
-  T* dinput;        // [rows, 3H]; gradients at W_ih x + b_ih
-  T* drecurrent;    // [rows, 3H]; gradients at U h + b_hh
+  T* dx;            // [rows, I], or null where nobody asks, as each of the next four
+  T* dw_ih;         // [3H, I]
+  T* dw_hh;         // [3H, H]
+  T* db_ih;         // [3H]
+  T* db_hh;         // [3H]
   T* dh0;           // [batch, H]
-};
-
-// Activated gates from both products, for backward without saved gates.
-template <class T>
-struct Activate {
-  Parallel parallel;
-  int64_t rows, units;
-  const T* recurrent;  // [rows, G * H]
-  const T* b_ih;       // [G * H], or null
-  const T* b_hh;       // [G * H], or null
-  T* gates;            // [rows, G * H]; in: W_ih x, out: activated
-  T* resets;           // GRU: [rows, H], u
-};
-
-template <class T>
-struct ColumnSums {
-  Parallel parallel;
-  int64_t rows, columns;
-  const T* source;  // [rows, columns]
-  T* target;        // [columns]
 };
 
 // The entry points of one instruction set.
 template <class T>
 struct TypedKernels {
-  void (*mask_weight)(const MaskWeight<T>&);
-  void (*read_operand)(const ReadOperand<T>&);
   void (*lstm_forward)(const LstmForward<T>&);
   void (*lstm_backward)(const LstmBackward<T>&);
-  void (*lstm_activate)(const Activate<T>&);
   void (*gru_forward)(const GruForward<T>&);
   void (*gru_backward)(const GruBackward<T>&);
-  void (*gru_activate)(const Activate<T>&);
-  void (*column_sums)(const ColumnSums<T>&);
+  void (*drop_rows)(const DropRows<T>&);
 };
 
 struct Kernels {
   const char* isa;
   TypedKernels<float> f32;
   TypedKernels<double> f64;
-  void (*drop_rows_f32)(const DropRows<float>&);
-  void (*drop_rows_f64)(const DropRows<double>&);
   void (*read_words)(const ReadWords&);
 
   template <class T>

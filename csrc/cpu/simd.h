@@ -41,22 +41,62 @@ FRD_INLINE Vec<T> load(const T* p) {
   __builtin_memcpy(&v, p, sizeof v);
   return v;
 }
+template <class T, class V>
+FRD_INLINE void store(T* p, V v) {
+  __builtin_memcpy(p, &v, sizeof v);
+}
 // The first n lanes; the others are zero.
 template <class T>
 FRD_INLINE Vec<T> load(const T* p, int64_t n) {
   if (n >= LANES) return load(p);
+#if FRD_LANES == 16 && defined(__x86_64__)
+  if constexpr (sizeof(T) == 4) return (Vec<T>)_mm512_maskz_loadu_ps(n > 0 ? (1u << n) - 1 : 0, p);
+#endif
   Vec<T> v{};
   for (int64_t lane = 0; lane < n; ++lane) v[lane] = p[lane];
   return v;
 }
 template <class T, class V>
-FRD_INLINE void store(T* p, V v) {
-  __builtin_memcpy(p, &v, sizeof v);
-}
-template <class T, class V>
 FRD_INLINE void store(T* p, V v, int64_t n) {
   if (n >= LANES) return store(p, v);
+#if FRD_LANES == 16 && defined(__x86_64__)
+  if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(p, n > 0 ? (1u << n) - 1 : 0, (__m512)v);
+#endif
   for (int64_t lane = 0; lane < n; ++lane) p[lane] = v[lane];
+}
+
+// Lane i of the result is lane I[i] of a, or of b from LANES on.
+template <int... I, class V>
+FRD_INLINE V pick(V a, V b) {
+#if defined(__clang__)
+  return __builtin_shufflevector(a, b, I...);
+#else
+  using Index = std::conditional_t<sizeof(V) == sizeof(VecL), VecL, VecI>;
+  return __builtin_shuffle(a, b, Index{I...});
+#endif
+}
+
+using Lanes = std::make_integer_sequence<int, LANES>;
+
+template <int S, int... L, class V>
+FRD_INLINE void exchange(V& a, V& b, std::integer_sequence<int, L...>) {
+  const V old = a;
+  a = pick<((L & S) ? LANES + (L ^ S) : L)...>(old, b);
+  b = pick<((L & S) ? LANES + L : (L ^ S))...>(old, b);
+}
+template <int S, class V>
+FRD_INLINE void exchange_all(V* rows) {
+#pragma GCC unroll 16
+  for (int i = 0; i < LANES; ++i)
+    if (!(i & S)) exchange<S>(rows[i], rows[i | S], Lanes{});
+}
+// LANES rows of LANES numbers become their columns.
+template <class V>
+FRD_INLINE void transpose(V* rows) {
+  exchange_all<1>(rows);
+  exchange_all<2>(rows);
+  if constexpr (LANES > 4) exchange_all<4>(rows);
+  if constexpr (LANES > 8) exchange_all<8>(rows);
 }
 
 // exp(x) - 1 = 2^k (1 + q) - 1 with x = k ln 2 + r, |r| <= ln 2 / 2, and q = exp(r) - 1 from its Taylor series, whose

@@ -11,51 +11,86 @@ FRD_INLINE VecU lane_numbers() {
   return lanes;
 }
 
-// Both halves of the 64-bit products of a 32-bit constant with each lane.
-FRD_INLINE void multiply(uint32_t constant, VecU x, VecU& high, VecU& low) {
-#if FRD_LANES == 16 && defined(__x86_64__)
-  const __m512i m = _mm512_set1_epi32(static_cast<int>(constant)), v = (__m512i)x;
-  const __m512i even = _mm512_mul_epu32(v, m), odd = _mm512_mul_epu32(_mm512_srli_epi64(v, 32), m);
-  high = (VecU)_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd);
-  low = (VecU)_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
-#elif FRD_LANES == 8 && defined(__x86_64__)
-  const __m256i m = _mm256_set1_epi32(static_cast<int>(constant)), v = (__m256i)x;
-  const __m256i even = _mm256_mul_epu32(v, m), odd = _mm256_mul_epu32(_mm256_srli_epi64(v, 32), m);
-  high = (VecU)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
-  low = (VecU)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
-#else
-  const VecUL product = __builtin_convertvector(x, VecUL) * static_cast<uint64_t>(constant);
-  high = __builtin_convertvector(product >> 32, VecU);
-  low = __builtin_convertvector(product, VecU);
-#endif
+#if defined(__x86_64__) && FRD_LANES >= 8
+// The 64-bit product instructions read the even lanes, so that even and odd counters go their own way, each number in
+// the low half of 64 bits, whose high half is never read.
+#if FRD_LANES == 16
+typedef __m512i Wide;
+FRD_INLINE Wide wide(VecU x) { return (Wide)x; }
+FRD_INLINE Wide wide(uint32_t x) { return _mm512_set1_epi32(static_cast<int>(x)); }
+FRD_INLINE Wide times(Wide x, uint32_t constant) { return _mm512_mul_epu32(x, wide(constant)); }
+FRD_INLINE Wide high(Wide x) { return _mm512_srli_epi64(x, 32); }
+FRD_INLINE Wide exclusive_or(Wide a, Wide b, Wide c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+FRD_INLINE VecU together(Wide even, Wide odd) {
+  return (VecU)_mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32));
 }
+#else
+typedef __m256i Wide;
+FRD_INLINE Wide wide(VecU x) { return (Wide)x; }
+FRD_INLINE Wide wide(uint32_t x) { return _mm256_set1_epi32(static_cast<int>(x)); }
+FRD_INLINE Wide times(Wide x, uint32_t constant) { return _mm256_mul_epu32(x, wide(constant)); }
+FRD_INLINE Wide high(Wide x) { return _mm256_srli_epi64(x, 32); }
+FRD_INLINE Wide exclusive_or(Wide a, Wide b, Wide c) { return _mm256_xor_si256(a, _mm256_xor_si256(b, c)); }
+FRD_INLINE VecU together(Wide even, Wide odd) {
+  return (VecU)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+}
+#endif
 
+FRD_INLINE VecWords philox(VecU a, uint32_t b, uint32_t c, uint32_t stream, Key key) {
+  Wide x0[2] = {wide(a), high(wide(a))}, x1[2], x2[2], x3[2];
+  for (int half = 0; half < 2; ++half) {
+    x1[half] = wide(b);
+    x2[half] = wide(c);
+    x3[half] = wide(stream);
+  }
+#pragma GCC unroll 10
+  for (int round = 0; round < PHILOX_ROUNDS; ++round) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const Wide p0 = times(x0[half], PHILOX_M0), p1 = times(x2[half], PHILOX_M1);
+      x0[half] = exclusive_or(high(p1), x1[half], wide(key.k0));
+      x2[half] = exclusive_or(high(p0), x3[half], wide(key.k1));
+      x1[half] = p1;
+      x3[half] = p0;
+    }
+    key.k0 += PHILOX_W0;
+    key.k1 += PHILOX_W1;
+  }
+  return {{together(x0[0], x0[1]), together(x1[0], x1[1]), together(x2[0], x2[1]), together(x3[0], x3[1])}};
+}
+#else
 FRD_INLINE VecWords philox(VecU a, uint32_t b, uint32_t c, uint32_t stream, Key key) {
   VecU x0 = a, x1 = VecU{} + b, x2 = VecU{} + c, x3 = VecU{} + stream;
   for (int round = 0; round < PHILOX_ROUNDS; ++round) {
-    VecU high0, low0, high1, low1;
-    multiply(PHILOX_M0, x0, high0, low0);
-    multiply(PHILOX_M1, x2, high1, low1);
-    x0 = high1 ^ x1 ^ key.k0;
-    x2 = high0 ^ x3 ^ key.k1;
-    x1 = low1;
-    x3 = low0;
+    const VecUL p0 = __builtin_convertvector(x0, VecUL) * static_cast<uint64_t>(PHILOX_M0);
+    const VecUL p1 = __builtin_convertvector(x2, VecUL) * static_cast<uint64_t>(PHILOX_M1);
+    x0 = __builtin_convertvector(p1 >> 32, VecU) ^ x1 ^ key.k0;
+    x2 = __builtin_convertvector(p0 >> 32, VecU) ^ x3 ^ key.k1;
+    x1 = __builtin_convertvector(p1, VecU);
+    x3 = __builtin_convertvector(p0, VecU);
     key.k0 += PHILOX_W0;
     key.k1 += PHILOX_W1;
   }
   return {{x0, x1, x2, x3}};
 }
+#endif
 
 // Kinds whose counter is a unit: the four words of units unit .. unit + LANES.
 FRD_INLINE VecWords unit_words(uint32_t unit, uint32_t b, uint32_t c, uint32_t stream, Key key) {
   return philox(lane_numbers() + unit, b, c, stream, key);
 }
 
-// Kinds whose counter is a unit over 4: words [0, 4 LANES) are those of units first .. first + 4 LANES, first % 4 == 0.
-FRD_INLINE void quad_words(uint32_t first, uint32_t b, uint32_t c, uint32_t stream, Key key, uint32_t* words) {
+template <int J, int... L>
+FRD_INLINE VecU quarter(const VecWords& quads, std::integer_sequence<int, L...>) {
+  const VecU w01 = pick<(LANES / 4 * J + L / 4 + LANES * (L % 2))...>(quads.w[0], quads.w[1]);
+  const VecU w23 = pick<(LANES / 4 * J + L / 4 + LANES * (L % 2))...>(quads.w[2], quads.w[3]);
+  return pick<(L % 4 < 2 ? L : LANES + L)...>(w01, w23);
+}
+// Kinds whose counter is a unit over 4: the words of units first .. first + 4 LANES, first % 4 == 0.
+FRD_INLINE VecWords quad_words(uint32_t first, uint32_t b, uint32_t c, uint32_t stream, Key key) {
   const VecWords quads = philox(lane_numbers() + first / 4, b, c, stream, key);
-  for (int lane = 0; lane < LANES; ++lane)
-    for (int w = 0; w < 4; ++w) words[4 * lane + w] = quads.w[w][lane];
+  return {
+      {quarter<0>(quads, Lanes{}), quarter<1>(quads, Lanes{}), quarter<2>(quads, Lanes{}), quarter<3>(quads, Lanes{})}};
 }
 
 // Whether each word is below the threshold, which may be 2^32.

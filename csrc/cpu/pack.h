@@ -1,0 +1,162 @@
+// Packing: matrices into the tiles that the products read, weights masked on the way.
+// No include guard on purpose: once per isa_*.cpp, inside its namespace.
+
+template <class T>
+using Buffer = std::unique_ptr<T[], void (*)(T*)>;
+
+// Cache-line aligned scratch, not initialised.
+template <class T>
+Buffer<T> scratch(int64_t n) {
+  const size_t bytes = static_cast<size_t>(n > 0 ? n : 1) * sizeof(T);
+  void* p = ::operator new(bytes, std::align_val_t{64});
+  return Buffer<T>(static_cast<T*>(p), [](T* q) { ::operator delete(q, std::align_val_t{64}); });
+}
+
+inline constexpr int64_t QUAD = 4 * LANES;  // columns whose masks one Philox call draws
+
+// A matrix [rows, columns] to be read QUAD columns at a time.
+template <class T>
+struct Plain {
+  const T* data;
+  int64_t rows, columns;
+
+  // Columns first .. first + QUAD of a row; zero beyond the matrix.
+  FRD_MEMBER void read(int64_t row, int64_t first, Vec<T>* out) const {
+    for (int v = 0; v < 4; ++v) {
+      const int64_t n = columns - first - v * LANES;
+      out[v] = n > 0 ? load(data + row * columns + first + v * LANES, n) : Vec<T>{};
+    }
+  }
+};
+
+// A weight as weight dropout leaves it.
+template <class T>
+class MaskedWeight {
+ public:
+  MaskedWeight(const T* data, int64_t rows, int64_t columns, uint32_t flag, uint32_t kind, const Masks& masks)
+      : plain_{data, rows, columns},
+        on_(masks.sampled(flag)),
+        by_row_(masks.flags & FLAG_WEIGHT_ROW),
+        kind_(kind),
+        threshold_(masks.thresholds[SITE_WEIGHT_DROPOUT]),
+        scale_(T(keep_scale(threshold_))),
+        stream_(stream_of(by_row_ ? KIND_WEIGHT_ROW : kind, masks.layer, masks.direction)),
+        key_(masks.weight) {}
+
+  bool on() const { return on_; }
+  int64_t rows() const { return plain_.rows; }
+  int64_t columns() const { return plain_.columns; }
+
+  FRD_MEMBER void read(int64_t row, int64_t first, Vec<T>* out) const {
+    plain_.read(row, first, out);
+    if (on_) mask(row, first, out);
+  }
+
+  // The mask on QUAD columns of a row.
+  FRD_MEMBER void mask(int64_t row, int64_t first, Vec<T>* out) const {
+    const Vec<T> zero{};
+    if (by_row_) {
+      const Words drawn = frd::philox(static_cast<uint32_t>(row / 4), kind_ - KIND_WEIGHT_HH, SEQ, stream_, key_);
+      const bool drop = dropped(drawn.w[row % 4], threshold_);
+      for (int v = 0; v < 4; ++v) out[v] = drop ? zero : scale_ * out[v];
+    } else {
+      const VecWords drawn = quad_words(static_cast<uint32_t>(first), static_cast<uint32_t>(row), SEQ, stream_, key_);
+      for (int v = 0; v < 4; ++v)
+        out[v] = select(Simd<T>::mask_of(below(drawn.w[v], threshold_)), zero, scale_ * out[v]);
+    }
+  }
+
+ private:
+  const Plain<T> plain_;
+  const bool on_, by_row_;
+  const uint32_t kind_;
+  const uint64_t threshold_;
+  const T scale_;
+  const uint32_t stream_;
+  const Key key_;
+};
+
+// The mask of a weight on its gradient, in place.
+template <class T>
+void mask_gradient(const Parallel& parallel, const MaskedWeight<T>& weight, T* gradient) {
+  if (!weight.on()) return;
+  const int64_t rows = weight.rows(), columns = weight.columns();
+  parallel.each(rows, columns, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row)
+      for (int64_t first = 0; first < columns; first += QUAD) {
+        Vec<T> values[4];
+        Plain<T>{gradient, rows, columns}.read(row, first, values);
+        weight.mask(row, first, values);
+        for (int v = 0; v < 4 && first + v * LANES < columns; ++v)
+          store(gradient + row * columns + first + v * LANES, values[v], columns - first - v * LANES);
+      }
+  });
+}
+
+// W [NV * units, k]: the columns of a tile are LANES units of each of NV gates; tile [unit / LANES][k][NV][LANES].
+template <int NV, class T>
+Buffer<T> pack_gates(const Parallel& parallel, const MaskedWeight<T>& w) {
+  const int64_t units = w.rows() / NV, k = w.columns(), tiles = tiles_of(units, LANES);
+  Buffer<T> packed = scratch<T>(tiles * k * NV * LANES);
+  T* const target = packed.get();
+  parallel.each(tiles, k * NV * LANES, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile)
+      for (int v = 0; v < NV; ++v)
+        for (int64_t first = 0; first < k; first += QUAD) {
+          Vec<T> block[4][LANES] = {};
+          for (int lane = 0; lane < LANES && tile * LANES + lane < units; ++lane) {
+            Vec<T> values[4];
+            w.read(v * units + tile * LANES + lane, first, values);
+            for (int q = 0; q < 4; ++q) block[q][lane] = values[q];
+          }
+          for (int q = 0; q < 4 && first + q * LANES < k; ++q) {
+            transpose(block[q]);
+            for (int64_t kk = first + q * LANES, i = 0; i < LANES && kk < k; ++i, ++kk)
+              store(target + ((tile * k + kk) * NV + v) * LANES, block[q][i]);
+          }
+        }
+  });
+  return packed;
+}
+
+// A [k, columns] into the tiles of `layout`. `row(kk)`: which row of the matrix comes at kk.
+template <class T, class Matrix, class Row>
+void pack_columns(const Parallel& parallel, const Columns& layout, const Matrix& matrix, int64_t k, Row&& row,
+                  T* target) {
+  parallel.each(k, layout.vectors * LANES, [&](int64_t begin, int64_t end) {
+    for (int64_t kk = begin; kk < end; ++kk) {
+      Vec<T> values[4];
+      for (int64_t tile = 0; tile < layout.tiles; ++tile) {
+        const int64_t first = layout.first(tile), width = layout.width(tile);
+        for (int64_t v = 0; v < width; ++v) {
+          const int64_t vector = first + v;
+          if (vector % 4 == 0) matrix.read(row(kk), vector * LANES, values);
+          store(target + (first * k + kk * width + v) * LANES, values[vector % 4]);
+        }
+      }
+    }
+  });
+}
+template <class T, class Matrix>
+Buffer<T> pack_columns(const Parallel& parallel, const Columns& layout, const Matrix& matrix, int64_t k) {
+  Buffer<T> packed = scratch<T>(layout.vectors * LANES * k);
+  pack_columns(parallel, layout, matrix, k, [](int64_t kk) { return kk; }, packed.get());
+  return packed;
+}
+
+// [rows, columns] to [columns, stride], stride >= rows.
+template <class T>
+void transpose(const Parallel& parallel, const T* from, int64_t rows, int64_t columns, T* to, int64_t stride) {
+  parallel.each(tiles_of(columns, LANES), rows * LANES, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) {
+      const int64_t column = tile * LANES, width = columns - column;
+      for (int64_t row = 0; row < rows; row += LANES) {
+        Vec<T> block[LANES];
+        for (int i = 0; i < LANES; ++i)
+          block[i] = row + i < rows ? load(from + (row + i) * columns + column, width) : Vec<T>{};
+        transpose(block);
+        for (int i = 0; i < LANES && i < width; ++i) store(to + (column + i) * stride + row, block[i], rows - row);
+      }
+    }
+  });
+}
