@@ -394,6 +394,23 @@ def cpu_isa(choice: str | None = None) -> str:
     return ISAS[_ops.cpu_isa(-1)[0]]
 
 
+PHASES = ("pack", "input product", "recurrent product", "cell", "wait", "gradients", "dropout")
+"""What :func:`cpu_profile` tells apart, in the order of ``csrc/cpu/profile.h``."""
+
+
+def cpu_profile(on: bool) -> dict[str, float]:
+    """Seconds that the CPU kernels spent in each phase since the last call, as the threads that called them saw it.
+
+    ``pack`` masks and packs the weights, ``input product`` is W x, ``recurrent product``, ``cell`` (gates, state and their
+    masks) and ``wait`` (for other threads) are the steps, ``gradients`` the products after them, ``dropout`` that of inputs
+    and outputs.
+
+    Args:
+        on: whether to count from now on; it costs a clock reading per block of rows.
+    """
+    return {name: 1e-9 * ns for name, ns in zip(PHASES, _ops.cpu_profile(on), strict=True)}
+
+
 def cpu_isas() -> tuple[str, ...]:
     """The instruction sets that this build has kernels for and this processor can run."""
     return tuple(ISAS[isa] for isa in _ops.cpu_isa(-1)[1:])

@@ -1,5 +1,6 @@
 // Operators without a recurrence: dropout of inputs and outputs, raw words, the choice of instruction set.
 #include "bind/tensors.h"
+#include "cpu/profile.h"
 
 namespace frd::bind {
 namespace {
@@ -82,6 +83,14 @@ std::vector<int64_t> cpu_isa(int64_t choice) {
   return found;
 }
 
+// Nanoseconds spent in each phase (cpu/profile.h) since the last call; from now on they are counted if `on`.
+std::vector<int64_t> cpu_profile(bool on) {
+  std::vector<int64_t> found;
+  for (std::atomic<int64_t>& phase : cpu::phase_ns) found.push_back(phase.exchange(0));
+  cpu::profiling = on;
+  return found;
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn_dropout, CPU, m) {
@@ -90,6 +99,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn_dropout, CPU, m) {
 }
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn_dropout, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
+  m.impl("cpu_profile", TORCH_BOX(&cpu_profile));
   m.impl("snapshot", TORCH_BOX(&snapshot));
 }
 

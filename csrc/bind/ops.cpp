@@ -5,6 +5,7 @@
 STABLE_TORCH_LIBRARY(fused_rnn_dropout, m) {
   m.def("words(Tensor rng, Tensor b, Tensor c, int units, int stream) -> Tensor");
   m.def("cpu_isa(int choice) -> int[]");
+  m.def("cpu_profile(bool on) -> int[]");
   m.def("snapshot(Tensor x) -> Tensor");
 
   m.def(

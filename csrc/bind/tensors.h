@@ -12,6 +12,7 @@
 #include <optional>
 #include <vector>
 
+#include "cpu/memory.h"
 #include "cpu/schedule.h"
 
 namespace frd::bind {
@@ -42,7 +43,11 @@ inline const cpu::Kernels& kernels() {
   return cpu::kernels();
 }
 
-inline Tensor empty(std::vector<int64_t> shape, ScalarType dtype) { return torch::stable::empty(shape, dtype); }
+inline Tensor empty(std::vector<int64_t> shape, ScalarType dtype) {
+  const Tensor made = torch::stable::empty(shape, dtype);
+  cpu::prefer_large_pages(made.mutable_data_ptr(), static_cast<size_t>(made.numel()) * made.element_size());
+  return made;
+}
 
 // A tensor may have lost its storage (sharding resizes it to nothing), which no shape shows.
 inline void check_storage(const Tensor& t) {

@@ -4,6 +4,7 @@
 // A mask that is drawn once per sequence is drawn once per block of steps, and applied to each.
 template <class T>
 void drop_rows(const DropRows<T>& p) {
+  Stopwatch watch;
   const T scale = T(keep_scale(p.threshold));
   const Sequence& sequence = p.sequence;
   const int64_t block = p.per_step ? 1 : 16;
@@ -27,6 +28,7 @@ void drop_rows(const DropRows<T>& p) {
       }
     }
   });
+  watch.lap(DROP_ROWS);
 }
 
 inline void read_words(const ReadWords& p) {

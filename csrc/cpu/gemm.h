@@ -39,9 +39,10 @@ FRD_INLINE void multiply_tile(int64_t rows, const T* const* a, const T* tile, in
 }
 
 // Rows [begin, end) of a product with one tile, `each(row, sums)` called with each row's NV registers. `row(b)` points
-// to the k numbers of row b.
-template <int NV, class T, class Row, class Each>
-FRD_INLINE void product(int64_t begin, int64_t end, Row&& row, const T* tile, int64_t k, Each&& each) {
+// to the k numbers of row b. `fetch(row)` comes a whole block of products before each(row), to prefetch what that
+// reads.
+template <int NV, class T, class Row, class Fetch, class Each>
+FRD_INLINE void product(int64_t begin, int64_t end, Row&& row, const T* tile, int64_t k, Fetch&& fetch, Each&& each) {
   constexpr int most = rows_at_once<T, NV>();
   const int64_t blocks = (end - begin + most - 1) / most;
   for (int64_t block = 0; block < blocks; ++block) {
@@ -49,11 +50,28 @@ FRD_INLINE void product(int64_t begin, int64_t end, Row&& row, const T* tile, in
     const int64_t first = begin + (end - begin) * block / blocks;
     const int64_t rows = begin + (end - begin) * (block + 1) / blocks - first;
     const T* a[most];
-    for (int64_t m = 0; m < rows; ++m) a[m] = row(first + m);
+    for (int64_t m = 0; m < rows; ++m) {
+      a[m] = row(first + m);
+      fetch(first + m);
+    }
     Vec<T> sums[most][NV];
+    const int64_t start = is_profiling() ? now_ns() : 0;
     multiply_tile<NV, T>(rows, a, tile, k, sums, std::make_integer_sequence<int, most>{});
+    if (start) product_ns += now_ns() - start;
     for (int64_t m = 0; m < rows; ++m) each(first + m, sums[m]);
   }
+}
+
+template <int NV, class T, class Row, class Each>
+FRD_INLINE void product(int64_t begin, int64_t end, Row&& row, const T* tile, int64_t k, Each&& each) {
+  product<NV>(begin, end, row, tile, k, [](int64_t) {}, each);
+}
+
+// Asks for the cache lines of n numbers, to be written too where `write`.
+template <bool write = false, class T>
+FRD_INLINE void prefetch(const T* p, int64_t n) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t i = 0; i < n; i += line) __builtin_prefetch(p + i, write);
 }
 
 inline int64_t tiles_of(int64_t columns, int64_t width) { return (columns + width - 1) / width; }
@@ -70,16 +88,20 @@ struct Columns {
   int64_t width(int64_t tile) const { return first(tile + 1) - first(tile); }
 };
 
-// The same with one tile of `columns`; `each(row, column, sum)` is called for each register.
-template <class T, class Row, class Each>
+// The same with one tile of `columns`; `each(row, column, sum)` is called for each register, `fetch(row, column, n)`
+// for the n columns of the tile.
+template <class T, class Row, class Fetch, class Each>
 FRD_INLINE void product(const Columns& columns, int64_t tile, int64_t begin, int64_t end, Row&& row, const T* packed,
-                        int64_t k, Each&& each) {
+                        int64_t k, Fetch&& fetch, Each&& each) {
   const int64_t first = columns.first(tile);
   const auto run = [&](auto width) {
     constexpr int NV = decltype(width)::value;
-    product<NV>(begin, end, row, packed + first * LANES * k, k, [&](int64_t b, const Vec<T>* sums) {
-      for (int v = 0; v < NV; ++v) each(b, (first + v) * LANES, sums[v]);
-    });
+    product<NV>(
+        begin, end, row, packed + first * LANES * k, k,
+        [&](int64_t b) { fetch(b, first * LANES, int64_t{NV * LANES}); },
+        [&](int64_t b, const Vec<T>* sums) {
+          for (int v = 0; v < NV; ++v) each(b, (first + v) * LANES, sums[v]);
+        });
   };
   switch (columns.width(tile)) {
   case 1:
@@ -91,6 +113,12 @@ FRD_INLINE void product(const Columns& columns, int64_t tile, int64_t begin, int
   case 4:
     return run(std::integral_constant<int, 4>{});
   }
+}
+
+template <class T, class Row, class Each>
+FRD_INLINE void product(const Columns& columns, int64_t tile, int64_t begin, int64_t end, Row&& row, const T* packed,
+                        int64_t k, Each&& each) {
+  product(columns, tile, begin, end, row, packed, k, [](int64_t, int64_t, int64_t) {}, each);
 }
 
 // Into how many groups a step's tiles are cut: one per thread, fewer where a step is too small to share.

@@ -45,14 +45,18 @@ class GruBackwardPass {
   }
 
   void run() {
+    Stopwatch watch;
     for (int64_t end = p_.sequence.steps; end > 0; end = chunk_.begin) {
       chunk_ = Chunk::upto(p_.sequence, end, most_);
       if (p_.dw_hh || !p_.gates)
         read_operand<true>(p_.parallel, p_.sequence, chunk_, sites_, masks_, p_.states, p_.h0, H_, operand_.get());
       gates_ = p_.gates ? p_.gates + chunk_.row * NV * H_ : activated();
       resets_ = p_.gates ? p_.resets + chunk_.row * H_ : resets_again_.get();
+      watch.lap(INPUT_PRODUCT);
       steps();
+      watch.restart();
       add_gradients();
+      watch.lap(GRADIENTS);
       const int64_t t = p_.sequence.time(chunk_.begin);
       for (int64_t b = 0; b < p_.sequence.active(t); ++b)
         std::memcpy(&later_[b * NV * H_], dgates(t, b) + H_, NV * H_ * sizeof(T));
@@ -60,6 +64,7 @@ class GruBackwardPass {
     leave();
     if (p_.dw_ih) mask_gradient(p_.parallel, m_ih_, p_.dw_ih);
     if (p_.dw_hh) mask_gradient(p_.parallel, m_hh_, p_.dw_hh);
+    watch.lap(GRADIENTS);
   }
 
  private:
@@ -100,9 +105,21 @@ class GruBackwardPass {
     const int64_t stride = (near ? WIDE : NV) * H_;
     product(
         of_h_, tile, 0, sent, [&](int64_t b) { return from + b * stride; }, w_hh_.get(), NV * H_,
+        [&](int64_t b, int64_t u, int64_t n) { fetch(t, b, u, n); },
         [&](int64_t b, int64_t u, V sum) { b < active ? at_h(t, b, u, sum) : leave_h(b, u, sum); });
     for (int64_t b = sent; b < active; ++b)
       for (int64_t v = of_h_.first(tile); v < of_h_.first(tile + 1); ++v) at_h(t, b, v * LANES, V{});
+  }
+
+  // What the cell at n units will read, which the forward left in memory long ago, and where it will write.
+  void fetch(int64_t t, int64_t b, int64_t u, int64_t n) const {
+    const int64_t row = p_.sequence.row(t) + b, before = p_.sequence.before(t);
+    const T* gates = gates_ + (row - chunk_.row) * NV * H_ + u;
+    for (int v = 0; v < NV; ++v) prefetch(gates + v * H_, n);
+    for (int v = 0; v < WIDE; ++v) prefetch<true>(dgates(t, b) + v * H_ + u, n);
+    prefetch(resets_ + (row - chunk_.row) * H_ + u, n);
+    if (p_.sequence.exists(before)) prefetch(p_.states + (p_.sequence.row(before) + b) * H_ + u, n);
+    if (p_.dout) prefetch(p_.dout + row * H_ + u, n);
   }
 
   void at_h(int64_t t, int64_t b, int64_t u, V sum) {

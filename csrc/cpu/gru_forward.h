@@ -47,12 +47,15 @@ class GruForwardPass {
   }
 
   void run() {
+    Stopwatch watch;
     for (int64_t begin = 0; begin < p_.sequence.steps; begin = chunk_.end) {
       chunk_ = Chunk::from(p_.sequence, begin, most_);
       gates_ = p_.gates ? p_.gates + chunk_.row * NV * H_ : buffer_.get();
       input_product<NV>(p_.parallel, p_.x + chunk_.row * p_.inputs, chunk_.rows, p_.inputs, w_ih_.get(),
                         bias_.with_input(), H_, gates_);
+      watch.lap(INPUT_PRODUCT);
       steps();
+      watch.restart();
     }
   }
 
@@ -83,6 +86,11 @@ class GruForwardPass {
     const V bias = bias_.of_n(u, n);
     product<NV>(
         0, p_.sequence.active(t), [&](int64_t b) { return read + b * H_; }, &w_hh_[u * H_ * NV], H_,
+        [&](int64_t b) {
+          for (int v = 0; v < NV; ++v) prefetch<true>(gates_ + ((row0 - chunk_.row + b) * NV + v) * H_ + u, LANES);
+          if (p_.resets) prefetch<true>(p_.resets + (row0 + b) * H_ + u, LANES);
+          prefetch<true>(p_.out + (row0 + b) * H_ + u, LANES);
+        },
         [&](int64_t b, const V* sums) {
           const int64_t row = row0 + b;
           T* gates = gates_ + (row - chunk_.row) * NV * H_ + u;

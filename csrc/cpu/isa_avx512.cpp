@@ -6,6 +6,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "cpu/memory.h"
 #include "cpu/schedule.h"
 
 #if defined(__x86_64__)

@@ -8,6 +8,7 @@
 
 #include "core/gru_cell.h"
 #include "core/lstm_cell.h"
+#include "cpu/memory.h"
 #include "cpu/schedule.h"
 #include "cpu/team.h"
 

@@ -26,26 +26,18 @@ namespace frd::cpu::FRD_ISA {
 
 #include "cpu/gru_backward.h"
 
-template <class T>
-void lstm_forward_pass(const LstmForward<T>& p) {
-  LstmForwardPass<T>(p).run();
-}
-template <class T>
-void gru_forward_pass(const GruForward<T>& p) {
-  GruForwardPass<T>(p).run();
-}
-template <class T>
-void lstm_backward_pass(const LstmBackward<T>& p) {
-  LstmBackwardPass<T>(p).run();
-}
-template <class T>
-void gru_backward_pass(const GruBackward<T>& p) {
-  GruBackwardPass<T>(p).run();
+template <class Pass, class Arguments>
+void run_pass(const Arguments& p) {
+  Stopwatch watch;
+  Pass pass(p);
+  watch.lap(PACK);
+  pass.run();
 }
 
 template <class T>
 constexpr TypedKernels<T> typed_kernels() {
-  return {lstm_forward_pass<T>, lstm_backward_pass<T>, gru_forward_pass<T>, gru_backward_pass<T>, drop_rows<T>};
+  return {run_pass<LstmForwardPass<T>, LstmForward<T>>, run_pass<LstmBackwardPass<T>, LstmBackward<T>>,
+          run_pass<GruForwardPass<T>, GruForward<T>>, run_pass<GruBackwardPass<T>, GruBackward<T>>, drop_rows<T>};
 }
 
 inline const Kernels table{FRD_ISA_NAME, typed_kernels<float>(), typed_kernels<double>(), read_words};

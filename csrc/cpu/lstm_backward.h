@@ -50,18 +50,23 @@ class LstmBackwardPass {
   }
 
   void run() {
+    Stopwatch watch;
     for (int64_t end = p_.sequence.steps; end > 0; end = chunk_.begin) {
       chunk_ = Chunk::upto(p_.sequence, end, most_);
       if (operand_wanted())
         read_operand<false>(p_.parallel, p_.sequence, chunk_, sites_, masks_, p_.states, p_.h0, P_, operand_.get());
       gates_ = p_.gates ? p_.gates + chunk_.row * NV * H_ : activated();
+      watch.lap(INPUT_PRODUCT);
       steps();
+      watch.restart();
       add_gradients();
+      watch.lap(GRADIENTS);
       const int64_t t = p_.sequence.time(chunk_.begin), n = p_.sequence.active(t) * NV * H_;
       std::memcpy(later_.get(), dgates(t, 0), n * sizeof(T));
     }
     leave();
     mask_gradients();
+    watch.lap(GRADIENTS);
   }
 
  private:
@@ -99,9 +104,22 @@ class LstmBackwardPass {
     const T* from = chunk_.contains(s + 1) ? dgates(after, 0) : later_.get();
     product(
         of_h_, tile, 0, sent, [&](int64_t b) { return from + b * NV * H_; }, w_hh_.get(), NV * H_,
+        [&](int64_t b, int64_t u, int64_t n) { fetch(t, b, u, n); },
         [&](int64_t b, int64_t u, V sum) { b < active ? at_h(t, b, u, sum) : leave_h(b, u, sum); });
     for (int64_t b = sent; b < active; ++b)
       for (int64_t v = of_h_.first(tile); v < of_h_.first(tile + 1); ++v) at_h(t, b, v * LANES, V{});
+  }
+
+  // What the cell at n units will read, which the forward left in memory long ago, and where it will write.
+  void fetch(int64_t t, int64_t b, int64_t u, int64_t n) const {
+    const int64_t row = p_.sequence.row(t) + b, before = p_.sequence.before(t);
+    const T* gates = gates_ + (row - chunk_.row) * NV * H_ + u;
+    for (int v = 0; v < NV; ++v) {
+      prefetch(gates + v * H_, n);
+      prefetch<true>(dgates(t, b) + v * H_ + u, n);  // another thread may hold its lines from the last chunk
+    }
+    if (p_.sequence.exists(before)) prefetch(p_.cells + (p_.sequence.row(before) + b) * H_ + u, n);
+    if (p_.dout) prefetch(p_.dout + row * P_ + u, n);
   }
 
   // Gradients at LANES units of h_t.

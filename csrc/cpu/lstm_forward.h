@@ -7,7 +7,7 @@ inline bool ends(const Sequence& sequence, int64_t t, int64_t b) { return b >= s
 // Rows of `width` numbers that a chunk may have: enough for the products to run at speed, few enough for the caches.
 template <class T>
 int64_t chunk_rows(int64_t width) {
-  constexpr int64_t bytes = 4 << 20, fewest = 256;
+  constexpr int64_t bytes = 4 << 20, fewest = 512;
   const int64_t rows = bytes / ((width + 1) * static_cast<int64_t>(sizeof(T)));  // a layer may have no units
   return rows < fewest ? fewest : rows;
 }
@@ -49,12 +49,15 @@ class LstmForwardPass {
   }
 
   void run() {
+    Stopwatch watch;
     for (int64_t begin = 0; begin < p_.sequence.steps; begin = chunk_.end) {
       chunk_ = Chunk::from(p_.sequence, begin, most_);
       gates_ = p_.gates ? p_.gates + chunk_.row * NV * H_ : buffer_.get();
       input_product<NV>(p_.parallel, p_.x + chunk_.row * p_.inputs, chunk_.rows, p_.inputs, w_ih_.get(),
                         p_.b_ih ? bias_.get() : nullptr, H_, gates_);
+      watch.lap(INPUT_PRODUCT);
       steps();
+      watch.restart();
     }
   }
 
@@ -94,6 +97,11 @@ class LstmForwardPass {
     const T* read = &read_[(s % 2) * B_ * P_];
     product<NV>(
         0, p_.sequence.active(t), [&](int64_t b) { return read + b * P_; }, &w_hh_[u * P_ * NV], P_,
+        [&](int64_t b) {
+          for (int v = 0; v < NV; ++v) prefetch<true>(gates_ + ((row0 - chunk_.row + b) * NV + v) * H_ + u, LANES);
+          if (p_.cells) prefetch<true>(p_.cells + (row0 + b) * H_ + u, LANES);
+          if (!p_.w_hr) prefetch<true>(p_.out + (row0 + b) * P_ + u, LANES);
+        },
         [&](int64_t b, const V* sums) {
           T* gates = gates_ + (row0 - chunk_.row + b) * NV * H_ + u;
           LstmGates<Math> g{sums[0] + load(gates, n), sums[1] + load(gates + H_, n), sums[2] + load(gates + 2 * H_, n),

@@ -9,6 +9,7 @@ template <class T>
 Buffer<T> scratch(int64_t n) {
   const size_t bytes = static_cast<size_t>(n > 0 ? n : 1) * sizeof(T);
   void* p = ::operator new(bytes, std::align_val_t{64});
+  prefer_large_pages(p, bytes);
   return Buffer<T>(static_cast<T*>(p), [](T* q) { ::operator delete(q, std::align_val_t{64}); });
 }
 

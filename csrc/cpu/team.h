@@ -11,6 +11,7 @@
 #include <memory>
 #include <thread>
 
+#include "cpu/profile.h"
 #include "cpu/schedule.h"
 
 namespace frd::cpu {
@@ -23,11 +24,13 @@ class Team {
   // Calls body(step, group) once for each pair. What a step wrote is seen by every later step.
   template <class Body>
   void run(Body&& body) {
+    const int64_t start = is_profiling() ? now_ns() : 0, products = product_ns;
     if (groups_ == 1) {
       for (int64_t step = 0; step < steps_; ++step) body(step, 0);
-      return;
+    } else {
+      parallel_.each(groups_, [&](int64_t begin, int64_t) { work(static_cast<int>(begin), body); });
     }
-    parallel_.each(groups_, [&](int64_t begin, int64_t) { work(static_cast<int>(begin), body); });
+    if (is_profiling()) note(now_ns() - start, product_ns - products);
   }
 
  private:
@@ -48,8 +51,21 @@ class Team {
           done_.fetch_add(1, std::memory_order_acq_rel);
         }
       }
-      wait_for((step + 1) * groups_);
+      if (is_profiling() && std::this_thread::get_id() == caller_) {
+        const int64_t start = now_ns();
+        wait_for((step + 1) * groups_);
+        waited_ns_ += now_ns() - start;
+      } else {
+        wait_for((step + 1) * groups_);
+      }
     }
+  }
+
+  // What the calling thread did in all: products, waiting, and the cells, which are the rest.
+  void note(int64_t total, int64_t products) const {
+    phase_ns[PRODUCT] += products;
+    phase_ns[WAIT] += waited_ns_;
+    phase_ns[CELL] += total - products - waited_ns_;
   }
 
   void wait_for(int64_t done) const {
@@ -74,6 +90,8 @@ class Team {
   const int64_t steps_;
   const int groups_;
   std::unique_ptr<Claim[]> claims_;
+  const std::thread::id caller_ = std::this_thread::get_id();
+  int64_t waited_ns_ = 0;                     // by the caller
   alignas(64) std::atomic<int64_t> done_{0};  // groups done, over all steps
 };
 
