@@ -1,0 +1,113 @@
+"""``python -m bench``: see ``--help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from . import plots
+from .contenders import CONTENDERS, TASKS
+from .profile import profile
+from .report import criteria_table, into_readme, report
+from .run import Settings, load, run
+from .shapes import QUICK, SHAPES
+
+_CELLS = ("LSTM", "GRU")
+
+
+def _choice(kind: str, allowed: Sequence[str]) -> Any:
+    """A type for argparse: names with commas between them."""
+
+    def parse(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        wrong = [name for name in names if name not in allowed]
+        if wrong:
+            raise argparse.ArgumentTypeError(f"no such {kind}: {', '.join(wrong)}; allowed are {', '.join(allowed)}")
+        return names
+
+    parse.__name__ = f"names of a {kind}"
+    return parse
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog="python -m bench", description="Measures the library side by side with others.")
+    commands = made.add_subparsers(dest="command", metavar="[report | readme | profile]")
+    shapes, contenders = [shape.name for shape in SHAPES], [contender.name for contender in CONTENDERS]
+    made.add_argument("--shapes", type=_choice("shape", shapes), help=", ".join(shapes))
+    made.add_argument("--cells", type=_choice("cell", _CELLS), default=_CELLS)
+    made.add_argument("--tasks", type=_choice("task", TASKS), default=TASKS, help=", ".join(TASKS))
+    made.add_argument(
+        "--contenders",
+        type=_choice("contender", contenders),
+        default=tuple(contenders),
+        help="; ".join(f"{contender.name}: {contender.meaning}" for contender in CONTENDERS),
+    )
+    made.add_argument("--quick", action="store_true", help="two tiny shapes and few rounds, to try it out")
+    made.add_argument("--compiled", action="store_true", help="also the loop under torch.compile: minutes more")
+    made.add_argument("--threads", type=int, default=2, help="threads of torch (default: 2)")
+    made.add_argument("--rounds", type=int, help="paired rounds (default: what --budget allows, at least 5)")
+    made.add_argument("--budget", type=float, default=10.0, help="seconds for a shape and task (default: 10)")
+    made.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    made.add_argument("--no-scaling", action="store_true", help="leave one thread against all of them out")
+    made.add_argument("--output", type=Path, default=Path("bench-results.json"), help="where the results go")
+    shown = commands.add_parser("report", help="print a result's tables, and draw its plots")
+    shown.add_argument("results", type=Path)
+    shown.add_argument("--plots", type=Path, metavar="FOLDER", help="where the plots go (default: none are drawn)")
+    readme = commands.add_parser("readme", help="put a result's summary between the markers of a page")
+    readme.add_argument("results", type=Path)
+    readme.add_argument("page", type=Path, nargs="?", default=Path("README.md"))
+    taken_apart = commands.add_parser("profile", help="where the time of our own calls goes")
+    taken_apart.add_argument("--shapes", type=_choice("shape", shapes), default=tuple(shapes))
+    taken_apart.add_argument("--cells", type=_choice("cell", _CELLS), default=_CELLS)
+    taken_apart.add_argument("--task", choices=TASKS, default="train")
+    taken_apart.add_argument("--threads", type=int, default=2)
+    return made
+
+
+def settings(options: argparse.Namespace) -> Settings:
+    if options.threads < 1 or (options.rounds is not None and options.rounds < 2) or options.budget <= 0:
+        raise ValueError("--threads should be at least 1, --rounds at least 2 and --budget above 0")
+    shapes = QUICK if options.quick else tuple(s for s in SHAPES if options.shapes is None or s.name in options.shapes)
+    return Settings(
+        shapes=shapes,
+        cells=options.cells,
+        tasks=options.tasks,
+        contenders=tuple(contender for contender in CONTENDERS if contender.name in options.contenders),
+        threads=options.threads,
+        rounds=5 if options.quick and options.rounds is None else options.rounds,
+        budget=options.budget,
+        memory=not options.no_memory and Path("/proc/self/clear_refs").exists(),
+        scaling=not options.no_scaling and options.threads > 1,
+        compiled=options.compiled,
+        output=options.output,
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        if options.command == "report":
+            results = load(options.results)
+            print(report(results))
+            for path in plots.draw(results, options.plots) if options.plots else ():
+                print(f"wrote {path}", file=sys.stderr)
+        elif options.command == "readme":
+            into_readme(load(options.results), options.page)
+        elif options.command == "profile":
+            chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
+            print(profile(options.cells, chosen_shapes, options.task, options.threads))
+        else:
+            chosen = settings(options)
+            print(criteria_table(run(chosen)))
+            print(f"\nwrote {chosen.output}; python -m bench report {chosen.output} prints all of it", file=sys.stderr)
+    except (OSError, ValueError, ImportError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

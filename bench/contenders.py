@@ -1,0 +1,128 @@
+"""Who is measured: the library in several configurations, torch, and what people write today."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import fused_rnn_dropout as frd
+
+from .loops import Loop, WeightDrop
+from .shapes import Shape
+
+TASKS = ("train", "forward", "eval")
+"""Forward and backward; forward that keeps what backward needs; eval under no_grad."""
+
+RATES = {
+    "input_dropout": 0.2,
+    "weight_dropout": 0.3,
+    "hidden_dropout": 0.2,
+    "update_dropout": 0.2,
+    "zoneout_c": 0.1,
+    "zoneout_h": 0.1,
+    "output_dropout": 0.2,
+}
+"""Every site that one layer has and that can be on beside the others; a GRU has no ``zoneout_c``."""
+
+ONLY_LINEAR = ("input_dropout", "weight_dropout", "output_dropout")
+
+
+def rates_of(cell: str) -> dict[str, float]:
+    return {name: rate for name, rate in RATES.items() if cell == "LSTM" or name != "zoneout_c"}
+
+
+def _ours(cell: str, shape: Shape, names: tuple[str, ...] | None = (), **options: Any) -> nn.Module:
+    rates = rates_of(cell)
+    sites: dict[str, Any] = {name: rate for name, rate in rates.items() if names is None or name in names}
+    return getattr(frd, cell)(shape.inputs, shape.units, **sites, **options)
+
+
+def _torch(cell: str, shape: Shape) -> nn.RNNBase:
+    return getattr(nn, cell)(shape.inputs, shape.units)
+
+
+def _fastai(cell: str, shape: Shape) -> nn.Module:
+    from fastai.text.models.awdlstm import WeightDropout
+
+    return WeightDropout(_torch(cell, shape), RATES["weight_dropout"])
+
+
+class Contender(NamedTuple):
+    """``slow``: takes part in few rounds. ``packs``: takes a packed batch. ``package``: what must be installed."""
+
+    name: str
+    meaning: str
+    build: Callable[[str, Shape], nn.Module]
+    tasks: tuple[str, ...] = TASKS
+    slow: bool = False
+    packs: bool = False
+    package: str | None = None
+    compiles: bool = False
+
+    def missing(self, compiled: bool) -> str | None:
+        """Why it cannot take part, or None."""
+        if self.package is not None and importlib.util.find_spec(self.package) is None:
+            return f"the package {self.package} is not installed"
+        return "left out without --compiled" if self.compiles and not compiled else None
+
+
+CONTENDERS = (
+    Contender("torch", "nn.LSTM or nn.GRU, no dropout", _torch, packs=True),
+    Contender("none", "ours, no site", _ours),
+    Contender("weights", "ours, sites on weights, input and output", lambda c, s: _ours(c, s, ONLY_LINEAR)),
+    Contender("all", "ours, every site", lambda c, s: _ours(c, s, None), packs=True),
+    Contender(
+        "recompute", "ours, every site, recompute=True", lambda c, s: _ours(c, s, None, recompute=True), ("train",)
+    ),
+    Contender(
+        "weight-drop", "a weight-drop wrapper around torch's", lambda c, s: WeightDrop(_torch(c, s), 0.3), ("train",)
+    ),
+    Contender("fastai", "fastai's WeightDropout around torch's", _fastai, ("train",), package="fastai"),
+    Contender(
+        "loop", "every site in a Python loop", lambda c, s: Loop(c, s.inputs, s.units, rates_of(c)), ("train",), True
+    ),
+    Contender(
+        "compiled",
+        "that loop, its step compiled",
+        lambda c, s: Loop(c, s.inputs, s.units, rates_of(c), True),
+        ("train",),
+        True,
+        compiles=True,
+    ),
+)
+BY_NAME = {contender.name: contender for contender in CONTENDERS}
+
+
+def runner(module: nn.Module, shape: Shape, task: str, device: str = "cpu", padded: bool = False) -> Callable[[], None]:
+    """A call of ``task``, ready to be timed. ``padded``: feed a packed shape as a padded batch."""
+    module = module.to(device).train(task != "eval")
+    leaf = torch.randn(shape.steps, shape.batch, shape.inputs, device=device, requires_grad=task == "train")
+    lengths = None if padded else shape.lengths()
+    x: Any = leaf if lengths is None else pack_padded_sequence(leaf, lengths)
+    if lengths is None:
+        grad = torch.randn(shape.steps, shape.batch, shape.units, device=device)
+    else:
+        # Packing is the caller's, and the same for everyone: the leaf is the packed data.
+        leaf = x.data.detach().requires_grad_(task == "train")
+        x = x._replace(data=leaf)
+        grad = torch.randn(len(leaf), shape.units, device=device)
+
+    def train() -> None:
+        out = module(x)[0]
+        (out if isinstance(out, torch.Tensor) else out.data).backward(grad)
+        module.zero_grad(set_to_none=True)
+        leaf.grad = None
+
+    def forward() -> None:
+        module(x)
+
+    def evaluate() -> None:
+        with torch.no_grad():
+            module(x)
+
+    return {"train": train, "forward": forward, "eval": evaluate}[task]

@@ -1,0 +1,82 @@
+"""What a result was measured on."""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fused_rnn_dropout import __version__, ops
+
+from .measure import timed
+from .shapes import Shape
+
+
+def processor() -> str:
+    """The processor's name, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def caches() -> dict[str, str]:
+    """Size of each cache level that the first core sees; empty where the system does not tell."""
+    found = {}
+    for folder in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+        try:
+            level, kind, size = ((folder / name).read_text().strip() for name in ("level", "type", "size"))
+        except OSError:
+            continue
+        found[f"L{level} {kind}"] = size
+    return found
+
+
+def environment(threads: int) -> dict[str, Any]:
+    """All that a reader needs to judge or repeat a measurement."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "caches": caches(),
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "fused_rnn_dropout": __version__,
+        "instruction_set": ops.cpu_isa(),
+        "threads": threads,
+        "load": os.getloadavg(),
+    }
+
+
+def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
+    torch.mm(a, b, out=out)
+
+
+def sgemm(shapes: Sequence[Shape], rounds: int = 5) -> dict[str, Any]:
+    """Rate of torch.mm in float32 at the products of LSTM layers of these shapes, in GFLOP/s, and the best of them."""
+    rates = {}
+    for shape in shapes:
+        rows, units = shape.rows, 4 * shape.units
+        for name, m, k, n in (
+            ("x W'", rows, shape.inputs, units),
+            ("dx", rows, units, shape.inputs),
+            ("dW", units, rows, shape.inputs),
+        ):
+            run = functools.partial(_multiply, torch.randn(m, k), torch.randn(k, n), torch.empty(m, n))
+            run()
+            rates[f"{shape.name} {name}"] = 2e-9 * m * k * n / median(timed(run) for _ in range(rounds))
+    return {"best": max(rates.values()), "products": rates}

@@ -1,0 +1,110 @@
+"""Paired timing, and the statistics of it."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from statistics import median
+from typing import NamedTuple
+
+import torch
+
+FEWEST = 5
+"""Rounds in which a contender takes part at least."""
+
+
+class Interval(NamedTuple):
+    """A median, or a ratio of two, with a 95 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+def synchronize(device: str) -> None:
+    """Waits for what was launched; a CPU has nothing to wait for."""
+    if device != "cpu":
+        torch.accelerator.synchronize()
+
+
+def timed(run: Callable[[], None], device: str = "cpu") -> float:
+    """Seconds of one call."""
+    synchronize(device)
+    start = time.perf_counter()
+    run()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+class Timings(NamedTuple):
+    """Seconds by contender: of the first call, which compiles and warms up, and of each round.
+
+    Round i is the same moment for everyone who took part in it; slow contenders take part in the first ones only.
+    """
+
+    first: dict[str, float]
+    rounds: dict[str, list[float]]
+
+
+def paired(
+    runs: Mapping[str, Callable[[], None]],
+    *,
+    slow: Sequence[str] = (),
+    rounds: int | None = None,
+    budget: float = 10.0,
+    device: str = "cpu",
+    tick: Callable[[str], None] = lambda _: None,
+) -> Timings:
+    """Times every run in every round, in one order and then in the other.
+
+    Args:
+        runs: what to call, by name.
+        slow: names that take part in :data:`FEWEST` rounds only.
+        rounds: how many rounds; by default as many as ``budget`` allows, from :data:`FEWEST` to 101.
+        budget: seconds to spend, roughly.
+        device: what to wait for.
+        tick: called with a name before each call.
+    """
+    first = {}
+    for name, run in runs.items():
+        tick(name)
+        first[name] = timed(run, device)
+    warm = {}
+    for name, run in runs.items():
+        tick(name)
+        warm[name] = timed(run, device)
+    if rounds is None:
+        spent = sum(warm.values())
+        usual = sum(seconds for name, seconds in warm.items() if name not in slow)
+        rounds = FEWEST + max(0, min(96, int((budget - FEWEST * spent) / max(usual, 1e-9))))
+    found: dict[str, list[float]] = {name: [] for name in runs}
+    names = list(runs)
+    for index in range(rounds):
+        for name in names if index % 2 == 0 else reversed(names):
+            if index < FEWEST or name not in slow:
+                tick(name)
+                found[name].append(timed(runs[name], device))
+    return Timings(first, found)
+
+
+def _bootstrap(statistic: Callable[[list[int]], float], count: int, draws: int = 1000) -> tuple[float, float]:
+    """The middle 95 % of a statistic over rounds drawn with replacement, from a fixed seed."""
+    generator = random.Random(0)
+    values = sorted(statistic(generator.choices(range(count), k=count)) for _ in range(draws))
+    return values[int(0.025 * draws)], values[int(0.975 * draws) - 1]
+
+
+def median_of(seconds: Sequence[float]) -> Interval:
+    """Median seconds."""
+    return Interval(median(seconds), *_bootstrap(lambda chosen: median(seconds[i] for i in chosen), len(seconds)))
+
+
+def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+    """Ratio of the medians over the rounds in which both took part; rounds are resampled in pairs."""
+    count = min(len(ours), len(theirs))
+
+    def ratio(chosen: Sequence[int]) -> float:
+        return median(ours[i] for i in chosen) / median(theirs[i] for i in chosen)
+
+    return Interval(ratio(range(count)), *_bootstrap(ratio, count))

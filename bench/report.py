@@ -1,0 +1,185 @@
+"""Tables in markdown, made of a result's JSON alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from .contenders import BY_NAME as CONTENDERS
+from .criteria import packed, peak, ratio, verdicts
+from .measure import Interval, median_of, ratio_of
+from .shapes import Shape
+
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
+_TASKS = {
+    "train": "Forward and backward",
+    "forward": "Forward, keeping what backward needs",
+    "eval": "Eval, forward only, no_grad",
+}
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A markdown table, its columns aligned to be read as text too."""
+    lines = [list(head), *map(list, rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
+    text = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    text.insert(1, " | ".join("-" * width for width in widths))
+    return "\n".join(f"| {line} |" for line in text)
+
+
+def spread(value: Interval | None) -> str:
+    """A ratio with its interval."""
+    return "" if value is None else f"{value.value:.2f} ({value.low:.2f}-{value.high:.2f})"
+
+
+def brief(value: Interval | None) -> str:
+    return "" if value is None else f"{value.value:.2f}"
+
+
+def milliseconds(seconds: float) -> str:
+    return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
+
+
+def shapes_of(results: dict[str, Any]) -> list[Shape]:
+    return [Shape(**shape) for shape in results["shapes"]]
+
+
+def _by_name(results: dict[str, Any]) -> dict[str, Shape]:
+    return {shape.name: shape for shape in shapes_of(results)}
+
+
+def machine(results: dict[str, Any]) -> str:
+    e = results["environment"]
+    caches = ", ".join(f"{name} {size}" for name, size in e["caches"].items() if "Instruction" not in name)
+    return (
+        f"{e['processor']}, {e['cores']} cores ({caches or 'caches unknown'}), {e['threads']} threads, "
+        f"{e['instruction_set']}, torch {e['torch']}, Python {e['python']}, "
+        f"fused_rnn_dropout {e['fused_rnn_dropout']}, {e['date'][:10]}. sgemm, the best of the products of the two largest shapes: {results['sgemm']['best']:.0f} "
+        f"GFLOP/s."
+    )
+
+
+def group_table(results: dict[str, Any], entry: dict[str, Any]) -> str:
+    """One group of contenders: milliseconds, ratio to torch's, rate."""
+    shape, rounds = _by_name(results)[entry["shape"]], entry["rounds"]
+    reference = "torch" if "torch" in rounds else next(iter(rounds))
+    rows = []
+    for name, seconds in rounds.items():
+        value = median_of(seconds)
+        flops = shape.flops(entry["cell"], entry["task"]) * (1 / shape.useful() if "padded" in name else 1)
+        rate = 1e-9 * flops / value.value
+        share = 100 * rate / results["sgemm"]["best"]
+        time = f"{milliseconds(value.value)} ({milliseconds(value.low)}-{milliseconds(value.high)})"
+        meaning = CONTENDERS[name].meaning if name in CONTENDERS else name
+        rows.append(
+            (meaning, time, spread(ratio_of(seconds, rounds[reference])), f"{rate:.0f} ({share:.0f} %)",
+             milliseconds(entry["first"][name]), str(len(seconds)))
+        )  # fmt: skip
+    head = ("", "ms", f"/ {reference}", "GFLOP/s (of sgemm)", "first call, ms", "rounds")
+    return table(head, rows)
+
+
+def _memory(results: dict[str, Any]) -> str:
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    for entry in results["memory"]:
+        found.setdefault((entry["cell"], entry["shape"]), {})[entry["contender"]] = entry["mib"]
+    names = sorted({name for mib in found.values() for name in mib}, key=list(CONTENDERS).index)
+    rows = [
+        (cell, shape, *(f"{mib[name]:.0f}" if name in mib else "" for name in names))
+        for (cell, shape), mib in found.items()
+    ]
+    return table(("", "shape", *(f"{CONTENDERS[name].meaning}, MiB" for name in names)), rows)
+
+
+def criteria_table(results: dict[str, Any]) -> str:
+    """Every criterion on every shape, missed ones as plainly as met ones."""
+    return table(
+        ("criterion", "", "shape", "bar", "measured", ""),
+        (
+            (
+                v.criterion.meaning,
+                v.cell,
+                v.shape,
+                f"{'>=' if v.criterion.at_least else '<='} {v.criterion.bar:.2f}",
+                spread(v.value),
+                str(v),
+            )
+            for v in verdicts(results)
+        ),
+    )
+
+
+def report(results: dict[str, Any]) -> str:
+    """All of a result."""
+    parts = ["# Measurements", machine(results), f"`{results['environment']['command']}`"]
+    parts.append("Medians over paired rounds, with a 95 % bootstrap interval in brackets; a ratio above 1 is slower.")
+    parts += [f"Left out: {name}, {why}." for name, why in results["skipped"].items()]
+    parts += ["## Criteria", criteria_table(results)]
+    for task, title in {**_TASKS, "scaling": "Threads"}.items():
+        entries = [entry for entry in results["timings"] if entry["task"] == task]
+        if entries:
+            parts.append(f"## {title}")
+        for entry in entries:
+            shape = _by_name(results)[entry["shape"]]
+            parts += [f"### {entry['cell']}, {shape.name} ({shape.sizes})", group_table(results, entry)]
+    if results["memory"]:
+        parts += ["## Peak memory of a forward and backward", _memory(results)]
+    return "\n\n".join(parts) + "\n"
+
+
+def summary(results: dict[str, Any]) -> str:
+    """The README's table: ratios, below 1 where the library is faster or smaller."""
+    columns = (
+        ("every site / torch, train", ratio("train", "all", "torch")),
+        ("no site / torch, train", ratio("train", "none", "torch")),
+        ("every site / torch, eval", ratio("eval", "all", "torch")),
+        ("Python loop / every site, train", ratio("train", "loop", "all")),
+        ("memory, every site / torch", peak("all")),
+        ("memory, recompute / torch", peak("recompute")),
+    )
+    rows = []
+    for cell in ("LSTM", "GRU"):
+        for shape in shapes_of(results):
+            values = [brief(measure(results, cell, shape)) for _, measure in columns]
+            if any(values):
+                rows.append((cell, shape.name, shape.sizes, *values))
+    lines = [
+        f"Ratios of medians; torch is `nn.LSTM` or `nn.GRU` **without any dropout**, and above 1 we are slower. "
+        f"{machine(results)}",
+        table(("", "shape", "T, B, I, H", *(name for name, _ in columns)), rows),
+    ]
+    for cell in ("LSTM", "GRU"):
+        for shape in shapes_of(results):
+            value = packed(results, cell, shape) if shape.kind == "packed" else None
+            if value is not None:
+                lines.append(
+                    f"A packed {cell} batch that fills {100 * shape.useful():.0f} % of its padded one costs "
+                    f"{value.value:.2f} times that share of the padded one's time."
+                )
+    missed = [v for v in verdicts(results) if not v.met]
+    if missed:
+        lines.append("Short of what we set out to reach (`bench/criteria.py`):")
+        lines.append(
+            "\n".join(
+                f"- {v.criterion.meaning}, {v.cell} {v.shape}: {spread(v.value)}, {v} of {v.criterion.bar:.2f}"
+                for v in missed
+            )
+        )
+    else:
+        lines.append("Every criterion of `bench/criteria.py` is met in this run.")
+    lines.append(f"Made by `{results['environment']['command']}`, then `python -m bench readme`.")
+    return "\n\n".join(lines)
+
+
+def into_readme(results: dict[str, Any], path: Path) -> None:
+    """Replaces what stands between the markers.
+
+    Raises:
+        ValueError: the markers are not there, once and in order.
+    """
+    text = path.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise ValueError(f"{path} should hold {BEGIN} and {END} once each, in this order")
+    before, rest = text.split(BEGIN)
+    path.write_text(f"{before}{BEGIN}\n{summary(results)}\n{END}{rest.split(END)[1]}")
