@@ -8,15 +8,13 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
-from . import ops
+from . import library, ops
 from .sites import GROUPS, SEQ, SITE, Plan
 
 Rng: TypeAlias = Tensor | Mapping[str | None, Tensor]
 """All the randomness of a call: int64[2], or one such pair per group of sites, ``None`` being the default."""
 
 BACKENDS = ("cpu", "cuda", "triton", "reference")
-_DEVICE_OF = {"cpu": "cpu", "cuda": "cuda", "triton": "cuda"}
-_BUILT = ("cpu",)
 GROUP_OF = {name: site.group for name, site in SITE.items()}
 
 
@@ -134,10 +132,9 @@ def obstacle(backend: str, plan: Plan, device_type: str) -> str | None:
     """Why ``backend`` cannot compute ``plan`` on tensors of ``device_type``; None where it can."""
     if backend == "reference":
         return None
-    if backend not in _BUILT:
-        return "this version of fused_rnn_dropout has no such kernels"
-    if device_type not in (_DEVICE_OF[backend], "meta"):
-        return f"it computes on {_DEVICE_OF[backend]} tensors, the input is on {device_type}"
+    missing = library.obstacle(backend, device_type)
+    if missing is not None:
+        return missing
     if plan.reference_only:
         return f"it does not compute {', '.join(plan.reference_only)}"
     return None
@@ -145,7 +142,7 @@ def obstacle(backend: str, plan: Plan, device_type: str) -> str | None:
 
 def best_backend(plan: Plan, device_type: str) -> str | None:
     """The fused backend that ``backend=None`` takes, or None where there is none (the reference is never a default)."""
-    for backend in ("cuda", "triton", "cpu"):
+    for backend in ("cuda", "cpu", "triton"):  # an interpreted Triton takes CPU tensors, but only when asked to
         if obstacle(backend, plan, device_type) is None:
             return backend
     return None
@@ -173,8 +170,9 @@ def choose_backend(backend: str | None, plan: Plan, device_type: str) -> str:
                 f'no fused backend computes {", ".join(plan.reference_only)}: pass backend="reference", which does'
             )
         raise ValueError(
-            f"this version of fused_rnn_dropout has no fused backend for tensors on {device_type}: "
-            'move them to the CPU, or pass backend="reference", which computes on any device'
+            f"there is no fused backend for tensors on {device_type}: "
+            + "; ".join(f"{other}: {obstacle(other, plan, device_type)}" for other in BACKENDS[:-1])
+            + '. Move them to the CPU, or pass backend="reference", which computes on any device'
         )
     reason = obstacle(name, plan, device_type)
     if reason is not None:
@@ -191,11 +189,6 @@ def choose_backend(backend: str | None, plan: Plan, device_type: str) -> str:
 def autocast_enabled(input: Tensor) -> bool:
     """Whether autocast is on for the device of ``input``."""
     return input.device.type != "meta" and torch.is_autocast_enabled(input.device.type)
-
-
-def compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What layers with results of ``dtype`` compute in."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def result_dtypes(

@@ -23,11 +23,11 @@ from .arguments import (
     check_input,
     check_states,
     choose_backend,
-    compute_dtype,
     draw_rng,
     resolve_rng,
     result_dtypes,
 )
+from .fakes import compute_dtype
 from .options import LockedDropout
 from .sites import KIND, SITE_INDEX, Plan, stream
 
@@ -83,9 +83,10 @@ def _fused_layer(
         call.step_offset,
         call.recompute,
     )
+    family = ops.family(call.backend)
     if call.cell == "LSTM":
-        return ops.lstm(x, states[0], states[1], w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr, *tail)
-    return ops.gru(x, states[0], w.w_ih, w.w_hh, w.b_ih, w.b_hh, *tail)
+        return family.lstm(x, states[0], states[1], w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr, *tail)
+    return family.gru(x, states[0], w.w_ih, w.w_hh, w.b_ih, w.b_hh, *tail)
 
 
 def _counters(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,7 +164,7 @@ def _site(call: Call, name: str, x: Tensor, kind: int, layer: int) -> Tensor:
     locked = spec if isinstance(spec, LockedDropout) else None
     if call.backend != "reference":
         assert call.thresholds is not None
-        return ops.dropout(
+        return ops.family(call.backend).dropout(
             x,
             call.rngs[GROUP_OF[name]],
             call.thresholds,

@@ -17,11 +17,11 @@ from .arguments import (
     Rng,
     check_counters,
     choose_backend,
-    compute_dtype,
     obstacle,
     resolve_rng,
     result_dtypes,
 )
+from .fakes import compute_dtype
 from .options import Spec, rate_of
 from .rnn_base import RegularizedRNN
 from .sites import KIND, SITE_INDEX, make_spec
@@ -108,7 +108,8 @@ def export_masks(
     rnn, size = _check_rnn(rnn, "export_masks"), _sizes(rnn, x)
     plan, thresholds, device = rnn._plan, rnn._thresholds, size.data.device
     check_counters(example_ids, step_offset, size.batch, size.steps, device)
-    words = masks.words if choose_backend(rnn.backend, plan, device.type) == "reference" else ops.words
+    backend = choose_backend(rnn.backend, plan, device.type)
+    words = masks.words if backend == "reference" else ops.family(backend).words
     rngs = resolve_rng(plan, thresholds, rng, rnn.masks_on, device)
     examples = torch.arange(size.batch, device=device) if example_ids is None else example_ids
     steps = torch.arange(size.steps, device=device) + step_offset

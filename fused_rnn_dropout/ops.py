@@ -25,34 +25,24 @@ recompute      keep only the states for backward, and compute the gates again th
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .sites import FLAG
+from . import fakes, library
+from .fakes import NEEDS_BIAS, NEEDS_W_HH, NEEDS_W_HR, NEEDS_W_IH, NEEDS_X, SAVE_ALL, SAVE_STATES
+from .library import NAMESPACE, lib, register_fake
 
-try:
-    from . import _C
-except ImportError as error:
-    raise ImportError(
-        f"the compiled library fused_rnn_dropout._C cannot be loaded ({error}). Python is importing the package from "
-        f"{__file__}: where that is a checkout, build it there with `pip install -e .`; it needs torch 2.10 or later"
-    ) from error
-
-_NAMESPACE = "fused_rnn_dropout"
 _ops = torch.ops.fused_rnn_dropout
-_lib = torch.library.Library(_NAMESPACE, "FRAGMENT")
-
-ISAS = ("baseline", "avx2", "avx512")
-"""Instruction sets of the CPU kernels, in the order of ``csrc/cpu/schedule.h``."""
 
 
 def _only_reference(what: str, op: str) -> str:
     return (
-        f"{what} is not implemented by the fused kernels ({_NAMESPACE}::{op}); build the module with "
+        f"{what} is not implemented by the fused kernels ({NAMESPACE}::{op}); build the module with "
         "backend='reference', which supports it"
     )
 
@@ -78,43 +68,21 @@ def _differentiable(op: str, args: tuple[Any, ...]) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
-def _register_fake(name: str, batch_sizes: int = -1) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers a fake that checks that all tensors but the argument number ``batch_sizes`` share a device.
-
-    One tensor on the meta device sends a whole call to its fake, whose empty results would pass for real ones.
-    """
-
-    def register(fake: Callable[..., Any]) -> Callable[..., Any]:
-        def checked(*args: Any) -> Any:
-            tensors = [arg for index, arg in enumerate(args) if index != batch_sizes and isinstance(arg, Tensor)]
-            devices = sorted({str(tensor.device) for tensor in tensors})
-            if len(devices) > 1:
-                raise RuntimeError(
-                    "Expected all tensors to be on the same device, but found at least two devices, "
-                    f"{devices[0]} and {devices[1]}!"
-                )
-            return fake(*args)
-
-        return torch.library.register_fake(f"{_NAMESPACE}::{name}", checked, lib=_lib)
-
-    return register
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # draw: the one operator that takes from a generator
 # --------------------------------------------------------------------------------------------------------------------
 
-_lib.define("draw(Tensor like) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+lib.define("draw(Tensor like) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
 
 
 def _draw(like: Tensor) -> Tensor:
     return torch.empty(2, dtype=torch.int64, device=like.device).random_(-(2**63), None)
 
 
-_lib.impl("draw", _draw, "CompositeExplicitAutograd")
+lib.impl("draw", _draw, "CompositeExplicitAutograd")
 
 
-@_register_fake("draw")
+@register_fake("draw")
 def _(like: Tensor) -> Tensor:
     return like.new_empty(2, dtype=torch.int64)
 
@@ -124,7 +92,7 @@ def draw(like: Tensor) -> Tensor:
     return _ops.draw(like)
 
 
-@_register_fake("snapshot")
+@register_fake("snapshot")
 def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
@@ -138,201 +106,80 @@ def _snapshot(thresholds: Tensor | None) -> Tensor | None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# words and dropout
+# Gradients
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@_register_fake("words")
-def _(rng: Tensor, b: Tensor, c: Tensor, units: int, stream: int) -> Tensor:
-    shape = (c.shape[0], b.shape[0], units)
-    return rng.new_empty((*shape, 4) if stream & 0xFF in (0, 1, 2, 6) else shape)
+def _dropout_function(dropout: Any) -> type[torch.autograd.Function]:
+    class Dropout(torch.autograd.Function):
+        """Dropout is linear, its mask a function of counters: its gradient is the same operator on the gradient."""
+
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> Tensor:
+            x, rng, thresholds, batch_sizes, example_ids, *ctx.static = args
+            with torch._C._AutoDispatchBelowAutograd():
+                kept = (rng, _snapshot(thresholds), batch_sizes, example_ids)
+                ctx.save_for_backward(*kept)
+                return dropout(x, *kept, *ctx.static)
+
+        @staticmethod
+        def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+            return (dropout(grad, *ctx.saved_tensors, *ctx.static), *[None] * 9)
+
+    return Dropout
 
 
-def words(rng: Tensor, b: Tensor, c: Tensor, units: int, stream: int) -> Tensor:
-    """The raw 32-bit words that the CPU kernels draw, as int64.
-
-    Args:
-        rng: int64 (2).
-        b, c: int64 (nb) and (nc), values of the second and third counter word.
-        units: how many values of the first: units, or units of which four share a counter.
-        stream: the fourth counter word, ``sites.stream(kind, layer, direction)``.
-
-    Returns:
-        int64 (nc, nb, units, 4) for kinds whose counter is a unit, else (nc, nb, units).
-    """
-    return _ops.words(rng, b, c, units, stream)
-
-
-@_register_fake("dropout", batch_sizes=3)
-def _(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
-
-
-class _Dropout(torch.autograd.Function):
-    """Dropout is linear and its mask a function of counters, so its gradient is the same operator on the gradient."""
-
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> Tensor:
-        x, rng, thresholds, batch_sizes, example_ids, *ctx.static = args
-        with torch._C._AutoDispatchBelowAutograd():
-            kept = (rng, _snapshot(thresholds), batch_sizes, example_ids)
-            ctx.save_for_backward(*kept)
-            return _ops.dropout(x, *kept, *ctx.static)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-        return (_ops.dropout(grad, *ctx.saved_tensors, *ctx.static), *[None] * 9)
-
-
-def _dropout_autograd(*args: Any) -> Tensor:
-    if _differentiable("dropout", args[:1]):
-        return _Dropout.apply(*args)
-    with torch._C._AutoDispatchBelowAutograd():
-        return _ops.dropout(*args)
-
-
-_lib.impl("dropout", _dropout_autograd, "Autograd")
-dropout = _ops.dropout.default
-
-# --------------------------------------------------------------------------------------------------------------------
-# The layers
-# --------------------------------------------------------------------------------------------------------------------
-
-_SAVE_ALL, _SAVE_STATES = 1, 2  # the `save` argument of the *_forward operators
-_NEEDS_X, _NEEDS_W_IH, _NEEDS_W_HH, _NEEDS_BIAS, _NEEDS_W_HR = 1, 2, 4, 8, 16  # `needs` of the *_backward operators
-
-
-def _compute_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _lstm_states_apart(dtype: torch.dtype, flags: int) -> bool:
-    """Whether the states that backward reads are another tensor than the output."""
-    return dtype != _compute_dtype(dtype) or bool(flags & FLAG["UNZONED"])
-
-
-def _gru_states_apart(dtype: torch.dtype, flags: int) -> bool:
-    return dtype != _compute_dtype(dtype) or bool(flags & (FLAG["UNZONED"] | FLAG["CELL"]))
-
-
-def _rows(x: Tensor) -> Any:
-    return x.shape[0] * x.shape[1] if x.dim() == 3 else x.shape[0]
-
-
-@_register_fake("lstm", batch_sizes=8)
-def _(x: Tensor, h0: Tensor, c0: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    dtype = args[-6]
-    out = x.new_empty((*x.shape[:-1], h0.shape[1]), dtype=dtype)
-    return out, h0.new_empty(h0.shape, dtype=dtype), c0.new_empty(c0.shape, dtype=dtype)
-
-
-@_register_fake("lstm_forward", batch_sizes=8)
-def _(x: Tensor, h0: Tensor, c0: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    dtype, flags, save = args[-6], args[-5], args[-1]
-    units, rows, compute = c0.shape[1], _rows(x), _compute_dtype(dtype)
-    out = x.new_empty((*x.shape[:-1], h0.shape[1]), dtype=dtype)
-    gates = x.new_empty((rows, 4 * units) if save == _SAVE_ALL else 0, dtype=compute)
-    cells = x.new_empty((rows, units) if save else 0, dtype=compute)
-    states = x.new_empty((rows, h0.shape[1]) if save and _lstm_states_apart(dtype, flags) else 0, dtype=compute)
-    return out, h0.new_empty(h0.shape, dtype=dtype), c0.new_empty(c0.shape, dtype=dtype), gates, cells, states
-
-
-def _gradients(needs: int, compute: torch.dtype, *wanted: tuple[int, Tensor | None]) -> list[Tensor]:
-    """Fakes of a backward's results: a dense gradient for each tensor that needs one, an empty tensor else."""
-    found = []
-    for bit, like in wanted:
-        shape = like.shape if like is not None and (not bit or needs & bit) else 0
-        some = like if like is not None else next(t for _, t in wanted if t is not None)
-        found.append(some.new_empty(shape, dtype=like.dtype if like is not None else compute))
-    return found
-
-
-@_register_fake("lstm_backward", batch_sizes=11)
-def _(*args: Any) -> tuple[Tensor, ...]:
-    x, h0, c0, w_ih, w_hh, b_ih, _, w_hr = args[3:11]
-    return tuple(
-        _gradients(
-            args[-1], _compute_dtype(args[-6]), (_NEEDS_X, x), (0, h0), (0, c0), (_NEEDS_W_IH, w_ih),
-            (_NEEDS_W_HH, w_hh), (_NEEDS_BIAS, b_ih), (_NEEDS_W_HR, w_hr),
-        )
-    )  # fmt: skip
-
-
-@_register_fake("gru", batch_sizes=6)
-def _(x: Tensor, h0: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    dtype = args[-6]
-    return x.new_empty((*x.shape[:-1], h0.shape[1]), dtype=dtype), h0.new_empty(h0.shape, dtype=dtype)
-
-
-@_register_fake("gru_forward", batch_sizes=6)
-def _(x: Tensor, h0: Tensor, *args: Any) -> tuple[Tensor, ...]:
-    dtype, flags, save = args[-6], args[-5], args[-1]
-    units, rows, compute = h0.shape[1], _rows(x), _compute_dtype(dtype)
-    out = x.new_empty((*x.shape[:-1], units), dtype=dtype)
-    gates = x.new_empty((rows, 3 * units) if save == _SAVE_ALL else 0, dtype=compute)
-    resets = x.new_empty((rows, units) if save == _SAVE_ALL else 0, dtype=compute)
-    states = x.new_empty((rows, units) if save and _gru_states_apart(dtype, flags) else 0, dtype=compute)
-    return out, h0.new_empty(h0.shape, dtype=dtype), gates, resets, states
-
-
-@_register_fake("gru_backward", batch_sizes=8)
-def _(*args: Any) -> tuple[Tensor, ...]:
-    x, h0, w_ih, w_hh, b_ih, b_hh = args[2:8]
-    return tuple(
-        _gradients(
-            args[-1], _compute_dtype(args[-6]), (_NEEDS_X, x), (0, h0), (_NEEDS_W_IH, w_ih), (_NEEDS_W_HH, w_hh),
-            (_NEEDS_BIAS, b_ih), (_NEEDS_BIAS, b_hh),
-        )
-    )  # fmt: skip
-
-
-def _forward(
-    ctx: Any, op: Any, args: tuple[Any, ...], outputs: int, tensors: int, states_apart: Any
-) -> tuple[Tensor, ...]:
+def _forward(ctx: Any, op: Any, args: tuple[Any, ...], outputs: int, tensors: int) -> tuple[Tensor, ...]:
     """Runs a ``*_forward`` operator and keeps what its backward reads."""
     *args, recompute = args  # type: ignore[assignment]
     with torch._C._AutoDispatchBelowAutograd():
         args[tensors - 1] = _snapshot(args[tensors - 1])  # type: ignore[index]
-        results = op(*args, _SAVE_STATES if recompute else _SAVE_ALL)
+        results = op(*args, SAVE_STATES if recompute else SAVE_ALL)
     ctx.static = args[tensors:]
-    dtype, flags = ctx.static[:2]
     *activations, states = results[outputs:]
-    ctx.save_for_backward(*args[:tensors], *activations, states if states_apart(dtype, flags) else results[0])
+    # Nothing, which has one dimension, where the output is the h that backward reads.
+    ctx.save_for_backward(*args[:tensors], *activations, states if states.dim() == 2 else results[0])
     ctx.set_materialize_grads(False)
     return results[:outputs]
 
 
-class _LSTM(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        return _forward(ctx, _ops.lstm_forward, args, 3, 14, _lstm_states_apart)
+def _lstm_function(forward_op: Any, backward_op: Any) -> type[torch.autograd.Function]:
+    class LSTM(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+            return _forward(ctx, forward_op, args, 3, 14)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        if all(grad is None for grad in grads):
-            return (None,) * 20
-        x, _, _, w_ih, w_hh, b_ih, b_hh, w_hr = wanted = ctx.needs_input_grad[:8]
-        needs = (
-            x * _NEEDS_X | w_ih * _NEEDS_W_IH | w_hh * _NEEDS_W_HH | (b_ih or b_hh) * _NEEDS_BIAS | w_hr * _NEEDS_W_HR
-        )
-        dx, dh0, dc0, dw_ih, dw_hh, db, dw_hr = _ops.lstm_backward(*grads, *ctx.saved_tensors, *ctx.static, needs)
-        found = (dx, dh0, dc0, dw_ih, dw_hh, db, db, dw_hr)
-        return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), *[None] * 12)
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+            if all(grad is None for grad in grads):
+                return (None,) * 20
+            x, _, _, w_ih, w_hh, b_ih, b_hh, w_hr = wanted = ctx.needs_input_grad[:8]
+            needs = (
+                x * NEEDS_X | w_ih * NEEDS_W_IH | w_hh * NEEDS_W_HH | (b_ih or b_hh) * NEEDS_BIAS | w_hr * NEEDS_W_HR
+            )
+            dx, dh0, dc0, dw_ih, dw_hh, db, dw_hr = backward_op(*grads, *ctx.saved_tensors, *ctx.static, needs)
+            found = (dx, dh0, dc0, dw_ih, dw_hh, db, db, dw_hr)
+            return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), *[None] * 12)
+
+    return LSTM
 
 
-class _GRU(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        return _forward(ctx, _ops.gru_forward, args, 2, 12, _gru_states_apart)
+def _gru_function(forward_op: Any, backward_op: Any) -> type[torch.autograd.Function]:
+    class GRU(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+            return _forward(ctx, forward_op, args, 2, 12)
 
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        if all(grad is None for grad in grads):
-            return (None,) * 18
-        x, _, w_ih, w_hh, b_ih, b_hh = wanted = ctx.needs_input_grad[:6]
-        needs = x * _NEEDS_X | w_ih * _NEEDS_W_IH | w_hh * _NEEDS_W_HH | (b_ih or b_hh) * _NEEDS_BIAS
-        found = _ops.gru_backward(*grads, *ctx.saved_tensors, *ctx.static, needs)
-        return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), *[None] * 12)
+        @staticmethod
+        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+            if all(grad is None for grad in grads):
+                return (None,) * 18
+            x, _, w_ih, w_hh, b_ih, b_hh = wanted = ctx.needs_input_grad[:6]
+            needs = x * NEEDS_X | w_ih * NEEDS_W_IH | w_hh * NEEDS_W_HH | (b_ih or b_hh) * NEEDS_BIAS
+            found = backward_op(*grads, *ctx.saved_tensors, *ctx.static, needs)
+            return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), *[None] * 12)
+
+    return GRU
 
 
 class _Once(torch.autograd.Function):
@@ -349,34 +196,85 @@ class _Once(torch.autograd.Function):
         raise RuntimeError(_only_reference("double backward", ctx.op.__name__.removesuffix("_backward")))
 
 
-def _register_layer(name: str, function: type[torch.autograd.Function]) -> None:
-    layer, backward = getattr(_ops, name), getattr(_ops, f"{name}_backward")
+def _autograd(name: str, apply: Callable[..., Any], checked: int | None = None) -> None:
+    """Registers what an operator does where a graph is needed; ``checked``: how many arguments decide that."""
+    op = getattr(_ops, name)
 
-    def layer_autograd(*args: Any) -> tuple[Tensor, ...]:
-        if _differentiable(name, args):
-            return function.apply(*args)
+    def call(*args: Any) -> Any:
+        if _differentiable(name, args[:checked]):
+            return apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
-            return layer(*args)
+            return op(*args)
 
-    def backward_autograd(*args: Any) -> tuple[Tensor, ...]:
-        if _differentiable(name, args):
-            return _Once.apply(backward, *args)
-        with torch._C._AutoDispatchBelowAutograd():
-            return backward(*args)
-
-    _lib.impl(name, layer_autograd, "Autograd")
-    _lib.impl(f"{name}_backward", backward_autograd, "Autograd")
+    lib.impl(name, call, "Autograd")
 
 
-_register_layer("lstm", _LSTM)
-_register_layer("gru", _GRU)
+# --------------------------------------------------------------------------------------------------------------------
+# Families
+# --------------------------------------------------------------------------------------------------------------------
 
-lstm = _ops.lstm.default
-gru = _ops.gru.default
+
+class Family(NamedTuple):
+    """The operators that a backend calls."""
+
+    words: Any
+    dropout: Any
+    lstm: Any
+    gru: Any
+
+
+_NAMES = ("words", "dropout", "lstm", "lstm_forward", "lstm_backward", "gru", "gru_forward", "gru_backward")
+functions: dict[str, type[torch.autograd.Function]] = {}
+"""Those that carry gradients, by the name of their operator."""
+
+
+def _family(prefix: str = "") -> Family:
+    """Fakes and gradients of the operators with this prefix."""
+    fakes.register(prefix)
+    of = {name: getattr(_ops, prefix + name) for name in _NAMES}
+    functions[f"{prefix}dropout"] = function = _dropout_function(of["dropout"])
+    _autograd(f"{prefix}dropout", function.apply, 1)
+    for name, make in (("lstm", _lstm_function), ("gru", _gru_function)):
+        backward = of[f"{name}_backward"]
+        functions[prefix + name] = function = make(of[f"{name}_forward"], backward)
+        _autograd(prefix + name, function.apply)
+        _autograd(f"{prefix}{name}_backward", functools.partial(_Once.apply, backward))
+    return Family(*(of[name].default for name in Family._fields))
+
+
+def _define_triton() -> None:
+    """Triton's operators: the same schemas. Their kernels, and so triton, are imported at the first call."""
+    for name in _NAMES:
+        schema = str(getattr(_ops, name).default._schema).removeprefix(f"{NAMESPACE}::")
+
+        def call(*args: Any, _name: str = name) -> Any:
+            from .triton import operators
+
+            return getattr(operators, _name)(*args)
+
+        lib.define(f"triton_{schema}")
+        for key in ("CPU", "CUDA"):  # on the CPU in Triton's interpreter
+            lib.impl(f"triton_{name}", call, key)
+
+
+_compiled = _family()
+_define_triton()
+_triton = _family("triton_")
+words, dropout, lstm, gru = _compiled
+
+
+def family(backend: str) -> Family:
+    """The operators of a fused backend. ``cpu`` and ``cuda`` share theirs, which look at the device of a tensor."""
+    return _triton if backend == "triton" else _compiled
+
 
 # --------------------------------------------------------------------------------------------------------------------
 # About the build
 # --------------------------------------------------------------------------------------------------------------------
+
+
+ISAS = ("baseline", "avx2", "avx512")
+"""Instruction sets of the CPU kernels, in the order of ``csrc/cpu/schedule.h``."""
 
 
 def cpu_isa(choice: str | None = None) -> str:
@@ -401,9 +299,9 @@ PHASES = ("pack", "input product", "recurrent product", "cell", "wait", "gradien
 def cpu_profile(on: bool) -> dict[str, float]:
     """Seconds that the CPU kernels spent in each phase since the last call, as the threads that called them saw it.
 
-    ``pack`` masks and packs the weights, ``input product`` is W x, ``recurrent product``, ``cell`` (gates, state and their
-    masks) and ``wait`` (for other threads) are the steps, ``gradients`` the products after them, ``dropout`` that of inputs
-    and outputs.
+    ``pack`` masks and packs the weights, ``input product`` is W x, ``recurrent product``, ``cell`` (gates, state and
+    their masks) and ``wait`` (for other threads) are the steps, ``gradients`` the products after them, ``dropout`` that
+    of inputs and outputs.
 
     Args:
         on: whether to count from now on; it costs a clock reading per block of rows.
@@ -419,7 +317,7 @@ def cpu_isas() -> tuple[str, ...]:
 def build_info() -> dict[str, Any]:
     """What the compiled library is: compiler, oldest torch it loads in, instruction sets, threads."""
     return {
-        "compiler": _C.compiler,
+        "compiler": library.compiler,
         "torch_target": "2.10",
         "isa": cpu_isa(),
         "compiled_isas": cpu_isas(),

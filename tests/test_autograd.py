@@ -176,7 +176,7 @@ def test_a_wrong_mask_in_backward_fails_gradcheck(monkeypatch: pytest.MonkeyPatc
     """The checks above see a backward that draws other masks than its forward."""
     from fused_rnn_dropout import ops
 
-    right = ops._LSTM.backward
+    right = ops.functions["lstm"].backward
 
     def wrong(ctx: Any, *grads: Any) -> Any:
         dtype, flags, layer, *rest = ctx.static
@@ -187,7 +187,7 @@ def test_a_wrong_mask_in_backward_fails_gradcheck(monkeypatch: pytest.MonkeyPatc
         rnn = build("LSTM", {name: SITES[name]})
         assert gradcheck(rnn, fast_mode=True)
         with monkeypatch.context() as patch:
-            patch.setattr(ops._LSTM, "backward", staticmethod(wrong))
+            patch.setattr(ops.functions["lstm"], "backward", staticmethod(wrong))
             assert not gradcheck(rnn, fast_mode=True, raise_exception=False), name
 
 

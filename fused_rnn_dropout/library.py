@@ -1,0 +1,85 @@
+"""The compiled libraries: loads them, and says what is there and what is not."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+try:
+    from . import _C
+except ImportError as error:
+    raise ImportError(
+        f"the compiled library fused_rnn_dropout._C cannot be loaded ({error}). Python is importing the package from "
+        f"{__file__}: where that is a checkout, build it there with `pip install -e .`; it needs torch 2.10 or later"
+    ) from error
+
+NAMESPACE = "fused_rnn_dropout"
+lib = torch.library.Library(NAMESPACE, "FRAGMENT")
+compiler: str = _C.compiler
+
+
+def _load_cuda() -> str | None:
+    """Loads the CUDA kernels that fit this torch; returns why there are none, or None where they are."""
+    if torch.version.cuda is None:
+        return "this torch is built without CUDA"
+    name = f"_cuda{torch.version.cuda.split('.')[0]}"
+    if importlib.util.find_spec(f"{__package__}.{name}") is None:
+        return f"this build of fused_rnn_dropout has no kernels for CUDA {torch.version.cuda} ({name})"
+    try:
+        importlib.import_module(f"{__package__}.{name}")
+    except ImportError as error:
+        return f"its library {name} cannot be loaded ({error})"
+    return None
+
+
+_no_cuda = _load_cuda()
+
+
+def triton_interpreted() -> bool:
+    """Whether Triton's kernels run in its interpreter, on tensors of any device."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def obstacle(backend: str, device_type: str) -> str | None:
+    """Why the kernels of a fused backend are not there, or cannot take tensors of ``device_type``; None where they can.
+
+    ``meta`` tensors have no kernels, but every backend can say what it would return for them.
+    """
+    if backend == "cuda" and _no_cuda is not None:
+        return _no_cuda
+    if backend == "triton" and importlib.util.find_spec("triton") is None:
+        return "the package triton is not installed"
+    devices = ["cpu" if backend == "cpu" else "cuda"]
+    if backend == "triton" and triton_interpreted():
+        devices.append("cpu")
+    if device_type not in (*devices, "meta"):
+        return f"it computes on {' and '.join(devices)} tensors, the input is on {device_type}"
+    return None
+
+
+def register_fake(name: str, batch_sizes: int = -1) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers a fake that checks that all tensors but the argument number ``batch_sizes`` share a device.
+
+    One tensor on the meta device sends a whole call to its fake, whose empty results would pass for real ones.
+    """
+
+    def register(fake: Callable[..., Any]) -> Callable[..., Any]:
+        def checked(*args: Any) -> Any:
+            tensors = [arg for index, arg in enumerate(args) if index != batch_sizes and isinstance(arg, Tensor)]
+            devices = sorted({str(tensor.device) for tensor in tensors})
+            if len(devices) > 1:
+                raise RuntimeError(
+                    "Expected all tensors to be on the same device, but found at least two devices, "
+                    f"{devices[0]} and {devices[1]}!"
+                )
+            return fake(*args)
+
+        return torch.library.register_fake(f"{NAMESPACE}::{name}", checked, lib=lib)
+
+    return register
