@@ -15,7 +15,7 @@ class GruBackwardPass {
       : p_(p),
         H_(p.units),
         B_(p.sequence.batch),
-        most_(chunk_rows<T>(WIDE * H_)),
+        most_(chunk_rows<T>(WIDE * H_, !p.gates)),
         largest_(largest_chunk(p.sequence, most_)),
         groups_(groups_for(p.parallel, tiles_of(H_, LANES), 6.0 * B_ * H_ * H_)),
         sites_(state_sites<Math>(p.masks.flags, p.masks.thresholds)),

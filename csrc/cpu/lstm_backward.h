@@ -14,7 +14,7 @@ class LstmBackwardPass {
         H_(p.units),
         P_(p.projected),
         B_(p.sequence.batch),
-        most_(chunk_rows<T>(NV * H_)),
+        most_(chunk_rows<T>(NV * H_, !p.gates)),
         largest_(largest_chunk(p.sequence, most_)),
         groups_(groups_for(p.parallel, tiles_of(P_, LANES), 8.0 * B_ * H_ * P_)),
         sites_(state_sites<Math>(p.masks.flags, p.masks.thresholds)),

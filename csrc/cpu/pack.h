@@ -46,6 +46,12 @@ class MaskedWeight {
   int64_t rows() const { return plain_.rows; }
   int64_t columns() const { return plain_.columns; }
 
+  // Asks for what read(row, first, ...) will need.
+  FRD_MEMBER void fetch(int64_t row, int64_t first) const {
+    if (first < plain_.columns)
+      prefetch(plain_.data + row * plain_.columns + first, least(QUAD, plain_.columns - first));
+  }
+
   FRD_MEMBER void read(int64_t row, int64_t first, Vec<T>* out) const {
     plain_.read(row, first, out);
     if (on_) mask(row, first, out);
@@ -105,7 +111,9 @@ Buffer<T> pack_gates(const Parallel& parallel, const MaskedWeight<T>& w) {
           Vec<T> block[4][LANES] = {};
           for (int lane = 0; lane < LANES && tile * LANES + lane < units; ++lane) {
             Vec<T> values[4];
-            w.read(v * units + tile * LANES + lane, first, values);
+            const int64_t row = v * units + tile * LANES + lane;
+            w.fetch(row, first + QUAD);  // LANES rows at once are too many streams for the processor to see
+            w.read(row, first, values);
             for (int q = 0; q < 4; ++q) block[q][lane] = values[q];
           }
           for (int q = 0; q < 4 && first + q * LANES < k; ++q) {
