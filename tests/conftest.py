@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
 
 import hypothesis
 import numpy as np
@@ -59,3 +62,21 @@ def warnings_given_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """A warning that is given once per process is given once per test instead."""
     if sites := sys.modules.get("fused_rnn_dropout.sites"):
         monkeypatch.setattr(sites, "_warned", set())
+
+
+@pytest.fixture(scope="session")
+def cuda_host_module() -> ModuleType:
+    """CUDA's kernels and launchers, run on the host by the shim in tests/cuda; compiled when first asked for."""
+    spec = importlib.util.spec_from_file_location("frd_cuda_build", Path(__file__).parent / "cuda" / "build.py")
+    assert spec and spec.loader
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    return build.load()
+
+
+@pytest.fixture
+def cuda_host(cuda_host_module: ModuleType) -> Iterator[ModuleType]:
+    """The same, for one test, which starts with everything in order: no seed."""
+    cuda_host_module.set_seed(0)
+    yield cuda_host_module
+    cuda_host_module.set_seed(0)

@@ -344,7 +344,7 @@ inline void Scheduler::meet(unsigned mask, const char* what, const Where& where,
     if (orders) warp.phases.advance();
   }
   Meeting& meeting = warp.meetings[i];
-  if (meeting.answer != answer || (!orders && meeting.where.line() != where.line())) {
+  if (std::strcmp(meeting.what, what) != 0 || (!orders && meeting.where.line() != where.line())) {
     throw Fault("lanes of a warp meet in different calls: " + text(meeting.what, meeting.where) + " and " +
                 text(what, where));
   }
