@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from types import ModuleType
 
+import host_run
 import hypothesis
 import numpy as np
 import pytest
@@ -21,9 +20,15 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=500,
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if host_run.wanted:
+        host_run.install()
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
-    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {gpu}"
+    on_host = ", operators run CUDA launchers on the host" if host_run.wanted else ""
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {gpu}{on_host}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -67,11 +72,7 @@ def warnings_given_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def cuda_host_module() -> ModuleType:
     """CUDA's kernels and launchers, run on the host by the shim in tests/cuda; compiled when first asked for."""
-    spec = importlib.util.spec_from_file_location("frd_cuda_build", Path(__file__).parent / "cuda" / "build.py")
-    assert spec and spec.loader
-    build = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(build)
-    return build.load()
+    return host_run.host_module()
 
 
 @pytest.fixture

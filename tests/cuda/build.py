@@ -1,6 +1,6 @@
 """Builds and loads the tests' module that runs CUDA kernels on the host: ``load()``.
 
-It is compiled from module.cpp and selftest.cu beside this file, csrc/cuda/*.cu as C++, and csrc/bind/cuda_*.cpp against
+It is compiled from module.cpp, operators.cpp and selftest.cu beside this file, csrc/cuda/*.cu as C++, and csrc/bind/cuda_*.cpp against
 torch's stable ABI, with the compiler that CXX names (default c++). No CUDA toolkit is needed.
 
 Objects are kept in build/cuda-host under a fingerprint of what they were made from, so that only what changed is
@@ -47,6 +47,7 @@ def sources() -> list[Path]:
     return [
         ROOT / "tests/cuda/module.cpp",
         ROOT / "tests/cuda/selftest.cu",
+        ROOT / "tests/cuda/operators.cpp",
         *sorted(ROOT.glob("csrc/cuda/*.cu")),
         *sorted(ROOT.glob("csrc/cuda/*.cpp")),
         *sorted(ROOT.glob("csrc/bind/cuda_*.cpp")),
@@ -54,7 +55,7 @@ def sources() -> list[Path]:
 
 
 def needs_torch(source: Path) -> bool:
-    return source.parent.name == "bind"
+    return source.parent.name == "bind" or source.name == "operators.cpp"
 
 
 @functools.cache
