@@ -39,8 +39,11 @@ def host_module() -> ModuleType:
     return build.load()
 
 
-def install() -> torch.library.Library:
-    """Points the operators' CPU implementations at the CUDA launchers, until the library it returns is destroyed."""
+_installed: list[torch.library.Library] = []  # kept: a library that nobody holds takes its implementations with it
+
+
+def install() -> None:
+    """Points the operators' CPU implementations at the CUDA launchers, until :func:`uninstall`."""
     host_module()
     overrides = torch.library.Library("fused_rnn_dropout", "IMPL")
     with warnings.catch_warnings():
@@ -48,15 +51,20 @@ def install() -> torch.library.Library:
         for name in NAMES:
             overrides.impl(name, getattr(torch.ops.frd_on_host, name).default, "CPU", allow_override=True)
     library.gpu_devices.add("cpu")
-    return overrides
+    _installed.append(overrides)
+
+
+def uninstall() -> None:
+    """Gives the operators their CPU kernels back."""
+    library.gpu_devices.discard("cpu")
+    _installed.pop()._destroy()
 
 
 @contextmanager
 def run_on_host() -> Iterator[None]:
     """Like :func:`install`, for as long as the context lasts."""
-    overrides = install()
+    install()
     try:
         yield
     finally:
-        library.gpu_devices.discard("cpu")
-        overrides._destroy()
+        uninstall()
