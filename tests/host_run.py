@@ -22,7 +22,8 @@ import torch
 import fused_rnn_dropout  # noqa: F401  defines the operators
 from fused_rnn_dropout import library
 
-NAMES = ("words", "dropout", "lstm", "lstm_forward", "lstm_backward", "gru", "gru_forward", "gru_backward")
+NAMES = ("words", "dropout", "lstm", "lstm_forward", "lstm_backward", "gru", "gru_forward", "gru_backward",
+         "masked_weights", "masked_weights_backward")  # fmt: skip
 
 
 wanted = os.environ.get("FRD_CUDA_ON_HOST") == "1"

@@ -96,7 +96,8 @@ class Device {
 
   Tensor view(cuda::Type type, const cuda::Matrix& m, bool turned) const {
     const int64_t sizes[] = {turned ? m.columns : m.rows, turned ? m.rows : m.columns};
-    const int64_t strides[] = {turned ? 1 : m.stride, turned ? m.stride : 1};
+    const int64_t stride = m.stride > 0 ? m.stride : 1;  // a layer may have no units
+    const int64_t strides[] = {turned ? 1 : stride, turned ? stride : 1};
     const int32_t dtypes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(), aoti_torch_dtype_float16(),
                               aoti_torch_dtype_bfloat16()};
     AtenTensorHandle made = nullptr;

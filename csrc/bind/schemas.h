@@ -40,4 +40,12 @@ inline constexpr const char* SCHEMAS[] = {
     "-> (Tensor dx, Tensor dh0, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh)",
 };
 
+// Those that a GPU alone implements: fused_rnn_dropout/cudnn.py.
+inline constexpr const char* GPU_SCHEMAS[] = {
+    "masked_weights(Tensor[] weights, int[] streams, int[] offsets, int size, Tensor? rng, Tensor? thresholds, "
+    "ScalarType dtype, int flags) -> Tensor",
+    "masked_weights_backward(Tensor grad, Tensor[] weights, int[] streams, int[] offsets, Tensor? rng, "
+    "Tensor? thresholds, int flags) -> Tensor[]",
+};
+
 }  // namespace frd::bind

@@ -43,6 +43,7 @@ int64_t column_sum_blocks(int64_t rows) {
 template <class D>
 cudaError_t column_sums(const ColumnSums<D>& p, cudaStream_t stream) {
   using S = State<D>;
+  if (p.columns == 0) return cudaSuccess;
   const int64_t blocks = column_sum_blocks(p.rows);
   const unsigned across = static_cast<unsigned>((p.columns + BLOCK_UNITS - 1) / BLOCK_UNITS);
   const dim3 block(BLOCK_UNITS, THREADS_DOWN), grid(across, static_cast<unsigned>(blocks));

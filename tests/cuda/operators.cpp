@@ -5,4 +5,5 @@
 
 STABLE_TORCH_LIBRARY(frd_on_host, m) {
   for (const char* schema : frd::bind::SCHEMAS) m.def(schema);
+  for (const char* schema : frd::bind::GPU_SCHEMAS) m.def(schema);
 }
