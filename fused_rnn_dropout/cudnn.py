@@ -155,9 +155,20 @@ class MaskedWeights(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         rng, thresholds, *weights = ctx.saved_tensors
+        return None, None, None, *_MaskedGradients.apply(grad, weights, *ctx.where, rng, thresholds, ctx.flags)
+
+
+class _MaskedGradients(torch.autograd.Function):
+    """``masked_weights_backward`` in a graph of gradients, where it says that there is no way back."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
         with torch._C._AutoDispatchBelowAutograd():
-            found = _ops.masked_weights_backward(grad, weights, *ctx.where, rng, thresholds, ctx.flags)
-        return None, None, None, *found
+            return tuple(_ops.masked_weights_backward(*args))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(_only_reference("double backward", "masked_weights"))
 
 
 def _masked_weights(

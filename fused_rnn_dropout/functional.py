@@ -202,7 +202,7 @@ def _cudnn_stack(
         )  # fmt: skip
         for collected, value in zip(finals, last, strict=True):
             collected.append(value)
-    return x, *(torch.cat(collected) for collected in finals)
+    return x, *(collected[0] if len(collected) == 1 else torch.cat(collected) for collected in finals)
 
 
 def _stack(

@@ -40,7 +40,7 @@ def host_module() -> ModuleType:
     return build.load()
 
 
-_installed: list[torch.library.Library] = []  # kept: a library that nobody holds takes its implementations with it
+installed: list[torch.library.Library] = []  # kept: a library that nobody holds takes its implementations with it
 
 
 def install() -> None:
@@ -52,13 +52,13 @@ def install() -> None:
         for name in NAMES:
             overrides.impl(name, getattr(torch.ops.frd_on_host, name).default, "CPU", allow_override=True)
     library.gpu_devices.add("cpu")
-    _installed.append(overrides)
+    installed.append(overrides)
 
 
 def uninstall() -> None:
     """Gives the operators their CPU kernels back."""
     library.gpu_devices.discard("cpu")
-    _installed.pop()._destroy()
+    installed.pop()._destroy()
 
 
 @contextmanager
