@@ -266,7 +266,7 @@ def test_grid_barrier(run: Run) -> None:
         return [out[8:].tolist() == expected for out in results]
 
     assert all(pass_on(0))
-    assert not any(pass_on(1)[1:])  # the grid's barrier left out: not seen in order, where blocks go in step
+    assert sum(pass_on(1)) <= 2  # the grid's barrier left out: not seen in order, where all blocks go in step
 
 
 def test_the_last_block(run: Run) -> None:

@@ -295,7 +295,7 @@ KERNEL(stuck) {
   const unsigned i = threadIdx.x;
   switch (variant) {
   case 0:  // one thread waits for others that never come
-    if (i == 5) barrier_sync(3, 64);
+    if (i == 5) barrier_sync(3, 32);
     __syncthreads();
     break;
   case 1:  // at two barriers at once

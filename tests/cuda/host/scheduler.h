@@ -30,7 +30,7 @@ class Random {  // splitmix64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
     return z ^ (z >> 31);
   }
-  uint64_t below(uint64_t limit) { return next() % limit; }  // for limits far below 2^64
+  uint64_t below(uint64_t limit) { return ((next() >> 32) * limit) >> 32; }  // for limits far below 2^32
 
  private:
   uint64_t state_;
@@ -104,6 +104,8 @@ class Scheduler {
   const Launch& launch_;
   const bool in_order_;
   Random random_;
+  const uint64_t spell_ = uint64_t{8} * launch_.block.x * launch_.block.y * launch_.block.z;  // turns, on average
+  bool newest_first_ = random_.below(2) == 0;
   const size_t dynamic_limit_;
   Fiber main_;
   std::vector<std::unique_ptr<Block>> resident_;
@@ -230,8 +232,14 @@ inline void Scheduler::finish(Thread& self) {
   for (size_t i = self.warp->meetings.size(); i-- > 0;) answer_if_full(*self.warp, i);
 }
 
+// Uniform choices keep everybody more or less in step, which hides a barrier that is missing. So there are also spells
+// in which those who became ready last mostly go first: they run ahead of the others as far as they can.
 inline Thread& Scheduler::next() {
-  if (!in_order_) std::swap(ready_.front(), ready_[random_.below(ready_.size())]);
+  if (!in_order_) {
+    if (random_.below(spell_) == 0) newest_first_ = !newest_first_;
+    const bool newest = newest_first_ && random_.below(8) != 0;
+    std::swap(ready_.front(), newest ? ready_.back() : ready_[random_.below(ready_.size())]);
+  }
   Thread& thread = *ready_.front();
   ready_.pop_front();
   return thread;
