@@ -14,6 +14,7 @@
 namespace frd::cuda::host {
 
 inline void check_shared(const void* at, size_t bytes, const char* what, const Where& where) {
+  Unchecked own;
   if (reinterpret_cast<uintptr_t>(at) % 16 != 0)
     throw Fault(text(what, where) + ": a shared address not a multiple of 16");
   Scheduler::current().block->resources->shared.check(at, bytes, what, where);
@@ -111,45 +112,22 @@ void product(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], cons
 
 namespace frd::cuda {
 
-// Nothing is copied before the wait, so that one left out is seen: the bytes are poison until then. ThreadSanitizer is
-// told of both accesses at once, since on a GPU they may happen at any time in between.
 inline void cp_async16(void* shared, const void* global, int bytes = 16, host::Where where = host::Where::current()) {
   using namespace host;
-  {
-    Unchecked own;
-    if (bytes < 0 || bytes > 16) throw Fault(text("cp_async16", where) + ": " + std::to_string(bytes) + " bytes");
-    if (reinterpret_cast<uintptr_t>(global) % 16 != 0) {
-      throw Fault(text("cp_async16", where) + ": a global address not a multiple of 16");
-    }
-    check_shared(shared, 16, "cp_async16", where);
-    Memory::check(global, static_cast<size_t>(bytes), "cp_async16", where);
-    Scheduler::current().copies.push_back({shared, global, bytes});
+  if (bytes < 0 || bytes > 16) throw Fault(text("cp_async16", where) + ": " + std::to_string(bytes) + " bytes");
+  if (reinterpret_cast<uintptr_t>(global) % 16 != 0) {
+    throw Fault(text("cp_async16", where) + ": a global address not a multiple of 16");
   }
-  note_write(shared, 16);
-  note_read(global, static_cast<size_t>(bytes));
+  check_shared(shared, 16, "cp_async16", where);
+  Memory::check(global, static_cast<size_t>(bytes), "cp_async16", where);
+  Scheduler::current().copies.start(shared, global, static_cast<size_t>(bytes));
 }
 
-inline void cp_async_commit() {
-  host::Unchecked own;
-  host::Thread& self = host::Scheduler::current();
-  self.groups.push_back(std::exchange(self.copies, {}));
-}
+inline void cp_async_commit() { host::Scheduler::current().copies.commit(); }
 
 template <int N>
 inline void cp_async_wait() {
-  host::Thread& self = host::Scheduler::current();
-  std::vector<host::Copy> due;
-  {
-    host::Unchecked own;
-    while (self.groups.size() > N) {
-      due.insert(due.end(), self.groups.front().begin(), self.groups.front().end());
-      self.groups.erase(self.groups.begin());
-    }
-  }
-  for (const host::Copy& copy : due) {
-    std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
-    std::memset(static_cast<char*>(copy.to) + copy.bytes, 0, static_cast<size_t>(16 - copy.bytes));
-  }
+  host::Scheduler::current().copies.wait(N);
 }
 
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, host::Where where = host::Where::current()) {

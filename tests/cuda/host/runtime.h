@@ -107,6 +107,7 @@ class Runtime {
     const std::lock_guard lock(mutex);
     if (const cudaError_t error = refuse(launch, kernel); error != cudaSuccess) return error;
     enqueue(stream, [this, launch = std::move(launch)] {
+      Unchecked own;
       const uint64_t seed = seed_ ? random_.next() | 1 : 0;
       Scheduler(launch, seed, std::max(device.dynamic_shared_limit, STATIC_SHARED_LIMIT)).run();
       try {

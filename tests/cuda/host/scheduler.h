@@ -86,6 +86,7 @@ class Scheduler {
   void finish(Thread& self);
 
   Thread& next();
+  Fiber& successor(const Thread& self);
   void leave(Thread& self);
   void wait(Thread& self, const char* what, const Where& where);
   void wake(Thread& thread);
@@ -213,9 +214,14 @@ inline void Scheduler::live() {
     fail(with_thread(std::current_exception(), self));
     finish(self);
   }
-  Unchecked own;
-  release(&finished_);
-  leave(self);
+  Fiber* other;
+  {
+    Unchecked own;  // which must have ended when the fiber does
+    self.copies.end();
+    release(&finished_);
+    other = &successor(self);
+  }
+  self.fiber->switch_to(*other, true);
 }
 
 inline void Scheduler::finish(Thread& self) {
@@ -245,15 +251,17 @@ inline Thread& Scheduler::next() {
   return thread;
 }
 
-// Ends the turn of `self`; returns at its next one, if it has not finished.
+// Who goes on when the turn of `self` ends.
+inline Fiber& Scheduler::successor(const Thread& self) {
+  // A block whose threads have all returned is cleared away on the scheduler's own stack.
+  if (ready_.empty() || self.block->live == 0) return main_;
+  current_ = &next();
+  return *current_->fiber;
+}
+
+// Ends the turn of `self`, and returns at its next one.
 inline void Scheduler::leave(Thread& self) {
-  const bool over = self.state == Thread::FINISHED;
-  if (ready_.empty() || (over && self.block->live == 0)) {
-    self.fiber->switch_to(main_, over);
-  } else if (Thread& other = next(); &other != &self) {
-    current_ = &other;
-    self.fiber->switch_to(*other.fiber, over);
-  }
+  if (Fiber& other = successor(self); &other != &*self.fiber) self.fiber->switch_to(other);
   current_ = &self;
   if (failure_) throw Cancelled{};
 }
