@@ -6,8 +6,12 @@ planted there, do not go unseen.
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -494,3 +498,24 @@ def test_launches_are_cheap(run: Run) -> None:
     for _ in range(50):
         run("indices", 4, 256, words=12 * 1024)
     assert time.perf_counter() - begin < 2.5
+
+
+# ---- Other builds of the shim
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags", ["-O1 -DFRD_FIBERS_BY_UCONTEXT", "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"]
+)
+def test_other_builds(tmp_path: Path, flags: str) -> None:
+    """Where there is no switch of stacks in assembler, and with the address sanitizer, right kernels run as well."""
+    root = Path(__file__).parents[1]
+    program = tmp_path / "program"
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    command = [*compiler, "-x", "c++", "-std=c++20", "-DFRD_CUDA_ON_HOST", *flags.split(), "-Icsrc", "-Itests/cuda"]
+    subprocess.run([*command, "tests/cuda/races_selftest.cu", "-o", str(program)], cwd=root, check=True)
+    cases = subprocess.run([program], capture_output=True, text=True, check=True).stdout.splitlines()
+    right = [case.rsplit(" ", 1)[0] for case in cases if case.endswith(" right")]
+    assert len(right) > 5
+    for case in right:
+        subprocess.run([program, case], check=True, timeout=100)
