@@ -6,8 +6,12 @@ planted there, do not go unseen.
 
 from __future__ import annotations
 
+import os
+import shlex
+import subprocess
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -226,16 +230,15 @@ def test_a_wrong_lane_is_seen(run: Run) -> None:
     assert not any(block_sums(run, 2))
 
 
-def test_named_barriers(run: Run, cuda_host: ModuleType) -> None:
-    expected = [1000 * r + 63 - i for r in range(5) for i in range(64)]
-    assert all(outcomes(run, "hand_over", 1, 128, words=320, variant=5, expected=expected))
-    # Without the consumers' arrival the producers run ahead, and words or whole rounds are lost.
-    for seed in SEEDS:
-        try:
-            got = run("hand_over", 1, 128, words=320, variant=-5, seed=seed).tolist()
-        except cuda_host.Fault:
-            continue  # the consumers were left waiting
-        assert got != expected
+def test_named_barriers(run: Run) -> None:
+    def hand_over(variant: int) -> list[bool]:
+        expected = [1000 * r + 63 - i for r in range(abs(variant)) for i in range(64)]
+        return outcomes(run, "hand_over", 1, 128, words=len(expected), variant=variant, expected=expected)
+
+    assert all(hand_over(5))
+    assert hand_over(-1) == [True] + [False] * (
+        len(SEEDS) - 1
+    )  # not waited at: not seen in order, where writers go first
 
 
 @pytest.mark.parametrize("variant", [0, 1, 16, 17, 20, 31, 32])
@@ -259,6 +262,14 @@ def test_a_wait_left_out_is_seen(run: Run) -> None:
         assert (late[128:] == ALL).all()
 
 
+def test_a_barrier_left_out_around_a_copy_is_seen(run: Run) -> None:
+    def right(variant: int) -> list[bool]:
+        return outcomes(run, "copy", 1, 32, np.arange(256), 256, variant, expected=(np.arange(256) ^ 5).tolist())
+
+    assert not any(right(4))  # between the wait and the reads of others
+    assert sum(right(5)) <= 2  # between those and the next copy: not seen in order
+
+
 def test_grid_barrier(run: Run) -> None:
     def pass_on(variant: int) -> list[bool]:
         expected = [(b + 5) % 8 for b in range(8)]
@@ -266,7 +277,7 @@ def test_grid_barrier(run: Run) -> None:
         return [out[8:].tolist() == expected for out in results]
 
     assert all(pass_on(0))
-    assert not any(pass_on(1)[1:])  # the grid's barrier left out: not seen in order, where blocks go in step
+    assert sum(pass_on(1)) <= 2  # the grid's barrier left out: not seen in order, where all blocks go in step
 
 
 def test_the_last_block(run: Run) -> None:
@@ -487,3 +498,24 @@ def test_launches_are_cheap(run: Run) -> None:
     for _ in range(50):
         run("indices", 4, 256, words=12 * 1024)
     assert time.perf_counter() - begin < 2.5
+
+
+# ---- Other builds of the shim
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "flags", ["-O1 -DFRD_FIBERS_BY_UCONTEXT", "-O1 -g1 -fsanitize=address,undefined -fno-sanitize-recover=all"]
+)
+def test_other_builds(tmp_path: Path, flags: str) -> None:
+    """Where there is no switch of stacks in assembler, and with the address sanitizer, right kernels run as well."""
+    root = Path(__file__).parents[1]
+    program = tmp_path / "program"
+    compiler = shlex.split(os.environ.get("CXX", "c++"))
+    command = [*compiler, "-x", "c++", "-std=c++20", "-DFRD_CUDA_ON_HOST", *flags.split(), "-Icsrc", "-Itests/cuda"]
+    subprocess.run([*command, "tests/cuda/races_selftest.cu", "-o", str(program)], cwd=root, check=True)
+    cases = subprocess.run([program], capture_output=True, text=True, check=True).stdout.splitlines()
+    right = [case.rsplit(" ", 1)[0] for case in cases if case.endswith(" right")]
+    assert len(right) > 5
+    for case in right:
+        subprocess.run([program, case], check=True, timeout=100)

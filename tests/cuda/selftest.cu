@@ -142,28 +142,33 @@ KERNEL(block_sum) {
 }
 
 // Warps 0 and 1 hand 64 words, `variant` times, to warps 2 and 3, through one buffer. Barrier 1: full, 2: empty.
-// A negative variant is a FAULT: the consumers do not say that they have read.
+// Variant -1 FAULT: once, and the consumers do not wait until the buffer is full.
 KERNEL(hand_over) {
   FRD_SHARED(uint32_t, buffer, 64);
   const unsigned i = threadIdx.x % 64;
   const int rounds = abs(variant);
   if (threadIdx.x < 64) {
     for (int round = 0; round < rounds; ++round) {
-      if (round > 0 && variant > 0) barrier_sync(2, 128);
+      if (round > 0) barrier_sync(2, 128);
       buffer[i] = static_cast<uint32_t>(round) * 1000 + i;
       barrier_arrive(1, 128);
     }
   } else {
     for (int round = 0; round < rounds; ++round) {
-      barrier_sync(1, 128);
+      if (variant > 0) {
+        barrier_sync(1, 128);
+      } else {
+        barrier_arrive(1, 128);
+      }
       out[64 * static_cast<unsigned>(round) + i] = buffer[63 - i];
-      if (round + 1 < rounds && variant > 0) barrier_arrive(2, 128);
+      if (round + 1 < rounds) barrier_arrive(2, 128);
     }
   }
 }
 
-// 64 words by cp.async, four a thread, in two groups of two. Variants: 0 right, 1 right: only the first group is
-// waited for and read, 2 FAULT: no wait, 3 FAULT: waits for the wrong group; 16 + n: only n bytes of every 16
+// 256 words by cp.async, eight a thread, in two groups. Variants: 0 right, 1 right: only the first group is waited for
+// and read, 2 FAULT: no wait, 3 FAULT: waits for the wrong group, 4 FAULT: no barrier after the wait, 5 FAULT: copies
+// anew, with no barrier, what others may still be reading; 16 + n: only n bytes of every 16
 KERNEL(copy) {
   FRD_SHARED(uint32_t, tile, 256);
   const unsigned i = threadIdx.x;
@@ -177,8 +182,13 @@ KERNEL(copy) {
   } else if (variant != 2) {
     cp_async_wait<0>();
   }
-  __syncthreads();
+  if (variant != 4) __syncthreads();
   for (unsigned n = i; n < (variant == 1 ? 128u : 256u); n += 32) out[n] = tile[n ^ 5];
+  if (variant == 5) {
+    cp_async16(tile + 4 * i, in + 128 + 4 * i);
+    cp_async_commit();
+    cp_async_wait<0>();
+  }
 }
 
 // ---- Tensor cores
@@ -246,6 +256,8 @@ KERNEL(last_block) {
   }
 }
 
+KERNEL(same_word) { *out = blockIdx.x; }  // FAULT: by all blocks
+
 // Every thread of every block changes the same words, set by thread 0 of the grid's first block before the barrier.
 KERNEL(atomics) {
   const unsigned i = blockIdx.x * blockDim.x + threadIdx.x, all = gridDim.x * blockDim.x;
@@ -266,8 +278,8 @@ KERNEL(atomics) {
   atomicAnd(&out[4], ~(1u << i % 32));
   atomicOr(&out[5], 1u << i % 32);
   atomicXor(&out[6], i);
-  if (atomicExch(&words[7], 1) == 0) atomicAdd(&words[8], 1);  // one thread is the first
-  for (int old = words[9], seen;; old = seen) {                // added to by compare and swap
+  if (atomicExch(&words[7], 1) == 0) atomicAdd(&words[8], 1);   // one thread is the first
+  for (int old = atomicAdd(&words[9], 0), seen;; old = seen) {  // added to by compare and swap
     seen = atomicCAS(&words[9], old, old + n);
     if (seen == old) break;
   }
@@ -295,7 +307,7 @@ KERNEL(stuck) {
   const unsigned i = threadIdx.x;
   switch (variant) {
   case 0:  // one thread waits for others that never come
-    if (i == 5) barrier_sync(3, 64);
+    if (i == 5) barrier_sync(3, 32);
     __syncthreads();
     break;
   case 1:  // at two barriers at once
@@ -394,7 +406,7 @@ constexpr Named KERNELS[] = {
     NAMED(block_sum),   NAMED(hand_over),        NAMED(copy),
     NAMED(load_matrix), NAMED(product),          NAMED(pass_on),
     NAMED(last_block),  NAMED(atomics),          NAMED(wait_for_flag),
-    NAMED(stuck),       NAMED(out_of_bounds),
+    NAMED(stuck),       NAMED(out_of_bounds),    NAMED(same_word),
 #if defined(FRD_CUDA_ON_HOST)
     NAMED(throws),
 #endif

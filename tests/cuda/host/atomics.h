@@ -42,7 +42,7 @@ inline void fence(const Where& where) {
 
 #define FRD_ATOMIC(name, Concept, expression)                                                                          \
   template <frd::cuda::host::Concept T>                                                                                \
-  T name(T* at, std::type_identity_t<T> value, frd::cuda::host::Where where = frd::cuda::host::Where::current()) {     \
+  T name(T* at, std::type_identity_t<T> value, FRD_WHERE) {                                                            \
     return frd::cuda::host::atomically(at, [value](T old) -> T { return expression; }, where);                         \
   }
 FRD_ATOMIC(atomicAdd, AtomicNumber, old + value)
@@ -56,22 +56,13 @@ FRD_ATOMIC(atomicExch, AtomicNumber, (static_cast<void>(old), value))
 #undef FRD_ATOMIC
 
 template <frd::cuda::host::AtomicInteger T>
-T atomicCAS(T* at, std::type_identity_t<T> expected, std::type_identity_t<T> value,
-            frd::cuda::host::Where where = frd::cuda::host::Where::current()) {
+T atomicCAS(T* at, std::type_identity_t<T> expected, std::type_identity_t<T> value, FRD_WHERE) {
   return frd::cuda::host::atomically(at, [=](T old) { return old == expected ? value : old; }, where);
 }
 
-inline void __threadfence_block(frd::cuda::host::Where where = frd::cuda::host::Where::current()) {
-  frd::cuda::host::fence(where);
-}
-inline void __threadfence(frd::cuda::host::Where where = frd::cuda::host::Where::current()) {
-  frd::cuda::host::fence(where);
-}
-inline void __threadfence_system(frd::cuda::host::Where where = frd::cuda::host::Where::current()) {
-  frd::cuda::host::fence(where);
-}
+inline void __threadfence_block(FRD_WHERE) { frd::cuda::host::fence(where); }
+inline void __threadfence(FRD_WHERE) { frd::cuda::host::fence(where); }
+inline void __threadfence_system(FRD_WHERE) { frd::cuda::host::fence(where); }
 
 // What a loop that waits for another thread must call: nothing else takes the turn away from it but an atomic.
-inline void __nanosleep(unsigned, frd::cuda::host::Where where = frd::cuda::host::Where::current()) {
-  frd::cuda::host::Scheduler::running().yield(where);
-}
+inline void __nanosleep(unsigned, FRD_WHERE) { frd::cuda::host::Scheduler::running().yield(where); }

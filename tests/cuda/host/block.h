@@ -1,6 +1,7 @@
 // The parts of a launch that is running: blocks, warps, threads, and where they wait for each other.
 #pragma once
 
+#include "copies.h"
 #include "faults.h"
 #include "fibers.h"
 #include "shared_memory.h"
@@ -21,13 +22,6 @@ inline constexpr int BARRIERS = 16;  // of a block; __syncthreads is number 0
 struct Block;
 struct Warp;
 
-// What cp.async has promised and not yet delivered.
-struct Copy {
-  void* to;
-  const void* from;
-  int bytes;  // read; the rest of the 16 become 0
-};
-
 struct Thread {
   enum State { READY, WAITING, FINISHED };
 
@@ -39,8 +33,7 @@ struct Thread {
   const char* waits_at = nullptr;  // while it waits: in which call, and where that is
   Where where;
   std::optional<Fiber> fiber;
-  std::vector<Copy> copies;               // not committed
-  std::vector<std::vector<Copy>> groups;  // committed, the oldest first
+  Copies copies;
 };
 
 // Addresses by which ThreadSanitizer orders what threads do before and after a barrier: two that take turns, because

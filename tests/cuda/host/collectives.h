@@ -126,19 +126,17 @@ inline void barrier(int id, int threads, bool waits, const char* what, const Whe
 
 }  // namespace frd::cuda::host
 
-inline void __syncthreads(frd::cuda::host::Where where = frd::cuda::host::Where::current()) {
+inline void __syncthreads(FRD_WHERE) {
   frd::cuda::host::Scheduler::running().arrive(0, 0, true, "__syncthreads", where);
 }
 
-inline void __syncwarp(unsigned mask = frd::cuda::host::FULL_MASK,
-                       frd::cuda::host::Where where = frd::cuda::host::Where::current()) {
+inline void __syncwarp(unsigned mask = frd::cuda::host::FULL_MASK, FRD_WHERE) {
   const auto answer = [](const std::array<void*, frd::cuda::host::WARP>&, unsigned) {};
   frd::cuda::host::Scheduler::running().meet(mask, "__syncwarp", where, true, nullptr, answer);
 }
 
 template <class T>
-T __shfl_sync(unsigned mask, T value, int source, int width = 32,
-              frd::cuda::host::Where where = frd::cuda::host::Where::current()) {
+T __shfl_sync(unsigned mask, T value, int source, int width = 32, FRD_WHERE) {
   using namespace frd::cuda::host;
   check_width(width, "__shfl_sync", where);
   const unsigned within = static_cast<unsigned>(source) & (static_cast<unsigned>(width) - 1);
@@ -146,8 +144,7 @@ T __shfl_sync(unsigned mask, T value, int source, int width = 32,
 }
 
 template <class T>
-T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                 frd::cuda::host::Where where = frd::cuda::host::Where::current()) {
+T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32, FRD_WHERE) {
   using namespace frd::cuda::host;
   check_width(width, "__shfl_up_sync", where);
   const unsigned me = lane(), by = delta % WARP;
@@ -155,8 +152,7 @@ T __shfl_up_sync(unsigned mask, T value, unsigned delta, int width = 32,
 }
 
 template <class T>
-T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
-                   frd::cuda::host::Where where = frd::cuda::host::Where::current()) {
+T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32, FRD_WHERE) {
   using namespace frd::cuda::host;
   check_width(width, "__shfl_down_sync", where);
   const unsigned me = lane(), by = delta % WARP;
@@ -164,8 +160,7 @@ T __shfl_down_sync(unsigned mask, T value, unsigned delta, int width = 32,
 }
 
 template <class T>
-T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32,
-                  frd::cuda::host::Where where = frd::cuda::host::Where::current()) {
+T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, FRD_WHERE) {
   using namespace frd::cuda::host;
   check_width(width, "__shfl_xor_sync", where);
   const unsigned me = lane(), other = me ^ (static_cast<unsigned>(lanes) % WARP);
@@ -173,18 +168,17 @@ T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32,
   return shuffle(mask, value, other <= last_lane(me, width) ? other : me, "__shfl_xor_sync", where);
 }
 
-inline unsigned __ballot_sync(unsigned mask, int predicate,
-                              frd::cuda::host::Where where = frd::cuda::host::Where::current()) {
+inline unsigned __ballot_sync(unsigned mask, int predicate, FRD_WHERE) {
   using namespace frd::cuda::host;
   return vote(mask, predicate ? 1u << lane() : 0u, Or{}, "__ballot_sync", where);
 }
 
-inline int __any_sync(unsigned mask, int predicate, frd::cuda::host::Where where = frd::cuda::host::Where::current()) {
+inline int __any_sync(unsigned mask, int predicate, FRD_WHERE) {
   using namespace frd::cuda::host;
   return static_cast<int>(vote(mask, predicate ? 1u : 0u, Or{}, "__any_sync", where));
 }
 
-inline int __all_sync(unsigned mask, int predicate, frd::cuda::host::Where where = frd::cuda::host::Where::current()) {
+inline int __all_sync(unsigned mask, int predicate, FRD_WHERE) {
   using namespace frd::cuda::host;
   return static_cast<int>(vote(mask, predicate ? 1u : 0u, And{}, "__all_sync", where));
 }
@@ -193,7 +187,7 @@ inline int __all_sync(unsigned mask, int predicate, frd::cuda::host::Where where
 inline unsigned __activemask() { return frd::cuda::host::Scheduler::current().warp->live; }
 
 template <class T>
-unsigned __match_any_sync(unsigned mask, T value, frd::cuda::host::Where where = frd::cuda::host::Where::current()) {
+unsigned __match_any_sync(unsigned mask, T value, FRD_WHERE) {
   using namespace frd::cuda::host;
   Match<T> record{value, 0};
   const auto answer = [](const std::array<void*, WARP>& records, unsigned lanes) {
@@ -209,7 +203,7 @@ unsigned __match_any_sync(unsigned mask, T value, frd::cuda::host::Where where =
 }
 
 #define FRD_REDUCE(name, Combine, Type)                                                                                \
-  inline Type name(unsigned mask, Type value, frd::cuda::host::Where where = frd::cuda::host::Where::current()) {      \
+  inline Type name(unsigned mask, Type value, FRD_WHERE) {                                                             \
     return frd::cuda::host::vote(mask, value, frd::cuda::host::Combine{}, #name, where);                               \
   }
 FRD_REDUCE(__reduce_add_sync, Sum, unsigned)

@@ -14,8 +14,9 @@ struct Fault : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
-// Where in a kernel's source a thread called a collective: the callers' default argument.
+// Where in a kernel's source a thread is. The last parameter of CUDA's functions, which no kernel gives.
 using Where = std::source_location;
+#define FRD_WHERE ::frd::cuda::host::Where where = ::frd::cuda::host::Where::current()
 
 inline std::string text(uint3 v) {
   return "(" + std::to_string(v.x) + ", " + std::to_string(v.y) + ", " + std::to_string(v.z) + ")";

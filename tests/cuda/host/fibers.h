@@ -120,8 +120,8 @@ class Fiber {
   // Called on the running fiber; returns when somebody switches back to it, or never if it is `over`.
   void switch_to(Fiber& next, bool over = false) {
     void* fake_stack = nullptr;
-    leaving() = this;
 #if defined(FRD_ADDRESS_SANITIZER)
+    leaving_ = this;
     __sanitizer_start_switch_fiber(over ? nullptr : &fake_stack, next.bottom_, next.bytes_);
 #endif
 #if defined(FRD_THREAD_SANITIZER)
@@ -137,15 +137,10 @@ class Fiber {
   }
 
  private:
-  static Fiber*& leaving() {
-    static thread_local Fiber* fiber;
-    return fiber;
-  }
-
   static void arrive(void* fake_stack) {
 #if defined(FRD_ADDRESS_SANITIZER)
     // The bounds of the stack that was left: the only way to learn those of the thread's own.
-    __sanitizer_finish_switch_fiber(fake_stack, &leaving()->bottom_, &leaving()->bytes_);
+    __sanitizer_finish_switch_fiber(fake_stack, &leaving_->bottom_, &leaving_->bytes_);
 #endif
     static_cast<void>(fake_stack);
   }
@@ -154,6 +149,9 @@ class Fiber {
   ucontext_t context_;
 #else
   void* top_ = nullptr;
+#endif
+#if defined(FRD_ADDRESS_SANITIZER)
+  inline static thread_local Fiber* leaving_ = nullptr;
 #endif
   const void* bottom_ = nullptr;
   size_t bytes_ = 0;

@@ -1,10 +1,10 @@
 // CUDA's value types: vectors, and the 16-bit floats with its names and its rounding (to nearest, ties to even).
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
-#include <limits>
 
 struct dim3;
 
@@ -46,33 +46,29 @@ struct Float16 {
   // Every float is a double and every Float16 is a float, so one rounding, from double, serves all: there is none
   // on the way that it could disagree with.
   static uint16_t round(double value) {
-    const auto sign = static_cast<uint16_t>(std::signbit(value) ? 0x8000 : 0);
-    const double magnitude = std::fabs(value);
+    const auto bits = std::bit_cast<uint64_t>(value);
+    const auto sign = static_cast<uint16_t>(bits >> 48 & 0x8000);
     if (std::isnan(value)) return 0x7FFF;  // as the hardware: one NaN, without a sign
-    if (std::isinf(value)) return static_cast<uint16_t>(sign | INFINITE);
-    int exponent = magnitude == 0 ? -BIAS : std::ilogb(magnitude);
-    if (exponent < 1 - BIAS) exponent = 1 - BIAS;                     // subnormal: the smallest normal number's spacing
-    const double units = std::ldexp(magnitude, MANTISSA - exponent);  // exact
-    double whole = std::floor(units);
-    const double rest = units - whole;
-    if (rest > 0.5 || (rest == 0.5 && std::fmod(whole, 2) == 1)) whole += 1;
-    // A carry out of the mantissa moves on into the exponent, and from the largest number to infinity.
-    const auto bits = static_cast<int64_t>(whole) + (static_cast<int64_t>(exponent + BIAS - 1) << MANTISSA);
-    return static_cast<uint16_t>(sign | (bits < INFINITE ? bits : INFINITE));
+    const int exponent = static_cast<int>(bits >> 52 & 0x7FF) - 1023;
+    if (exponent > BIAS) return static_cast<uint16_t>(sign | INFINITE);
+    const int least = std::max(exponent, 1 - BIAS);  // below it, numbers keep the smallest normal one's spacing
+    const int dropped = 52 - MANTISSA + least - exponent;
+    if (dropped > 53) return sign;  // below half of the smallest number
+    const uint64_t significand = (bits & ((uint64_t{1} << 52) - 1)) | uint64_t{1} << 52;
+    const uint64_t rest = significand & ((uint64_t{1} << dropped) - 1), half = uint64_t{1} << (dropped - 1);
+    uint64_t kept = significand >> dropped;
+    if (rest > half || (rest == half && kept % 2 == 1)) ++kept;
+    // The leading 1 of a normal number, and a carry out of the mantissa, add to the exponent; at most up to infinity.
+    return static_cast<uint16_t>(sign + kept + (static_cast<uint64_t>(least + BIAS - 1) << MANTISSA));
   }
 
   static float value(uint16_t bits) {
-    const int exponent = (bits & 0x7FFF) >> MANTISSA;
-    const int mantissa = bits & ((1 << MANTISSA) - 1);
-    float magnitude;
-    if (exponent == (1 << EXPONENT) - 1) {
-      magnitude = mantissa ? std::numeric_limits<float>::quiet_NaN() : std::numeric_limits<float>::infinity();
-    } else if (exponent == 0) {
-      magnitude = std::ldexp(static_cast<float>(mantissa), 1 - BIAS - MANTISSA);
-    } else {
-      magnitude = std::ldexp(static_cast<float>(mantissa + (1 << MANTISSA)), exponent - BIAS - MANTISSA);
-    }
-    return bits & 0x8000 ? -magnitude : magnitude;
+    const unsigned exponent = (bits & 0x7FFFu) >> MANTISSA, mantissa = bits & ((1u << MANTISSA) - 1);
+    const unsigned sign = (bits & 0x8000u) << 16, fraction = mantissa << (23 - MANTISSA);
+    if (exponent == (1u << EXPONENT) - 1) return std::bit_cast<float>(sign | 0x7F800000u | fraction);
+    if (exponent > 0) return std::bit_cast<float>(sign | (exponent + 127 - BIAS) << 23 | fraction);
+    const float magnitude = std::ldexp(static_cast<float>(mantissa), 1 - BIAS - MANTISSA);
+    return sign ? -magnitude : magnitude;
   }
 };
 

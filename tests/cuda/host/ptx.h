@@ -14,6 +14,7 @@
 namespace frd::cuda::host {
 
 inline void check_shared(const void* at, size_t bytes, const char* what, const Where& where) {
+  Unchecked own;
   if (reinterpret_cast<uintptr_t>(at) % 16 != 0)
     throw Fault(text(what, where) + ": a shared address not a multiple of 16");
   Scheduler::current().block->resources->shared.check(at, bytes, what, where);
@@ -111,69 +112,44 @@ void product(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], cons
 
 namespace frd::cuda {
 
-// Nothing is copied before the wait, so that one left out is seen: the bytes are poison until then. ThreadSanitizer is
-// told of both accesses at once, since on a GPU they may happen at any time in between.
-inline void cp_async16(void* shared, const void* global, int bytes = 16, host::Where where = host::Where::current()) {
+inline void cp_async16(void* shared, const void* global, int bytes = 16, FRD_WHERE) {
   using namespace host;
-  {
-    Unchecked own;
-    if (bytes < 0 || bytes > 16) throw Fault(text("cp_async16", where) + ": " + std::to_string(bytes) + " bytes");
-    if (reinterpret_cast<uintptr_t>(global) % 16 != 0) {
-      throw Fault(text("cp_async16", where) + ": a global address not a multiple of 16");
-    }
-    check_shared(shared, 16, "cp_async16", where);
-    Memory::check(global, static_cast<size_t>(bytes), "cp_async16", where);
-    Scheduler::current().copies.push_back({shared, global, bytes});
+  if (bytes < 0 || bytes > 16) throw Fault(text("cp_async16", where) + ": " + std::to_string(bytes) + " bytes");
+  if (reinterpret_cast<uintptr_t>(global) % 16 != 0) {
+    throw Fault(text("cp_async16", where) + ": a global address not a multiple of 16");
   }
-  note_write(shared, 16);
-  note_read(global, static_cast<size_t>(bytes));
+  check_shared(shared, 16, "cp_async16", where);
+  Memory::check(global, static_cast<size_t>(bytes), "cp_async16", where);
+  Scheduler::current().copies.start(shared, global, static_cast<size_t>(bytes));
 }
 
-inline void cp_async_commit() {
-  host::Unchecked own;
-  host::Thread& self = host::Scheduler::current();
-  self.groups.push_back(std::exchange(self.copies, {}));
-}
+inline void cp_async_commit() { host::Scheduler::current().copies.commit(); }
 
 template <int N>
 inline void cp_async_wait() {
-  host::Thread& self = host::Scheduler::current();
-  std::vector<host::Copy> due;
-  {
-    host::Unchecked own;
-    while (self.groups.size() > N) {
-      due.insert(due.end(), self.groups.front().begin(), self.groups.front().end());
-      self.groups.erase(self.groups.begin());
-    }
-  }
-  for (const host::Copy& copy : due) {
-    std::memcpy(copy.to, copy.from, static_cast<size_t>(copy.bytes));
-    std::memset(static_cast<char*>(copy.to) + copy.bytes, 0, static_cast<size_t>(16 - copy.bytes));
-  }
+  host::Scheduler::current().copies.wait(N);
 }
 
-inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, host::Where where = host::Where::current()) {
+inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, FRD_WHERE) {
   host::ldmatrix<4, false>(r, row, "ldmatrix_x4", where);
 }
-inline void ldmatrix_x2(uint32_t (&r)[2], const void* row, host::Where where = host::Where::current()) {
+inline void ldmatrix_x2(uint32_t (&r)[2], const void* row, FRD_WHERE) {
   host::ldmatrix<2, false>(r, row, "ldmatrix_x2", where);
 }
-inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, host::Where where = host::Where::current()) {
+inline void ldmatrix_x4_trans(uint32_t (&r)[4], const void* row, FRD_WHERE) {
   host::ldmatrix<4, true>(r, row, "ldmatrix_x4_trans", where);
 }
-inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row, host::Where where = host::Where::current()) {
+inline void ldmatrix_x2_trans(uint32_t (&r)[2], const void* row, FRD_WHERE) {
   host::ldmatrix<2, true>(r, row, "ldmatrix_x2_trans", where);
 }
 
 template <class T>
-inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                         host::Where where = host::Where::current()) {
+inline void mma_m16n8k16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], FRD_WHERE) {
   static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>);
   host::product<T>(d, a, b, "mma_m16n8k16", where);
 }
 
-inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
-                             host::Where where = host::Where::current()) {
+inline void mma_m16n8k8_tf32(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], FRD_WHERE) {
   host::product<host::Tf32>(d, a, b, "mma_m16n8k8_tf32", where);
 }
 
@@ -183,14 +159,10 @@ inline uint32_t to_tf32(float x) {
   return (bits + 0x1000u) & 0xFFFFE000u;
 }
 
-inline void barrier_sync(int id, int threads, host::Where where = host::Where::current()) {
-  host::barrier(id, threads, true, "barrier_sync", where);
-}
-inline void barrier_arrive(int id, int threads, host::Where where = host::Where::current()) {
+inline void barrier_sync(int id, int threads, FRD_WHERE) { host::barrier(id, threads, true, "barrier_sync", where); }
+inline void barrier_arrive(int id, int threads, FRD_WHERE) {
   host::barrier(id, threads, false, "barrier_arrive", where);
 }
-inline void grid_sync(host::Where where = host::Where::current()) {
-  host::Scheduler::running().arrive_at_grid_barrier(where);
-}
+inline void grid_sync(FRD_WHERE) { host::Scheduler::running().arrive_at_grid_barrier(where); }
 
 }  // namespace frd::cuda

@@ -61,8 +61,6 @@ struct Unchecked {
 // What came before a release of `at` happened before what comes after an acquire of it that follows.
 inline void release(void* at) { __tsan_release(at); }
 inline void acquire(void* at) { __tsan_acquire(at); }
-inline void note_read(const void* at, size_t bytes) { __tsan_read_range(const_cast<void*>(at), bytes); }
-inline void note_write(void* at, size_t bytes) { __tsan_write_range(at, bytes); }
 #else
 inline constexpr bool THREAD_SANITIZER = false;
 struct Unchecked {
@@ -70,8 +68,6 @@ struct Unchecked {
 };
 inline void release(void*) {}
 inline void acquire(void*) {}
-inline void note_read(const void*, size_t) {}
-inline void note_write(void*, size_t) {}
 #endif
 
 #if defined(FRD_ADDRESS_SANITIZER)

@@ -10,10 +10,8 @@
 #include "sanitizers.h"
 
 #include <cstdint>
-#include <cstring>
 #include <deque>
 #include <exception>
-#include <map>
 #include <memory>
 #include <string>
 #include <utility>
@@ -30,7 +28,7 @@ class Random {  // splitmix64
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
     return z ^ (z >> 31);
   }
-  uint64_t below(uint64_t limit) { return next() % limit; }  // for limits far below 2^64
+  uint64_t below(uint64_t limit) { return ((next() >> 32) * limit) >> 32; }  // for limits far below 2^32
 
  private:
   uint64_t state_;
@@ -86,6 +84,7 @@ class Scheduler {
   void finish(Thread& self);
 
   Thread& next();
+  Fiber& successor(const Thread& self);
   void leave(Thread& self);
   void wait(Thread& self, const char* what, const Where& where);
   void wake(Thread& thread);
@@ -104,6 +103,8 @@ class Scheduler {
   const Launch& launch_;
   const bool in_order_;
   Random random_;
+  const uint64_t spell_ = uint64_t{8} * launch_.block.x * launch_.block.y * launch_.block.z;  // turns, on average
+  bool newest_first_ = random_.below(2) == 0;
   const size_t dynamic_limit_;
   Fiber main_;
   std::vector<std::unique_ptr<Block>> resident_;
@@ -211,9 +212,14 @@ inline void Scheduler::live() {
     fail(with_thread(std::current_exception(), self));
     finish(self);
   }
-  Unchecked own;
-  release(&finished_);
-  leave(self);
+  Fiber* other;
+  {
+    Unchecked own;  // which must have ended when the fiber does
+    self.copies.end();
+    release(&finished_);
+    other = &successor(self);
+  }
+  self.fiber->switch_to(*other, true);
 }
 
 inline void Scheduler::finish(Thread& self) {
@@ -230,22 +236,30 @@ inline void Scheduler::finish(Thread& self) {
   for (size_t i = self.warp->meetings.size(); i-- > 0;) answer_if_full(*self.warp, i);
 }
 
+// Uniform choices keep everybody more or less in step, which hides a barrier that is missing. So there are also spells
+// in which those who became ready last mostly go first: they run ahead of the others as far as they can.
 inline Thread& Scheduler::next() {
-  if (!in_order_) std::swap(ready_.front(), ready_[random_.below(ready_.size())]);
+  if (!in_order_) {
+    if (random_.below(spell_) == 0) newest_first_ = !newest_first_;
+    const bool newest = newest_first_ && random_.below(8) != 0;
+    std::swap(ready_.front(), newest ? ready_.back() : ready_[random_.below(ready_.size())]);
+  }
   Thread& thread = *ready_.front();
   ready_.pop_front();
   return thread;
 }
 
-// Ends the turn of `self`; returns at its next one, if it has not finished.
+// Who goes on when the turn of `self` ends.
+inline Fiber& Scheduler::successor(const Thread& self) {
+  // A block whose threads have all returned is cleared away on the scheduler's own stack.
+  if (ready_.empty() || self.block->live == 0) return main_;
+  current_ = &next();
+  return *current_->fiber;
+}
+
+// Ends the turn of `self`, and returns at its next one.
 inline void Scheduler::leave(Thread& self) {
-  const bool over = self.state == Thread::FINISHED;
-  if (ready_.empty() || (over && self.block->live == 0)) {
-    self.fiber->switch_to(main_, over);
-  } else if (Thread& other = next(); &other != &self) {
-    current_ = &other;
-    self.fiber->switch_to(*other.fiber, over);
-  }
+  if (Fiber& other = successor(self); &other != &*self.fiber) self.fiber->switch_to(other);
   current_ = &self;
   if (failure_) throw Cancelled{};
 }
@@ -263,168 +277,6 @@ inline void Scheduler::yield(const Where& where) {
   leave(current());
 }
 
-// ---- Waiting for others
-
-inline void Scheduler::arrive(int id, unsigned expected, bool waits, const char* what, const Where& where) {
-  Unchecked own;
-  Thread& self = current();
-  Barrier& barrier = self.block->barriers[static_cast<size_t>(id)];
-  const Thread* first = barrier.waiting.empty() ? nullptr : barrier.waiting.front();
-  if (id == 0) {
-    expected = self.block->live;
-    if (first &&
-        (first->where.line() != where.line() || std::strcmp(first->where.file_name(), where.file_name()) != 0)) {
-      throw Fault("threads of a block wait at different barriers: " + text(first->waits_at, first->where) + " and " +
-                  text(what, where));
-    }
-  } else if (barrier.arrived != 0 && barrier.expected != expected) {
-    throw Fault(text(what, where) + ": barrier " + std::to_string(id) + " expects " + std::to_string(barrier.expected) +
-                " threads, not " + std::to_string(expected));
-  }
-  void* const phase = barrier.phases.now();
-  release(phase);
-  barrier.expected = expected;
-  ++barrier.arrived;
-  if (waits) {
-    self.state = Thread::WAITING;
-    self.waits_at = what;
-    self.where = where;
-    barrier.waiting.push_back(&self);
-  }
-  open_if_full(barrier, expected);
-  if (!waits) return;
-  leave(self);  // even who opened it: any of those who waited may go first
-  acquire(phase);
-}
-
-inline void Scheduler::open_if_full(Barrier& barrier, unsigned expected) {
-  if (barrier.arrived == 0 || barrier.arrived != expected) return;
-  barrier.arrived = 0;
-  barrier.phases.advance();
-  for (Thread* thread : barrier.waiting) wake(*thread);
-  barrier.waiting.clear();
-}
-
-inline void Scheduler::arrive_at_grid_barrier(const Where& where) {
-  Unchecked own;
-  Thread& self = current();
-  if (!launch_.cooperative) throw Fault(text("grid_sync", where) + ": the launch is not cooperative");
-  void* const phase = grid_barrier_.phases.now();
-  release(phase);
-  self.state = Thread::WAITING;
-  self.waits_at = "grid_sync";
-  self.where = where;
-  grid_barrier_.waiting.push_back(&self);
-  ++self.block->at_grid_barrier;
-  open_grid_barrier_if_full(*self.block);
-  leave(self);
-  acquire(phase);
-}
-
-// A block arrives when all of its threads that have not returned have; a block without any never does.
-inline void Scheduler::open_grid_barrier_if_full(const Block& block) {
-  if (block.live == 0 || block.at_grid_barrier != block.live) return;
-  if (++grid_barrier_.arrived != blocks()) return;
-  for (auto& other : resident_) other->at_grid_barrier = 0;
-  open_if_full(grid_barrier_, blocks());
-}
-
-inline void Scheduler::meet(unsigned mask, const char* what, const Where& where, bool orders, void* record,
-                            Meeting::Answer answer) {
-  Unchecked own;
-  Thread& self = current();
-  Warp& warp = *self.warp;
-  if (!(mask >> self.lane & 1)) {
-    throw Fault(text(what, where) + ": lane " + std::to_string(self.lane) + " is not in its own mask");
-  }
-  size_t i = 0;
-  while (i < warp.meetings.size() && warp.meetings[i].mask != mask) ++i;
-  if (i == warp.meetings.size()) {
-    warp.meetings.push_back({mask, what, where, answer, orders ? warp.phases.now() : nullptr});
-    if (orders) warp.phases.advance();
-  }
-  Meeting& meeting = warp.meetings[i];
-  if (std::strcmp(meeting.what, what) != 0 || (!orders && meeting.where.line() != where.line())) {
-    throw Fault("lanes of a warp meet in different calls: " + text(meeting.what, meeting.where) + " and " +
-                text(what, where));
-  }
-  void* const order = meeting.order;
-  if (order) release(order);
-  meeting.arrived |= 1u << self.lane;
-  meeting.records[self.lane] = record;
-  self.state = Thread::WAITING;
-  self.waits_at = what;
-  self.where = where;
-  answer_if_full(warp, i);
-  leave(self);
-  if (order) acquire(order);
-}
-
-inline void Scheduler::answer_if_full(Warp& warp, size_t i) {
-  const unsigned missing = warp.meetings[i].mask & warp.live & ~warp.meetings[i].arrived;
-  if (missing) return;
-  const Meeting meeting = warp.meetings[i];
-  std::swap(warp.meetings[i], warp.meetings.back());
-  warp.meetings.pop_back();
-  meeting.answer(meeting.records, meeting.arrived);
-  for (unsigned lane = 0; lane < WARP; ++lane) {
-    if (meeting.arrived >> lane & 1) wake(warp.threads[lane]);
-  }
-}
-
-// ---- Failure
-
-inline void Scheduler::fail(std::exception_ptr why) {
-  if (failure_) return;
-  failure_ = std::move(why);
-  for (auto& block : resident_) {
-    if (!block) continue;
-    for (Thread& thread : block->threads) {
-      if (thread.state == Thread::WAITING) wake(thread);
-    }
-  }
-}
-
-// A fault with the thread that it happened in. Other exceptions are the kernel's own and stay as they are.
-inline std::exception_ptr Scheduler::with_thread(std::exception_ptr why, const Thread& thread) const {
-  try {
-    std::rethrow_exception(why);
-  } catch (const Fault& fault) {
-    return std::make_exception_ptr(Fault(in_kernel() + ", block " + text(thread.block->index) + ", thread " +
-                                         text(thread.index) + ": " + fault.what()));
-  } catch (...) {
-    return why;
-  }
-}
-
-inline std::string Scheduler::deadlock() const {
-  constexpr size_t SHOWN = 4;
-  std::string report = "deadlock in " + in_kernel() + ":";
-  for (size_t i = 0; i < resident_.size() && i < SHOWN; ++i) {
-    const Block& block = *resident_[i];
-    struct Group {
-      unsigned count = 0;
-      uint3 first{};
-    };
-    std::map<std::string, Group> groups;
-    for (const Thread& thread : block.threads) {
-      const std::string place =
-          thread.state == Thread::FINISHED ? "have returned" : "wait at " + text(thread.waits_at, thread.where);
-      Group& group = groups[place];
-      if (group.count++ == 0) group.first = thread.index;
-    }
-    report += " block " + text(block.index) + ":";
-    for (const auto& [place, group] : groups) {
-      report += " " + std::to_string(group.count) + " threads from " + text(group.first) + " " + place + ";";
-    }
-  }
-  if (resident_.size() > SHOWN) report += " and " + std::to_string(resident_.size() - SHOWN) + " more blocks;";
-  if (launch_.cooperative) {
-    report += " " + std::to_string(grid_barrier_.arrived) + " of " + std::to_string(blocks()) +
-              " blocks are at the grid's barrier;";
-  }
-  report.back() = '.';
-  return report;
-}
-
 }  // namespace frd::cuda::host
+
+#include "waiting.h"

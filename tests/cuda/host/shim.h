@@ -5,22 +5,22 @@
 // that relies on it fails: memory is poisoned, turns are random, asynchronous work comes as late as it may. What would
 // hang or is undefined ends in a host::Fault that names kernel, block, thread and line.
 //
-//   scheduler.h      a launch: fibers, turns, barriers, deadlock            fibers.h, block.h, shared_memory.h,
-//   faults.h collectives.h    __syncthreads, shuffles, votes atomics.h        atomics, fences ptx.h cp.async, ldmatrix,
-//   products on tensor cores, named barriers, the grid's barrier numbers.h        vectors, __half, __nv_bfloat16
-//   maths.h runtime.h        launches, streams, events, memory                      memory.h sanitizers.h     what
-//   ThreadSanitizer and AddressSanitizer are told
+// - scheduler.h: a launch, and whose turn it is; waiting.h: barriers, lanes that meet, deadlock; block.h: their parts
+// - fibers.h, shared_memory.h, copies.h: what a block and its threads run on; faults.h: what wrong kernels end in
+// - collectives.h, atomics.h, maths.h, numbers.h: what kernels call; ptx.h: and through csrc/cuda/ptx.h
+// - runtime.h, api.h: launches, streams, events; memory.h: global memory
+// - sanitizers.h: what ThreadSanitizer and AddressSanitizer are told
 //
 // Not emulated: warps whose lanes run in step (nothing in CUDA promises it), caches, constant memory, textures, graphs,
 // weak memory order. A loop that waits for another thread must call an atomic or __nanosleep.
 #pragma once
 
+#include "api.h"
 #include "atomics.h"
 #include "collectives.h"
 #include "maths.h"
 #include "memory.h"
 #include "numbers.h"
-#include "runtime.h"
 
 #define __global__
 #define __device__
@@ -41,9 +41,7 @@ T __ldg(const T* at) {
   return *at;
 }
 
-[[noreturn]] inline void __trap(frd::cuda::host::Where where = frd::cuda::host::Where::current()) {
-  throw frd::cuda::host::Fault(frd::cuda::host::text("__trap", where));
-}
+[[noreturn]] inline void __trap(FRD_WHERE) { throw frd::cuda::host::Fault(frd::cuda::host::text("__trap", where)); }
 
 // See csrc/cuda/platform.h.
 #define FRD_LAUNCH(...) ::frd::cuda::host::launch(#__VA_ARGS__, false, __VA_ARGS__)
