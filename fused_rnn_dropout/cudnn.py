@@ -144,7 +144,9 @@ class MaskedWeights(torch.autograd.Function):
     """The gradient of ``masked_weights``: the same masks and scales, piece by piece."""
 
     @staticmethod
-    def forward(ctx: Any, static: tuple[Any, ...], rng: Tensor | None, thresholds: Tensor | None, *weights: Tensor) -> Any:
+    def forward(
+        ctx: Any, static: tuple[Any, ...], rng: Tensor | None, thresholds: Tensor | None, *weights: Tensor
+    ) -> Any:
         streams, offsets, size, dtype, ctx.flags = static
         ctx.where = streams, offsets
         with torch._C._AutoDispatchBelowAutograd():

@@ -31,13 +31,18 @@ wanted = os.environ.get("FRD_CUDA_ON_HOST") == "1"
 
 
 @functools.cache
-def host_module() -> ModuleType:
-    """The tests' module of CUDA sources, compiled when first asked for; see tests/cuda/build.py."""
+def build_module() -> ModuleType:
+    """tests/cuda/build.py, which is in no package."""
     spec = importlib.util.spec_from_file_location("frd_cuda_build", Path(__file__).parent / "cuda" / "build.py")
     assert spec and spec.loader
     build = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(build)
-    return build.load()
+    return build
+
+
+def host_module() -> ModuleType:
+    """The tests' module of CUDA sources, compiled when first asked for."""
+    return build_module().load()
 
 
 installed: list[torch.library.Library] = []  # kept: a library that nobody holds takes its implementations with it

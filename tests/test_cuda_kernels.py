@@ -57,7 +57,9 @@ def device(request: pytest.FixtureRequest) -> Iterator[torch.device]:
     host_run.host_module().set_seed(0)
 
 
-def on(device: torch.device, cell: str, sites: dict[str, Any], sizes: tuple[int, int, int] = (6, 19, 7), **kwargs: Any) -> Any:
+def on(
+    device: torch.device, cell: str, sites: dict[str, Any], sizes: tuple[int, int, int] = (6, 19, 7), **kwargs: Any
+) -> Any:
     return module(cell, sites, sizes, backend="cuda", device=device, **kwargs)
 
 
@@ -360,7 +362,9 @@ def test_weights_of_another_dtype(device: torch.device, cell: str) -> None:
         out, _ = rnn(x, rng=frd.draw_rng("cpu").to(device))
     out.float().sum().backward()
     assert x.grad is not None and x.grad.dtype == torch.float32
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in rnn.parameters())
+    assert all(
+        p.grad is not None and p.grad.dtype == torch.float32 and p.grad.isfinite().all() for p in rnn.parameters()
+    )
 
 
 @pytest.mark.parametrize("cell", CELLS)

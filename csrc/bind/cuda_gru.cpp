@@ -124,8 +124,8 @@ Backward backward(const MaybeTensor& grad_out, const MaybeTensor& grad_h_n, cons
                                  .dh0 = data<S>(dh0)},
             device.around());
   const ScalarType bias_type = b_ih_ ? b_ih_->scalar_type() : state;
-  return {in_type(dx, x_.scalar_type()), in_type(dh0, h0_.scalar_type()), dw_ih, dw_hh, in_type(db_ih, bias_type),
-          in_type(db_hh, bias_type)};
+  return {in_type(dx, x_.scalar_type()), in_type(dh0, h0_.scalar_type()), dw_ih, dw_hh,
+          in_type(db_ih, bias_type),     in_type(db_hh, bias_type)};
 }
 
 Backward gru_backward(const MaybeTensor& grad_out, const MaybeTensor& grad_h_n, const Tensor& x, const Tensor& h0,

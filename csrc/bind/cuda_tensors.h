@@ -22,10 +22,10 @@ namespace frd::bind {
 using Batch = BatchOf<Sequence>;
 
 template <class T>
-inline constexpr ScalarType scalar_type = std::is_same_v<T, double>        ? ScalarType::Double
-                                          : std::is_same_v<T, float>       ? ScalarType::Float
-                                          : std::is_same_v<T, __half>      ? ScalarType::Half
-                                                                           : ScalarType::BFloat16;
+inline constexpr ScalarType scalar_type = std::is_same_v<T, double>   ? ScalarType::Double
+                                          : std::is_same_v<T, float>  ? ScalarType::Float
+                                          : std::is_same_v<T, __half> ? ScalarType::Half
+                                                                      : ScalarType::BFloat16;
 
 // The type that a layer with results of type `dtype` keeps its memory in.
 inline ScalarType state_type(ScalarType dtype) {
@@ -34,10 +34,14 @@ inline ScalarType state_type(ScalarType dtype) {
 
 inline cuda::Type type_of(ScalarType dtype) {
   switch (dtype) {
-  case ScalarType::Double: return cuda::Type::F64;
-  case ScalarType::Half: return cuda::Type::F16;
-  case ScalarType::BFloat16: return cuda::Type::BF16;
-  default: return cuda::Type::F32;
+  case ScalarType::Double:
+    return cuda::Type::F64;
+  case ScalarType::Half:
+    return cuda::Type::F16;
+  case ScalarType::BFloat16:
+    return cuda::Type::BF16;
+  default:
+    return cuda::Type::F32;
   }
 }
 

@@ -65,7 +65,8 @@ void check_weights(const Tensors& weights, const Integers& streams, const Intege
     check_floating("weights", weights[i]);
     check_device(weights[i], weights[0]);
     STD_TORCH_CHECK(weights[i].dim() == 1 || weights[i].dim() == 2, "weights must have 1 or 2 dimensions");
-    STD_TORCH_CHECK(offsets[i] >= 0 && offsets[i] <= size - weights[i].numel(), "offsets must keep weights in the buffer");
+    STD_TORCH_CHECK(offsets[i] >= 0 && offsets[i] <= size - weights[i].numel(),
+                    "offsets must keep weights in the buffer");
   }
 }
 
@@ -79,8 +80,8 @@ Tensor masked_weights(Tensors weights, Integers streams, Integers offsets, int64
   char* const to = static_cast<char*>(flat.mutable_data_ptr());
   for (size_t i = 0; i < weights.size(); ++i) {
     const Tensor source = dense(weights[i], weights[i].scalar_type());
-    masks.mask(source.const_data_ptr(), type_of(source.scalar_type()),
-               to + offsets[i] * cuda::size_of(type_of(dtype)), type_of(dtype), shape_of(source), streams[i]);
+    masks.mask(source.const_data_ptr(), type_of(source.scalar_type()), to + offsets[i] * cuda::size_of(type_of(dtype)),
+               type_of(dtype), shape_of(source), streams[i]);
   }
   return flat;
 }

@@ -1,5 +1,5 @@
-// Sums over rows, for the gradients of biases: no atomics, and an order that depends on the number of rows alone, so the
-// same bits in every run and on every device. One pass sums blocks of rows, a second one the blocks.
+// Sums over rows, for the gradients of biases: no atomics, and an order that depends on the number of rows alone, so
+// the same bits in every run and on every device. One pass sums blocks of rows, a second one the blocks.
 #include "cuda/kernels.h"
 
 namespace frd::cuda {
@@ -11,7 +11,8 @@ constexpr unsigned THREADS_DOWN = 8;
 
 template <class D, class S>
 __global__ void __launch_bounds__(BLOCK_UNITS* THREADS_DOWN)
-    column_sums_kernel(const D* source, int64_t rows, int64_t columns, int64_t stride, int64_t rows_of_a_block, S* sums) {
+    column_sums_kernel(const D* source, int64_t rows, int64_t columns, int64_t stride, int64_t rows_of_a_block,
+                       S* sums) {
   FRD_SHARED(S, partial, BLOCK_UNITS * THREADS_DOWN);
   const int64_t column = FRD_UNIT_GROUP, begin = blockIdx.y * rows_of_a_block;
   const int64_t end = begin + rows_of_a_block < rows ? begin + rows_of_a_block : rows;

@@ -33,10 +33,10 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) drop_rows_kernel(Drop
     FRD_EACH_ROW(b, 0, head.active) {
       const uint32_t example = p.batch_shared ? SEQ : example_of(p.example_ids, b);
       Pack<bool, N> drop;
-FRD_UNROLL
+      FRD_UNROLL
       for (int quad = 0; quad < N; quad += 4) {
         const Words words = philox(static_cast<uint32_t>((column + quad) / 4), example, step, p.stream, key[0]);
-FRD_UNROLL
+        FRD_UNROLL
         for (int i = 0; i < 4; ++i) drop.at[quad + i] = dropped(words.w[i], threshold[0]);
       }
       for (int64_t index = first; index < last; ++index) {
@@ -45,14 +45,13 @@ FRD_UNROLL
         const int64_t at = (now.row + b) * p.width;
         if constexpr (WHOLE) {
           Pack<S, N> values = load_as<N, S>(source + at);
-FRD_UNROLL
+          FRD_UNROLL
           for (int i = 0; i < N; ++i) values.at[i] = drop.at[i] ? S(0) : scale[0] * values.at[i];
           store<N>(target + at, values);
         } else {
-FRD_UNROLL
+          FRD_UNROLL
           for (int i = 0; i < N; ++i)
-            if (i < columns)
-              target[at + i] = narrow<D>(drop.at[i] ? S(0) : scale[0] * widen<S>(source[at + i]));
+            if (i < columns) target[at + i] = narrow<D>(drop.at[i] ? S(0) : scale[0] * widen<S>(source[at + i]));
         }
       }
     }
@@ -67,8 +66,8 @@ cudaError_t run(const DropRows& p, const Sequence& sequence, cudaStream_t stream
   const bool whole = wide_enough<N>(p.width, static_cast<const D*>(p.source), static_cast<const D*>(p.target));
   return Steps::each(sequence, [&](const Steps& steps) {
     const auto start = [&](auto kernel, int64_t columns) {
-      const dim3 grid = grid_of_rows((p.width + columns - 1) / columns, sequence.batch,
-                                     (steps.count + together - 1) / together);
+      const dim3 grid =
+          grid_of_rows((p.width + columns - 1) / columns, sequence.batch, (steps.count + together - 1) / together);
       return FRD_LAUNCH(kernel, grid, block_of_rows(), 0, stream, p, steps, together);
     };
     return whole ? start(drop_rows_kernel<N, true, D>, N) : start(drop_rows_kernel<4, false, D>, 4);

@@ -20,19 +20,19 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) gru_backward_kernel(G
     if (!ends) {
       dh = load<N>(p.dh + at);
       const Pack<S, N> through = load_as<N, S>(p.through + at);
-FRD_UNROLL
+      FRD_UNROLL
       for (int i = 0; i < N; ++i) dh.at[i] += sites.read_scale * hidden_of(p.masks, bits.at[i], through.at[i]);
     } else if (p.dh_n) {  // a caller's h_n is the state times read_scale, as is the output
       dh = load_as<N, S>(p.dh_n + at);
-FRD_UNROLL
+      FRD_UNROLL
       for (int i = 0; i < N; ++i) dh.at[i] *= sites.read_scale;
     }
     if (p.dout) dout = load_as<N, S>(p.dout + at);
-FRD_UNROLL
+    FRD_UNROLL
     for (int k = 0; k < 3; ++k) a[k] = load_as<N, S>(p.gates + (b * 3 + k) * H + u);
     Pack<S, N> reset = load_as<N, S>(p.resets + at);
     Pack<S, N> before = enters ? load<N>(p.h0 + at) : load_as<N, S>(p.states_before + at);
-FRD_UNROLL
+    FRD_UNROLL
     for (int i = 0; i < N; ++i) {
       const Drops<Math<S>> drops = drops_of(p.masks, b, u + i, p.step.t, bits.at[i]);
       const S h_prev = enters ? enter_of(p.masks, bits.at[i], sites.entry_scale, before.at[i]) : before.at[i];

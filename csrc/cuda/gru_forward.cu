@@ -16,13 +16,13 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) gru_forward_kernel(Gr
     const int64_t at = b * H + u;
     D* const gates = p.gates + b * 3 * H + u;
     Pack<S, N> a[3], r[3];
-FRD_UNROLL
+    FRD_UNROLL
     for (int k = 0; k < 3; ++k) {
       a[k] = load_as<N, S>(gates + k * H);
       r[k] = load_as<N, S>(p.recurrent + (b * 3 + k) * H + u);
       if (!p.b_ih) continue;
       const Pack<S, N> of_input = load<N>(p.b_ih + k * H + u), of_state = load<N>(p.b_hh + k * H + u);
-FRD_UNROLL
+      FRD_UNROLL
       for (int i = 0; i < N; ++i) {
         a[k].at[i] += of_input.at[i];
         r[k].at[i] += of_state.at[i];
@@ -32,7 +32,7 @@ FRD_UNROLL
     const bool enters = b >= p.step.continued, ends = b >= p.step.continuing;
     const Pack<S, N> before = load<N>((enters ? p.h0 : p.h) + at);
     Pack<S, N> h, seen, read, out;
-FRD_UNROLL
+    FRD_UNROLL
     for (int i = 0; i < N; ++i) {
       const S h_prev = enters ? enter_of(p.masks, bits.at[i], sites.entry_scale, before.at[i]) : before.at[i];
       const Drops<Math<S>> drops = drops_of(p.masks, b, u + i, p.step.t, bits.at[i]);
@@ -50,7 +50,7 @@ FRD_UNROLL
     if (p.states) store<N>(p.states + at, h);
     if (ends) store<N>(p.h_n + at, seen);
     if (!p.keep_gates) continue;
-FRD_UNROLL
+    FRD_UNROLL
     for (int k = 0; k < 3; ++k) store<N>(gates + k * H, a[k]);
     store<N>(p.resets + at, r[2]);
   }

@@ -16,7 +16,8 @@ void run(const GruForward<D>& p, const Surroundings& around) {
   S* const h = around.buffer<S>(B * H);
 
   call.multiply(call.matrix(p.x, N, p.inputs), false, w_ih, true, call.matrix(gates, N, 3 * H));
-  const Operand<D> first{.masks = call.masks(), .gru = true, .width = H, .states = nullptr, .h0 = p.h0, .operand = read};
+  const Operand<D> first{
+      .masks = call.masks(), .gru = true, .width = H, .states = nullptr, .h0 = p.h0, .operand = read};
   check(first_operand(first, B, around.stream));
 
   GruForwardStep<D> step{};

@@ -64,7 +64,7 @@ struct LstmForwardStep {
   S* c_after;         // [active, H]
   D* c_n;             // [B, H]
   // With a projection, what it reads; the rest is then lstm_projection's.
-  D* outputs;  // [active, H], or null
+  D* outputs;   // [active, H], or null
   const S* h0;  // [B, H]
   S* h;         // [B, H], the running state, or null without zoneout_h, which alone reads it
   D* read;      // [B, H]: what the next recurrent product reads
@@ -85,16 +85,16 @@ struct LstmBackwardStep {
   StateMasks<S> masks;
   Step step;
   int64_t units, projected;
-  const D* through;  // [continuing, P]: the gradient at what the recurrent product of the step after read
-  const D* dout;     // [active, P], or null
-  const D* dh_n;     // [B, P], or null
-  const D* dc_n;     // [B, H], or null
-  S* dh;             // [B, P]: along zoneout_h, from the step after to the step before; null without zoneout_h
-  S* dc;             // [B, H]: the same along c
-  const D* gates;    // [active, 4H], activated
-  const S* c0;       // [B, H]
+  const D* through;   // [continuing, P]: the gradient at what the recurrent product of the step after read
+  const D* dout;      // [active, P], or null
+  const D* dh_n;      // [B, P], or null
+  const D* dc_n;      // [B, H], or null
+  S* dh;              // [B, P]: along zoneout_h, from the step after to the step before; null without zoneout_h
+  S* dc;              // [B, H]: the same along c
+  const D* gates;     // [active, 4H], activated
+  const S* c0;        // [B, H]
   const S* c_before;  // [continued, H]
-  D* dgates;         // [active, 4H]: gradients at the pre-activations
+  D* dgates;          // [active, 4H]: gradients at the pre-activations
   // With a projection:
   D* dprojected;      // [active, P]: out of lstm_projection_backward
   const D* doutputs;  // [active, H]: the gradient at what the projection read, into lstm_backward
@@ -111,10 +111,10 @@ struct GruForwardStep {
   StateMasks<S> masks;
   Step step;
   int64_t units;
-  const S* b_ih;        // [3H], or null
-  const S* b_hh;        // [3H], or null
-  D* gates;             // [active, 3H]: in, W x; out, activated r, z, n, where they are kept
-  const D* recurrent;   // [active, 3H]: U h
+  const S* b_ih;       // [3H], or null
+  const S* b_hh;       // [3H], or null
+  D* gates;            // [active, 3H]: in, W x; out, activated r, z, n, where they are kept
+  const D* recurrent;  // [active, 3H]: U h
   bool keep_gates;
   D* resets;    // [active, H]: u = U_n h + b_hn, or null where gates are not kept
   const S* h0;  // [B, H], a caller's

@@ -17,16 +17,15 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) lstm_backward_kernel(
     const Pack<uint8_t, N> bits = bits_of<N>(p.masks, b, u);
     Drops<Math<S>> drops[N];
     Pack<bool, N> keep_h;
-FRD_UNROLL
+    FRD_UNROLL
     for (int i = 0; i < N; ++i) {
       drops[i] = drops_of(p.masks, b, u + i, p.step.t, bits.at[i]);
       keep_h.at[i] = drops[i].zone_h;
     }
-    const Pack<S, N> dh_new =
-        p.doutputs ? load_as<N, S>(p.doutputs + at) : at_h<N>(p, sites, b, u, bits, keep_h);
+    const Pack<S, N> dh_new = p.doutputs ? load_as<N, S>(p.doutputs + at) : at_h<N>(p, sites, b, u, bits, keep_h);
 
     Pack<S, N> a[4];
-FRD_UNROLL
+    FRD_UNROLL
     for (int k = 0; k < 4; ++k) a[k] = load_as<N, S>(p.gates + (b * 4 + k) * H + u);
     const bool enters = b >= p.step.continued, ends = b >= p.step.continuing;
     Pack<S, N> c = load<N>((enters ? p.c0 : p.c_before) + at), dc{}, outputs;
@@ -35,7 +34,7 @@ FRD_UNROLL
     } else if (p.dc_n) {
       dc = load_as<N, S>(p.dc_n + at);
     }
-FRD_UNROLL
+    FRD_UNROLL
     for (int i = 0; i < N; ++i) {
       if (enters) c.at[i] = enter_of(p.masks, bits.at[i], S(1), c.at[i]);
       LstmGates<Math<S>> g{a[0].at[i], a[1].at[i], a[2].at[i], a[3].at[i]};
@@ -45,7 +44,7 @@ FRD_UNROLL
     }
     store<N>(p.dc + at, dc);
     if (p.outputs) store<N>(p.outputs + at, outputs);
-FRD_UNROLL
+    FRD_UNROLL
     for (int k = 0; k < 4; ++k) store<N>(p.dgates + (b * 4 + k) * H + u, a[k]);
   }
 }

@@ -15,7 +15,7 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) lstm_forward_kernel(L
   FRD_EACH_ROW(b, 0, p.step.active) {
     D* const gates = p.gates + b * 4 * H + u;
     Pack<S, N> a[4];
-FRD_UNROLL
+    FRD_UNROLL
     for (int k = 0; k < 4; ++k) {
       a[k] = load_as<N, S>(gates + k * H);
       add<N>(a[k], load_as<N, S>(p.recurrent + (b * 4 + k) * H + u));
@@ -27,7 +27,7 @@ FRD_UNROLL
     const bool enters = b >= p.step.continued, ends = b >= p.step.continuing;
     Pack<S, N> c = load<N>(enters ? p.c0 + b * H + u : p.c_before + b * H + u), h_new;
     Pack<bool, N> keep_h;
-FRD_UNROLL
+    FRD_UNROLL
     for (int i = 0; i < N; ++i) {
       if (enters) c.at[i] = enter_of(p.masks, bits.at[i], S(1), c.at[i]);
       const Drops<Math<S>> drops = drops_of(p.masks, b, u + i, p.step.t, bits.at[i]);
@@ -38,7 +38,7 @@ FRD_UNROLL
     }
     store<N>(p.c_after + b * H + u, c);
     if (ends) store<N>(p.c_n + b * H + u, c);
-FRD_UNROLL
+    FRD_UNROLL
     for (int k = 0; k < 4; ++k)
       if (p.keep_gates) store<N>(gates + k * H, a[k]);
     if (p.outputs) {
@@ -59,8 +59,8 @@ cudaError_t lstm_forward(const LstmForwardStep<D>& p, cudaStream_t stream) {
                       p);
   };
   constexpr int N = WIDE<D>;
-  const bool wide = wide_enough<N>(p.units, p.b_ih, p.b_hh, p.gates, p.recurrent, p.c0, p.c_before, p.c_after, p.c_n, p.outputs,
-                                   p.h0, p.h, p.read, p.out, p.states, p.h_n, p.masks.bits);
+  const bool wide = wide_enough<N>(p.units, p.b_ih, p.b_hh, p.gates, p.recurrent, p.c0, p.c_before, p.c_after, p.c_n,
+                                   p.outputs, p.h0, p.h, p.read, p.out, p.states, p.h_n, p.masks.bits);
   return wide ? run(lstm_forward_kernel<N, D>, N) : run(lstm_forward_kernel<1, D>, 1);
 }
 

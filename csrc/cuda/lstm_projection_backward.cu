@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) lstm_projection_backw
   FRD_EACH_ROW(b, 0, p.step.active) {
     const Pack<uint8_t, N> bits = bits_of<N>(p.masks, b, u);
     Pack<bool, N> keep{};
-FRD_UNROLL
+    FRD_UNROLL
     for (int i = 0; i < N; ++i)
       if (sites.zone_h.on) keep.at[i] = drops_of(p.masks, b, u + i, p.step.t, bits.at[i]).zone_h;
     store<N>(p.dprojected + b * p.projected + u, at_h<N>(p, sites, b, u, bits, keep));

@@ -19,7 +19,8 @@ void run(const LstmForward<D>& p, const Surroundings& around) {
   D* const projected = w_hr.data ? around.buffer<D>(B * P) : nullptr;
 
   call.multiply(call.matrix(p.x, N, p.inputs), false, w_ih, true, call.matrix(gates, N, 4 * H));
-  const Operand<D> first{.masks = call.masks(), .gru = false, .width = P, .states = nullptr, .h0 = p.h0, .operand = read};
+  const Operand<D> first{
+      .masks = call.masks(), .gru = false, .width = P, .states = nullptr, .h0 = p.h0, .operand = read};
   check(first_operand(first, B, around.stream));
 
   LstmForwardStep<D> step{};

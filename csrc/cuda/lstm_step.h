@@ -8,7 +8,7 @@ namespace frd::cuda {
 
 template <int N, class S>
 FRD_INLINE void add(Pack<S, N>& to, const Pack<S, N>& more) {
-FRD_UNROLL
+  FRD_UNROLL
   for (int i = 0; i < N; ++i) to.at[i] += more.at[i];
 }
 
@@ -21,11 +21,11 @@ FRD_INLINE void finish_h(const LstmForwardStep<D>& p, const StateSites<Math<Stat
   Pack<S, N> h = h_new, read;
   if (p.h) {
     const Pack<S, N> before = load<N>((b < p.step.continued ? p.h : p.h0) + at);
-FRD_UNROLL
+    FRD_UNROLL
     for (int i = 0; i < N; ++i) h.at[i] = Zone<Math<S>>::mix(sites.zone_h, keep.at[i], before.at[i], h_new.at[i]);
     store<N>(p.h + at, h);
   }
-FRD_UNROLL
+  FRD_UNROLL
   for (int i = 0; i < N; ++i) read.at[i] = hidden_of(p.masks, bits.at[i], h.at[i]);
   store<N>(p.read + at, read);
   store<N>(p.out + at, sites.unzoned ? h_new : h);
@@ -47,12 +47,12 @@ FRD_INLINE Pack<State<D>, N> at_h(const LstmBackwardStep<D>& p, const StateSites
   } else {
     if (p.dh) dh = load<N>(p.dh + at);
     const Pack<S, N> through = load_as<N, S>(p.through + at);
-FRD_UNROLL
+    FRD_UNROLL
     for (int i = 0; i < N; ++i) dh.at[i] += hidden_of(p.masks, bits.at[i], through.at[i]);
   }
   if (p.dout) dout = load_as<N, S>(p.dout + at);
   Pack<S, N> to_old, to_new;
-FRD_UNROLL
+  FRD_UNROLL
   for (int i = 0; i < N; ++i) {
     const S all = sites.unzoned ? dh.at[i] : dh.at[i] + dout.at[i];
     to_new.at[i] = Zone<Math<S>>::to_new(sites.zone_h, keep.at[i], all);

@@ -27,13 +27,13 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) masked_weight_kernel(
     }
     if (p.on && p.by_row) {
       const Words words = philox(static_cast<uint32_t>(row / 4), p.kind - KIND_WEIGHT_HH, SEQ, p.stream, key);
-      const uint32_t word = row % 4 < 2 ? (row % 4 ? words.w[1] : words.w[0]) : (row % 4 == 3 ? words.w[3] : words.w[2]);
-FRD_UNROLL
+      const uint32_t word =
+          row % 4 < 2 ? (row % 4 ? words.w[1] : words.w[0]) : (row % 4 == 3 ? words.w[3] : words.w[2]);
+      FRD_UNROLL
       for (int i = 0; i < QUAD; ++i) values.at[i] = dropped(word, threshold) ? S(0) : scale * values.at[i];
     } else if (p.on) {
-      const Words words =
-          philox(static_cast<uint32_t>(column / 4), static_cast<uint32_t>(row), SEQ, p.stream, key);
-FRD_UNROLL
+      const Words words = philox(static_cast<uint32_t>(column / 4), static_cast<uint32_t>(row), SEQ, p.stream, key);
+      FRD_UNROLL
       for (int i = 0; i < QUAD; ++i) values.at[i] = dropped(words.w[i], threshold) ? S(0) : scale * values.at[i];
     }
     if constexpr (WIDE_LOADS) {
@@ -52,7 +52,8 @@ cudaError_t masked_weight(const MaskedWeight& p, cudaStream_t stream) {
     return with_type(p.target_type, [&](auto to) {
       using From = decltype(from);
       using To = decltype(to);
-      const bool wide = p.columns % QUAD == 0 && wide_enough<QUAD>(p.source_stride, static_cast<const From*>(p.source)) &&
+      const bool wide = p.columns % QUAD == 0 &&
+                        wide_enough<QUAD>(p.source_stride, static_cast<const From*>(p.source)) &&
                         wide_enough<QUAD>(p.target_stride, static_cast<const To*>(p.target));
       const auto kernel = wide ? masked_weight_kernel<true, From, To> : masked_weight_kernel<false, From, To>;
       return FRD_LAUNCH(kernel, grid_of_rows((p.columns + QUAD - 1) / QUAD, p.rows), block_of_rows(), 0, stream, p);

@@ -1,5 +1,5 @@
-// Numbers as the kernels see them: values in memory (D: float, double, __half, __nv_bfloat16), what is computed with (State<D>:
-// double for double, else float), and loads and stores of several at once.
+// Numbers as the kernels see them: values in memory (D: float, double, __half, __nv_bfloat16), what is computed with
+// (State<D>: double for double, else float), and loads and stores of several at once.
 #pragma once
 
 #include <cmath>
@@ -25,7 +25,7 @@ using State = std::conditional_t<std::is_same_v<D, double>, double, float>;
 template <class D>
 inline constexpr Type type_of = std::is_same_v<D, double>   ? Type::F64
                                 : std::is_same_v<D, float>  ? Type::F32
-                                : std::is_same_v<D, __half>  ? Type::F16
+                                : std::is_same_v<D, __half> ? Type::F16
                                                             : Type::BF16;
 
 inline int64_t size_of(Type type) { return type == Type::F64 ? 8 : type == Type::F32 ? 4 : 2; }
@@ -34,10 +34,14 @@ inline int64_t size_of(Type type) { return type == Type::F64 ? 8 : type == Type:
 template <class F>
 auto with_type(Type type, F&& f) {
   switch (type) {
-  case Type::F64: return f(double{});
-  case Type::F16: return f(__half{});
-  case Type::BF16: return f(__nv_bfloat16{});
-  default: return f(float{});
+  case Type::F64:
+    return f(double{});
+  case Type::F16:
+    return f(__half{});
+  case Type::BF16:
+    return f(__nv_bfloat16{});
+  default:
+    return f(float{});
   }
 }
 
@@ -92,14 +96,14 @@ template <int N, class S, class D>
 FRD_INLINE Pack<S, N> load_as(const D* p) {
   const Pack<D, N> loaded = load<N>(p);
   Pack<S, N> wide;
-FRD_UNROLL
+  FRD_UNROLL
   for (int i = 0; i < N; ++i) wide.at[i] = widen<S>(loaded.at[i]);
   return wide;
 }
 template <int N, class D, class S>
 FRD_INLINE void store(D* p, const Pack<S, N>& values) {
   Pack<D, N> rounded;
-FRD_UNROLL
+  FRD_UNROLL
   for (int i = 0; i < N; ++i) rounded.at[i] = narrow<D>(values.at[i]);
   *reinterpret_cast<Pack<D, N>*>(p) = rounded;
 }

@@ -10,7 +10,7 @@ FRD_INLINE void write_operand(const Operand<D>& p, const StateSites<Math<State<D
   using S = State<D>;
   const Pack<uint8_t, N> bits = bits_of<N>(p.masks, b, u);
   Pack<S, N> h = state ? load_as<N, S>(state) : load<N>(p.h0 + b * p.width + u);
-FRD_UNROLL
+  FRD_UNROLL
   for (int i = 0; i < N; ++i) {
     if (p.gru && !state) h.at[i] = enter_of(p.masks, bits.at[i], sites.entry_scale, h.at[i]);
     h.at[i] = hidden_of(p.masks, bits.at[i], p.gru ? sites.read_scale * h.at[i] : h.at[i]);

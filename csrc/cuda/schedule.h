@@ -98,8 +98,7 @@ class Call {
     return matrix(data, w.rows, w.columns);
   }
   void finish(const Weight& w, const Matrix& gradient, Gradient target) const {
-    if (gradient.data != target || random_.sampled(w.flag))
-      mask(w, gradient.data, type_of<D>, target, w.type, 0);
+    if (gradient.data != target || random_.sampled(w.flag)) mask(w, gradient.data, type_of<D>, target, w.type, 0);
   }
 
   // A dense matrix of values.

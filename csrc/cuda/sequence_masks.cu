@@ -15,8 +15,7 @@ __global__ void sequence_masks_kernel(SequenceMasks<S> p) {
     uint8_t bits = 0;
     if (state) {
       const Words words = philox(static_cast<uint32_t>(unit), example, SEQ, p.state_stream, call.state);
-      const uint32_t word_h =
-          (p.flags & FLAG_ZONEOUT_H_SHARED) ? words.w[WORD_ZONEOUT_C] : words.w[WORD_ZONEOUT_H];
+      const uint32_t word_h = (p.flags & FLAG_ZONEOUT_H_SHARED) ? words.w[WORD_ZONEOUT_C] : words.w[WORD_ZONEOUT_H];
       if (dropped(words.w[WORD_ZONEOUT_C], call.thresholds[SITE_ZONEOUT_C])) bits |= BIT_ZONE_C;
       if (dropped(word_h, call.thresholds[SITE_ZONEOUT_H])) bits |= BIT_ZONE_H;
       if (dropped(words.w[WORD_UPDATE], call.thresholds[SITE_UPDATE_DROPOUT])) bits |= BIT_UPDATE;

@@ -1,5 +1,5 @@
-// Runs the kernels on data from a file and writes what they computed to a file: by nvcc on a machine with a GPU, or by a
-// C++ compiler through the host shim. No torch, no Python.
+// Runs the kernels on data from a file and writes what they computed to a file: by nvcc on a machine with a GPU, or by
+// a C++ compiler through the host shim. No torch, no Python.
 //
 //   nvcc -std=c++20 -Icsrc -Itests/cuda tests/cuda/standalone.cu csrc/cuda/*.cu -o standalone
 //   c++ -std=c++20 -DFRD_CUDA_ON_HOST -Icsrc -Itests/cuda -x c++ tests/cuda/standalone.cu csrc/cuda/*.cu -o standalone
@@ -168,8 +168,9 @@ class Program {
     }
     if (kernel == "operand") {
       const Sequence sequence = padded();
-      const Operand<float> p{masks(), false,          number("units"), in("states").f32(),
-                             in("h0").f32(), made("operand", in("states").count()).f32()};
+      const Operand<float> p{masks(),         false,
+                             number("units"), in("states").f32(),
+                             in("h0").f32(),  made("operand", in("states").count()).f32()};
       check(operand(p, sequence, nullptr), kernel);
       return write("operand");
     }
