@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from . import library
 from .library import register_fake
 from .sites import FLAG
 
@@ -60,7 +61,7 @@ def register(prefix: str = "") -> None:
     """Registers the fakes of one family."""
 
     def on_gpu(x: Tensor) -> bool:
-        return bool(prefix) or x.device.type == "cuda"
+        return bool(prefix) or x.device.type in library.gpu_devices
 
     @register_fake(f"{prefix}words")
     def _(rng: Tensor, b: Tensor, c: Tensor, units: int, stream: int) -> Tensor:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, invert_permutation, pack_padded_sequence, pad_packed_sequence
 
-from . import masks, ops, reference
+from . import cudnn, masks, ops, reference
 from .arguments import (
     GROUP_OF,
     Rng,
@@ -51,6 +51,7 @@ class Call(NamedTuple):
     dtype: torch.dtype
     backend: str
     recompute: bool
+    schedule: str | None  # of the backend, where it has several
 
 
 class Weights(NamedTuple):
@@ -182,15 +183,41 @@ def _site(call: Call, name: str, x: Tensor, kind: int, layer: int) -> Tensor:
     return reference.apply(x.to(compute), _site_mask(call, name, x, kind, layer, compute)).to(x.dtype)
 
 
+def _cudnn_stack(
+    call: Call, x: Tensor, hx: Sequence[Tensor], layers: list[list[Weights]], between: str
+) -> tuple[Tensor, ...]:
+    """All layers at once, or one after the other where a site acts between them."""
+    together = len(layers)
+    if getattr(call.plan, between) is not None and call.masks_on:
+        together = 1
+    finals: list[list[Tensor]] = [[] for _ in hx]
+    for first in range(0, len(layers), together):
+        if first:
+            x = _site(call, between, x, KIND["INTER_LAYER"], first)
+        some = layers[first : first + together]
+        rows = slice(first * len(some[0]), (first + together) * len(some[0]))
+        x, *last = cudnn.layers(
+            call.cell, call.plan, call.masks_on, x, [state[rows] for state in hx], some, first, call.batch_sizes,
+            call.rngs.get("weight"), call.thresholds, call.dtype,
+        )  # fmt: skip
+        for collected, value in zip(finals, last, strict=True):
+            collected.append(value)
+    return x, *(collected[0] if len(collected) == 1 else torch.cat(collected) for collected in finals)
+
+
 def _stack(
     call: Call, x: Tensor, hx: Sequence[Tensor], layers: list[list[Weights]], visible: torch.dtype
 ) -> tuple[Tensor, ...]:
     """All layers and directions; returns the output and one stacked final state per state of the cell."""
     run = _reference_layer if call.backend == "reference" else _fused_layer
     between = "dropout" if call.plan.inter_layer_dropout is None else "inter_layer_dropout"
+    x = _site(call, "input_dropout", x, KIND["INPUT"], 0)
+    if call.schedule == cudnn.CUDNN:
+        x, *last = _cudnn_stack(call, x, hx, layers, between)
+        x = _site(call, "output_dropout", x.to(visible), KIND["OUTPUT"], len(layers))
+        return x, last[0].to(visible), *last[1:]
     states = [state.unbind(0) for state in hx]
     finals: list[list[Tensor]] = [[] for _ in hx]
-    x = _site(call, "input_dropout", x, KIND["INPUT"], 0)
     for layer, directions in enumerate(layers):
         if layer:
             x = _site(call, between, x, KIND["INTER_LAYER"], layer)
@@ -300,6 +327,7 @@ def _run(
         hx = [state.index_select(1, sorted_indices) for state in hx]
         example_ids = sorted_indices if example_ids is None else example_ids.index_select(0, sorted_indices)
     dtype, visible = result_dtypes(cell, input, packed, projected, hx[-1].dtype)
+    schedule = cudnn.choose(plan, masks_on, recompute, input, dtype).name if chosen == "cuda" else None
     call = Call(
         cell,
         plan,
@@ -313,6 +341,7 @@ def _run(
         dtype,
         chosen,
         recompute,
+        schedule,
     )
     if batch_sizes is None or chosen != "reference":
         out, *last = _stack(call, input, hx, layers, visible)

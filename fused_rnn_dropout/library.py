@@ -40,6 +40,9 @@ def _load_cuda() -> str | None:
 
 _no_cuda = _load_cuda()
 
+gpu_devices = {"cuda"}
+"""The kinds of devices whose tensors the GPU's kernels take. The tests add the CPU, where they run the same sources."""
+
 
 def triton_interpreted() -> bool:
     """Whether Triton's kernels run in its interpreter, on tensors of any device."""
@@ -51,11 +54,11 @@ def obstacle(backend: str, device_type: str) -> str | None:
 
     ``meta`` tensors have no kernels, but every backend can say what it would return for them.
     """
-    if backend == "cuda" and _no_cuda is not None:
+    if backend == "cuda" and device_type not in gpu_devices - {"cuda"} and _no_cuda is not None:
         return _no_cuda
     if backend == "triton" and importlib.util.find_spec("triton") is None:
         return "the package triton is not installed"
-    devices = ["cpu" if backend == "cpu" else "cuda"]
+    devices = sorted(gpu_devices) if backend == "cuda" else ["cpu" if backend == "cpu" else "cuda"]
     if backend == "triton" and triton_interpreted():
         devices.append("cpu")
     if device_type not in (*devices, "meta"):

@@ -119,7 +119,8 @@ def compiler() -> tuple[list[str], list[str]]:
 
 def sources(folder: Path) -> list[Path]:
     skip = {"isa_avx2.cpp", "isa_avx512.cpp"}
-    return [path for path in sorted([*folder.glob("bind/*.cpp"), *folder.glob("cpu/*.cpp")]) if path.name not in skip]
+    found = sorted([*folder.glob("bind/*.cpp"), *folder.glob("cpu/*.cpp")])
+    return [path for path in found if path.name not in skip and not path.name.startswith("cuda_")]
 
 
 def build(work: Path, fault: Fault | None, pristine: Path | None) -> Path:

@@ -6,7 +6,9 @@ import os
 import random
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 
+import host_run
 import hypothesis
 import numpy as np
 import pytest
@@ -18,18 +20,23 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=500,
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if host_run.wanted:
+        host_run.install()
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
-    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {gpu}"
+    on_host = ", operators run CUDA launchers on the host" if host_run.wanted else ""
+    return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {gpu}{on_host}"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="needs a CUDA device")
     for item in items:
-        if item.get_closest_marker("gpu"):
-            item.add_marker(skip)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("cpu_kernels") and host_run.wanted:
+            item.add_marker(pytest.mark.skip(reason="not a promise of the GPU's kernels"))
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +66,17 @@ def warnings_given_anew(monkeypatch: pytest.MonkeyPatch) -> None:
     """A warning that is given once per process is given once per test instead."""
     if sites := sys.modules.get("fused_rnn_dropout.sites"):
         monkeypatch.setattr(sites, "_warned", set())
+
+
+@pytest.fixture(scope="session")
+def cuda_host_module() -> ModuleType:
+    """CUDA's kernels and launchers, run on the host by the shim in tests/cuda; compiled when first asked for."""
+    return host_run.host_module()
+
+
+@pytest.fixture
+def cuda_host(cuda_host_module: ModuleType) -> Iterator[ModuleType]:
+    """The same, for one test, which starts with everything in order: no seed."""
+    cuda_host_module.set_seed(0)
+    yield cuda_host_module
+    cuda_host_module.set_seed(0)

@@ -141,16 +141,20 @@ def module(
 
 
 def states_for(rnn: nn.Module, batch: int) -> tuple[Tensor, ...]:
-    """Random initial states, leaves that need a gradient."""
-    count, dtype = rnn.num_layers * (2 if rnn.bidirectional else 1), rnn.weight_hh_l0.dtype
+    """Random initial states, leaves that need a gradient, on the module's device."""
+    count, like = rnn.num_layers * (2 if rnn.bidirectional else 1), rnn.weight_hh_l0
     widths = [rnn.proj_size or rnn.hidden_size, rnn.hidden_size][: 2 if rnn.mode == "LSTM" else 1]
-    return tuple(torch.randn(count, batch, width, dtype=dtype, requires_grad=True) for width in widths)
+    return tuple(random_leaf(like, count, batch, width) for width in widths)
+
+
+def random_leaf(like: Tensor, *shape: int) -> Tensor:
+    """Random numbers of the CPU's generator, whatever the device of ``like`` is."""
+    return torch.randn(*shape, dtype=like.dtype).to(like.device).requires_grad_()
 
 
 def inputs_for(rnn: nn.Module, steps: int, batch: int) -> tuple[Tensor, tuple[Tensor, ...]]:
     """A random input (T, B, I) and initial states, leaves that need a gradient."""
-    x = torch.randn(steps, batch, rnn.input_size, dtype=rnn.weight_hh_l0.dtype, requires_grad=True)
-    return x, states_for(rnn, batch)
+    return random_leaf(rnn.weight_hh_l0, steps, batch, rnn.input_size), states_for(rnn, batch)
 
 
 def pack(x: Tensor, lengths: Sequence[int] | None) -> Tensor | PackedSequence:
@@ -176,8 +180,8 @@ def loss_of(results: dict[str, Tensor], precision: torch.dtype) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     terms = []
     for result in results.values():
-        probe = torch.randn(result.shape, generator=generator, dtype=torch.float64).to(precision)
-        terms.append((result.double() * probe.double()).sum())
+        probe = torch.randn(result.shape, generator=generator, dtype=torch.float64).to(precision).double()
+        terms.append((result.double() * probe.to(result.device)).sum())
     return torch.stack(terms).sum()
 
 
@@ -256,6 +260,11 @@ def expect(
         inputs = frd.reference.apply(inputs, masks["output"])
     results = {"out": inputs, **dict(zip(("h_n", "c_n"), map(torch.stack, last), strict=False))}
     return with_gradients(results, leaves, rnn.weight_hh_l0.dtype)
+
+
+def tolerance(dtype: torch.dtype, steps: int) -> float:
+    """Of what a GPU's kernels compute in ``steps`` steps: their products read and write values of that dtype."""
+    return TOLERANCE.get(dtype, 2 * torch.finfo(dtype).eps * (steps + 1) ** 0.5)
 
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}

@@ -278,6 +278,7 @@ def test_low_precision_modules(cell: str, proj: int, form: str, dtype: torch.dty
         assert_within(gradient, full_grads[name], dtype, 8, name)
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 def test_one_layer_rounds_only_its_results(cell: str, dtype: torch.dtype) -> None:

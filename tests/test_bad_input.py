@@ -264,6 +264,7 @@ def test_only_the_reference_computes_it(option: str) -> None:
         assert not torch.equal(rnn.eval()(x)[0], out)
 
 
+@pytest.mark.cpu_kernels
 def test_backends_that_are_not_there() -> None:
     x = torch.randn(T, B, I)
     for backend in ("cuda", "triton"):

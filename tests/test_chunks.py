@@ -43,6 +43,7 @@ def test_several_chunks(cell: str, sites_on: bool, lengths: list[int] | None) ->
             assert_same(measure(rnn, x, states, lengths, **given), want, TOLERANCE[torch.float64])
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("cell", CELLS)
 def test_same_bits_for_any_number_of_threads(cell: str, dtype: torch.dtype) -> None:

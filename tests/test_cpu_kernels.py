@@ -204,6 +204,7 @@ def test_an_empty_batch(cell: str) -> None:
         assert got["d weight_hh_l0"].shape == rnn.weight_hh_l0.shape
 
 
+@pytest.mark.cpu_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["padded", "packed"])
 @pytest.mark.parametrize("cell", CELLS)

@@ -171,11 +171,11 @@ def test_masks_that_are_broadcast_along_the_wrong_axis(cell: str) -> None:
     shared = one_layer(cell, {"output_dropout": frd.LockedDropout(0.5, batch_shared=True)}, (32, 32, 0))
     zero = call(shared, x, states)["out"] == 0
     assert torch.equal(zero, zero[:1, :1].expand_as(zero)) and 0 < zero[0, 0].sum() < 32
-    # A weight mask is the same for every row of the batch: equal rows in, equal rows out.
+    # A weight mask is the same for every row of the batch: equal rows in, equal rows out, as far as products promise.
     weight = one_layer(cell, {"weight_dropout": 0.5})
     same = torch.randn(4, 1, 6, dtype=torch.float64).expand(4, 3, 6)
     out = call(weight, same, None)["out"]
-    assert torch.equal(out[:, :1].expand_as(out), out)
+    assert (out - out[:, :1]).abs().max() < 1e-12
 
 
 # 6

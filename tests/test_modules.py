@@ -518,6 +518,7 @@ def test_packed_input_compiles_to_one_graph(cell: str, with_state: bool, enforce
 # --------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.cpu_kernels
 def test_explain() -> None:
     rnn = frd.LSTM(I, H, 2, bidirectional=True, weight_dropout=0.5, input_dropout=0.25, dropout=0.125)
     x = torch.randn(T, B, I)

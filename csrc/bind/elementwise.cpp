@@ -5,10 +5,6 @@
 namespace frd::bind {
 namespace {
 
-void check_stream(int64_t stream) {
-  STD_TORCH_CHECK(stream >= 0 && stream <= int64_t{0xFFFFFFFF}, "stream must be in [0, 2^32), got ", stream);
-}
-
 template <class T>
 Tensor dropout_of(const Tensor& x, const MaybeTensor& batch_sizes, cpu::DropRows<T> p, const MaybeTensor& ids) {
   const Batch batch(x, batch_sizes, -1, false);
@@ -21,7 +17,7 @@ Tensor dropout_of(const Tensor& x, const MaybeTensor& batch_sizes, cpu::DropRows
   p.target = data<T>(target);
   p.width = x.size(-1);
   p.sequence = batch.sequence;
-  p.step_offset = Random::check_steps(p.step_offset, batch.sequence.steps);
+  p.step_offset = check_steps(p.step_offset, batch.sequence.steps);
   p.example_ids = ids ? example_ids.data() : nullptr;
   kernels().of<T>().drop_rows(p);
   return in_type(target, x.scalar_type());
@@ -32,7 +28,7 @@ Tensor dropout(const Tensor& x, const Tensor& rng, const Tensor& thresholds, con
                int64_t step_offset) {
   check_floating("x", x);
   check_stream(stream);
-  STD_TORCH_CHECK(site >= 0 && site < NUM_SITES, "site must be in [0, ", NUM_SITES, "), got ", site);
+  check_site(site);
   uint64_t all[NUM_SITES];
   Random::read_thresholds(thresholds, all);
   const auto fill = [&](auto p) {
@@ -41,7 +37,7 @@ Tensor dropout(const Tensor& x, const Tensor& rng, const Tensor& thresholds, con
     p.threshold = all[site];
     p.stream = static_cast<uint32_t>(stream);
     p.key = Random::key("rng", rng, true);
-    Random::check_steps(step_offset, 1);
+    check_steps(step_offset, 1);
     p.step_offset = static_cast<uint32_t>(step_offset);
     return p;
   };
@@ -56,12 +52,9 @@ Tensor words(const Tensor& rng, const Tensor& b, const Tensor& c, int64_t units,
     for (const int64_t value : values)
       STD_TORCH_CHECK(value >= 0 && value <= int64_t{SEQ}, "counter values must be in [0, 2^32), got ", value);
   check_stream(stream);
-  STD_TORCH_CHECK(units >= 0 && units <= int64_t{SEQ}, "units must be in [0, 2^32), got ", units);
-  const uint32_t kind = stream & 0xFF;
+  check_units(units);
   const int64_t nb = static_cast<int64_t>(bs.size()), nc = static_cast<int64_t>(cs.size());
-  std::vector<int64_t> shape{nc, nb, units};
-  if (kind <= KIND_HIDDEN || kind == KIND_INPUT_UNTIED) shape.push_back(4);
-  Tensor target = empty(shape, ScalarType::Long);
+  Tensor target = empty(words_shape(nc, nb, units, stream), ScalarType::Long);
   kernels().read_words({Random::key("rng", rng, true), static_cast<uint32_t>(stream), bs.data(), cs.data(), nb, nc,
                         units, data<int64_t>(target)});
   return target;

@@ -4,33 +4,11 @@
 namespace frd::bind {
 namespace {
 
-struct Shapes {
-  int64_t inputs, units;
-
-  Shapes(const Tensor& x, const Tensor& h0, const Tensor& w_ih, const Tensor& w_hh, const MaybeTensor& b_ih,
-         const MaybeTensor& b_hh) {
-    STD_TORCH_CHECK(x.dim() >= 2 && h0.dim() == 2, "x must have 2 or 3 dimensions, h0 2");
-    check_floating("x", x);
-    check_floating("h0", h0);
-    check_floating("w_ih", w_ih);
-    check_floating("w_hh", w_hh);
-    check_floating("b_ih", b_ih);
-    check_floating("b_hh", b_hh);
-    inputs = x.size(-1);
-    units = h0.size(1);
-    check_shape("w_ih", w_ih, {3 * units, inputs});
-    check_shape("w_hh", w_hh, {3 * units, units});
-    check_shape("b_ih", b_ih, {3 * units});
-    check_shape("b_hh", b_hh, {3 * units});
-    STD_TORCH_CHECK(b_ih.has_value() == b_hh.has_value(), "b_ih and b_hh must be given together");
-  }
-};
-
 using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class T>
 Forward forward(const Tensor& x_, const Tensor& h0_, const Tensor& w_ih_, const Tensor& w_hh_, const MaybeTensor& b_ih_,
-                const MaybeTensor& b_hh_, const Shapes& shapes, const Batch& batch, const cpu::Masks& masks,
+                const MaybeTensor& b_hh_, const GruShapes& shapes, const Batch& batch, const cpu::Masks& masks,
                 ScalarType dtype, int64_t save) {
   constexpr ScalarType compute = scalar_type<T>;
   const int64_t H = shapes.units, B = batch.sequence.batch, N = batch.sequence.rows;
@@ -67,7 +45,7 @@ Forward gru_forward(const Tensor& x, const Tensor& h0, const Tensor& w_ih, const
                     const MaybeTensor& rng_state, const MaybeTensor& rng_hidden, const MaybeTensor& rng_weight,
                     const MaybeTensor& thresholds, ScalarType dtype, int64_t flags, int64_t layer, bool reverse,
                     int64_t step_offset, int64_t save) {
-  const Shapes shapes(x, h0, w_ih, w_hh, b_ih, b_hh);
+  const GruShapes shapes(x, h0, w_ih, w_hh, b_ih, b_hh);
   check_floating("dtype", dtype);
   const Batch batch(x, batch_sizes, h0.size(0), reverse);
   const Random random(example_ids, rng_state, rng_hidden, rng_weight, thresholds, flags, layer, reverse, step_offset,
@@ -93,13 +71,13 @@ using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 template <class T>
 Backward backward(const MaybeTensor& grad_out, const MaybeTensor& grad_h_n, const Tensor& x_, const Tensor& h0_,
                   const Tensor& w_ih_, const Tensor& w_hh_, const MaybeTensor& b_ih_, const MaybeTensor& b_hh_,
-                  const Tensor& saved, const Tensor& saved_resets, const Tensor& states, const Shapes& shapes,
+                  const Tensor& saved, const Tensor& saved_resets, const Tensor& states, const GruShapes& shapes,
                   const Batch& batch, const cpu::Masks& masks, int64_t needs) {
   constexpr ScalarType compute = scalar_type<T>;
   const int64_t H = shapes.units, B = batch.sequence.batch, N = batch.sequence.rows;
   const bool kept = saved.dim() != 1;  // otherwise the forward kept no gates
-  const Tensor gates = kept ? saved_as("gates", saved, compute, {N, 3 * H}) : saved;
-  const Tensor resets = kept ? saved_as("resets", saved_resets, compute, {N, H}) : saved_resets;
+  const Tensor gates = kept ? saved_as("gates", saved, compute, {N, 3 * H}, x_) : saved;
+  const Tensor resets = kept ? saved_as("resets", saved_resets, compute, {N, H}, x_) : saved_resets;
   const Tensor x = dense(x_, compute), h0 = dense(h0_, compute);
   const Tensor w_ih = dense(w_ih_, compute), w_hh = dense(w_hh_, compute);
   const MaybeTensor b_ih = dense(b_ih_, compute), b_hh = dense(b_hh_, compute);
@@ -149,7 +127,7 @@ Backward gru_backward(const MaybeTensor& grad_out, const MaybeTensor& grad_h_n, 
                       const MaybeTensor& rng_hidden, const MaybeTensor& rng_weight, const MaybeTensor& thresholds,
                       const Tensor& gates, const Tensor& resets, const Tensor& states, ScalarType dtype, int64_t flags,
                       int64_t layer, bool reverse, int64_t step_offset, int64_t needs) {
-  const Shapes shapes(x, h0, w_ih, w_hh, b_ih, b_hh);
+  const GruShapes shapes(x, h0, w_ih, w_hh, b_ih, b_hh);
   check_floating("dtype", dtype);
   const Batch batch(x, batch_sizes, h0.size(0), reverse);
   const Random random(example_ids, rng_state, rng_hidden, rng_weight, thresholds, flags, layer, reverse, step_offset,

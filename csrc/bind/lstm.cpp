@@ -4,40 +4,11 @@
 namespace frd::bind {
 namespace {
 
-struct Shapes {
-  int64_t inputs, units, projected;
-
-  Shapes(const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensor& w_ih, const Tensor& w_hh,
-         const MaybeTensor& b_ih, const MaybeTensor& b_hh, const MaybeTensor& w_hr) {
-    STD_TORCH_CHECK(x.dim() >= 2 && h0.dim() == 2 && c0.dim() == 2, "x must have 2 or 3 dimensions, h0 and c0 2");
-    check_floating("x", x);
-    check_floating("h0", h0);
-    check_floating("c0", c0);
-    check_floating("w_ih", w_ih);
-    check_floating("w_hh", w_hh);
-    check_floating("b_ih", b_ih);
-    check_floating("b_hh", b_hh);
-    check_floating("w_hr", w_hr);
-    inputs = x.size(-1);
-    units = c0.size(1);
-    projected = h0.size(1);
-    STD_TORCH_CHECK(w_hr ? projected <= units : projected == units,
-                    "h0 must have as many units as c0, or with a projection no more");
-    check_shape("h0", h0, {c0.size(0), projected});
-    check_shape("w_ih", w_ih, {4 * units, inputs});
-    check_shape("w_hh", w_hh, {4 * units, projected});
-    check_shape("b_ih", b_ih, {4 * units});
-    check_shape("b_hh", b_hh, {4 * units});
-    check_shape("w_hr", w_hr, {projected, units});
-    STD_TORCH_CHECK(b_ih.has_value() == b_hh.has_value(), "b_ih and b_hh must be given together");
-  }
-};
-
 using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class T>
 Forward forward(const Tensor& x_, const Tensor& h0_, const Tensor& c0_, const Tensor& w_ih_, const Tensor& w_hh_,
-                const MaybeTensor& b_ih_, const MaybeTensor& b_hh_, const MaybeTensor& w_hr_, const Shapes& shapes,
+                const MaybeTensor& b_ih_, const MaybeTensor& b_hh_, const MaybeTensor& w_hr_, const LstmShapes& shapes,
                 const Batch& batch, const cpu::Masks& masks, ScalarType dtype, int64_t save) {
   constexpr ScalarType compute = scalar_type<T>;
   const int64_t H = shapes.units, P = shapes.projected, B = batch.sequence.batch, N = batch.sequence.rows;
@@ -76,7 +47,7 @@ Forward lstm_forward(const Tensor& x, const Tensor& h0, const Tensor& c0, const 
                      const MaybeTensor& batch_sizes, const MaybeTensor& example_ids, const MaybeTensor& rng_state,
                      const MaybeTensor& rng_hidden, const MaybeTensor& rng_weight, const MaybeTensor& thresholds,
                      ScalarType dtype, int64_t flags, int64_t layer, bool reverse, int64_t step_offset, int64_t save) {
-  const Shapes shapes(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr);
+  const LstmShapes shapes(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr);
   check_floating("dtype", dtype);
   const Batch batch(x, batch_sizes, h0.size(0), reverse);
   const Random random(example_ids, rng_state, rng_hidden, rng_weight, thresholds, flags, layer, reverse, step_offset,
@@ -105,13 +76,13 @@ template <class T>
 Backward backward(const MaybeTensor& grad_out, const MaybeTensor& grad_h_n, const MaybeTensor& grad_c_n,
                   const Tensor& x_, const Tensor& h0_, const Tensor& c0_, const Tensor& w_ih_, const Tensor& w_hh_,
                   const MaybeTensor& b_ih_, const MaybeTensor& b_hh_, const MaybeTensor& w_hr_, const Tensor& saved,
-                  const Tensor& cells_, const Tensor& states, const Shapes& shapes, const Batch& batch,
+                  const Tensor& cells_, const Tensor& states, const LstmShapes& shapes, const Batch& batch,
                   const cpu::Masks& masks, int64_t needs) {
   constexpr ScalarType compute = scalar_type<T>;
   const int64_t H = shapes.units, P = shapes.projected, B = batch.sequence.batch, N = batch.sequence.rows;
-  const Tensor cells = saved_as("cells", cells_, compute, {N, H});
+  const Tensor cells = saved_as("cells", cells_, compute, {N, H}, x_);
   const bool kept = saved.dim() != 1;  // otherwise the forward kept no gates
-  const Tensor gates = kept ? saved_as("gates", saved, compute, {N, 4 * H}) : saved;
+  const Tensor gates = kept ? saved_as("gates", saved, compute, {N, 4 * H}, x_) : saved;
   const Tensor x = dense(x_, compute), h0 = dense(h0_, compute), c0 = dense(c0_, compute);
   const Tensor w_ih = dense(w_ih_, compute), w_hh = dense(w_hh_, compute);
   const MaybeTensor w_hr = dense(w_hr_, compute), b_ih = dense(b_ih_, compute), b_hh = dense(b_hh_, compute);
@@ -174,7 +145,7 @@ Backward lstm_backward(const MaybeTensor& grad_out, const MaybeTensor& grad_h_n,
                        const MaybeTensor& rng_hidden, const MaybeTensor& rng_weight, const MaybeTensor& thresholds,
                        const Tensor& gates, const Tensor& cells, const Tensor& states, ScalarType dtype, int64_t flags,
                        int64_t layer, bool reverse, int64_t step_offset, int64_t needs) {
-  const Shapes shapes(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr);
+  const LstmShapes shapes(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr);
   check_floating("dtype", dtype);
   const Batch batch(x, batch_sizes, h0.size(0), reverse);
   const Random random(example_ids, rng_state, rng_hidden, rng_weight, thresholds, flags, layer, reverse, step_offset,

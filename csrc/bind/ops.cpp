@@ -1,49 +1,13 @@
-// The schema of every operator: one layer, one direction. fused_rnn_dropout/ops.py says what the arguments mean, and
-// adds fakes and gradients. `draw` is defined there too: the stable ABI has no tags before torch 2.12.
+// Defines the operators. fused_rnn_dropout/ops.py adds fakes and gradients. `draw` is defined there too: the stable ABI
+// has no tags before torch 2.12.
 #include <torch/csrc/stable/library.h>
 
+#include "bind/schemas.h"
+
 STABLE_TORCH_LIBRARY(fused_rnn_dropout, m) {
-  m.def("words(Tensor rng, Tensor b, Tensor c, int units, int stream) -> Tensor");
+  for (const char* schema : frd::bind::SCHEMAS) m.def(schema);
+  for (const char* schema : frd::bind::GPU_SCHEMAS) m.def(schema);
   m.def("cpu_isa(int choice) -> int[]");
   m.def("cpu_profile(bool on) -> int[]");
   m.def("snapshot(Tensor x) -> Tensor");
-
-  m.def(
-      "dropout(Tensor x, Tensor rng, Tensor thresholds, Tensor? batch_sizes, Tensor? example_ids, int site, int stream, "
-      "bool per_step, bool batch_shared, SymInt step_offset) -> Tensor");
-
-  m.def(
-      "lstm(Tensor x, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, "
-      "Tensor? batch_sizes, Tensor? example_ids, Tensor? rng_state, Tensor? rng_hidden, Tensor? rng_weight, "
-      "Tensor? thresholds, ScalarType dtype, int flags, int layer, bool reverse, SymInt step_offset, bool recompute) "
-      "-> (Tensor out, Tensor h_n, Tensor c_n)");
-  m.def(
-      "lstm_forward(Tensor x, Tensor h0, Tensor c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
-      "Tensor? w_hr, Tensor? batch_sizes, Tensor? example_ids, Tensor? rng_state, Tensor? rng_hidden, "
-      "Tensor? rng_weight, Tensor? thresholds, ScalarType dtype, int flags, int layer, bool reverse, "
-      "SymInt step_offset, int save) "
-      "-> (Tensor out, Tensor h_n, Tensor c_n, Tensor gates, Tensor cells, Tensor states)");
-  m.def(
-      "lstm_backward(Tensor? grad_out, Tensor? grad_h_n, Tensor? grad_c_n, Tensor x, Tensor h0, Tensor c0, "
-      "Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? w_hr, Tensor? batch_sizes, Tensor? example_ids, "
-      "Tensor? rng_state, Tensor? rng_hidden, Tensor? rng_weight, Tensor? thresholds, Tensor gates, Tensor cells, "
-      "Tensor states, ScalarType dtype, int flags, int layer, bool reverse, SymInt step_offset, int needs) "
-      "-> (Tensor dx, Tensor dh0, Tensor dc0, Tensor dw_ih, Tensor dw_hh, Tensor db, Tensor dw_hr)");
-
-  m.def(
-      "gru(Tensor x, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? batch_sizes, "
-      "Tensor? example_ids, Tensor? rng_state, Tensor? rng_hidden, Tensor? rng_weight, Tensor? thresholds, "
-      "ScalarType dtype, int flags, int layer, bool reverse, SymInt step_offset, bool recompute) "
-      "-> (Tensor out, Tensor h_n)");
-  m.def(
-      "gru_forward(Tensor x, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? batch_sizes, "
-      "Tensor? example_ids, Tensor? rng_state, Tensor? rng_hidden, Tensor? rng_weight, Tensor? thresholds, "
-      "ScalarType dtype, int flags, int layer, bool reverse, SymInt step_offset, int save) "
-      "-> (Tensor out, Tensor h_n, Tensor gates, Tensor resets, Tensor states)");
-  m.def(
-      "gru_backward(Tensor? grad_out, Tensor? grad_h_n, Tensor x, Tensor h0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, "
-      "Tensor? b_hh, Tensor? batch_sizes, Tensor? example_ids, Tensor? rng_state, Tensor? rng_hidden, "
-      "Tensor? rng_weight, Tensor? thresholds, Tensor gates, Tensor resets, Tensor states, ScalarType dtype, int flags, "
-      "int layer, bool reverse, SymInt step_offset, int needs) "
-      "-> (Tensor dx, Tensor dh0, Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh)");
 }

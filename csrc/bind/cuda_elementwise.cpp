@@ -1,0 +1,56 @@
+// Operators without a recurrence on a GPU: dropout of inputs and outputs, and raw words.
+#include "bind/cuda_tensors.h"
+
+namespace frd::bind {
+namespace {
+
+Tensor dropout(const Tensor& x, const Tensor& rng, const Tensor& thresholds, const MaybeTensor& batch_sizes,
+               const MaybeTensor& example_ids, int64_t site, int64_t stream, bool per_step, bool batch_shared,
+               int64_t step_offset) {
+  check_floating("x", x);
+  check_stream(stream);
+  check_site(site);
+  const Batch batch(x, batch_sizes, -1, false);
+  const Device device(x);
+  const Tensor source = dense(x, x.scalar_type()), pair = device_integers("rng", rng, 2, x);
+  const Tensor rates = device_integers("thresholds", thresholds, NUM_SITES, x);
+  MaybeTensor ids;
+  if (example_ids) ids = device_integers("example_ids", *example_ids, batch.sequence.batch, x);
+  const Tensor target = device.empty(batch.shape(x.size(-1)), x.scalar_type());
+  cuda::check(cuda::drop_rows({.type = type_of(x.scalar_type()),
+                               .source = source.const_data_ptr(),
+                               .target = target.mutable_data_ptr(),
+                               .width = x.size(-1),
+                               .per_step = per_step,
+                               .batch_shared = batch_shared,
+                               .stream = static_cast<uint32_t>(stream),
+                               .step_offset = check_steps(step_offset, batch.sequence.steps),
+                               .rng = read<int64_t>(pair),
+                               .threshold = read<int64_t>(rates) + site,
+                               .example_ids = read<int64_t>(ids)},
+                              batch.sequence, device.stream()));
+  return target;
+}
+
+Tensor words(const Tensor& rng, const Tensor& b, const Tensor& c, int64_t units, int64_t stream) {
+  check_stream(stream);
+  check_units(units);
+  const Device device(rng);
+  const Tensor pair = device_integers("rng", rng, 2, rng);
+  const Tensor bs = device_integers("b", b, -1, rng), cs = device_integers("c", c, -1, rng);
+  const int64_t nb = bs.numel(), nc = cs.numel();
+  const Tensor target = device.empty(words_shape(nc, nb, units, stream), ScalarType::Long);
+  cuda::check(cuda::read_words({read<int64_t>(pair), static_cast<uint32_t>(stream), read<int64_t>(bs),
+                                read<int64_t>(cs), nb, nc, units, data<int64_t>(target)},
+                               device.stream()));
+  return target;
+}
+
+}  // namespace
+
+FRD_CUDA_LIBRARY_IMPL(m) {
+  m.impl("dropout", TORCH_BOX(&dropout));
+  m.impl("words", TORCH_BOX(&words));
+}
+
+}  // namespace frd::bind

@@ -1,0 +1,187 @@
+// Tensors of the stable ABI for the CUDA launchers: memory, matrix products, streams, and the randomness of a call.
+//
+// With FRD_CUDA_ON_HOST defined the same bindings take CPU tensors, in a library of the tests: the host shim runs the
+// kernels, torch's CPU the products.
+#pragma once
+
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+
+#include "bind/arguments.h"
+#include "core/sequence.h"
+#include "cuda/schedule.h"
+
+#if defined(FRD_CUDA_ON_HOST)
+#define FRD_CUDA_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(frd_on_host, CPU, m)
+#else
+#define FRD_CUDA_LIBRARY_IMPL(m) STABLE_TORCH_LIBRARY_IMPL(fused_rnn_dropout, CUDA, m)
+#endif
+
+namespace frd::bind {
+
+using Batch = BatchOf<Sequence>;
+
+template <class T>
+inline constexpr ScalarType scalar_type = std::is_same_v<T, double>   ? ScalarType::Double
+                                          : std::is_same_v<T, float>  ? ScalarType::Float
+                                          : std::is_same_v<T, __half> ? ScalarType::Half
+                                                                      : ScalarType::BFloat16;
+
+// The type that a layer with results of type `dtype` keeps its memory in.
+inline ScalarType state_type(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline cuda::Type type_of(ScalarType dtype) {
+  switch (dtype) {
+  case ScalarType::Double:
+    return cuda::Type::F64;
+  case ScalarType::Half:
+    return cuda::Type::F16;
+  case ScalarType::BFloat16:
+    return cuda::Type::BF16;
+  default:
+    return cuda::Type::F32;
+  }
+}
+
+// What a dispatcher checks on other devices by itself: kernels follow pointers wherever they lead.
+inline void check_device(const Tensor& t, const Tensor& x) {
+  STD_TORCH_CHECK(t.device() == x.device(),
+                  "Expected all tensors to be on the same device as the input, but found one that is not");
+}
+inline void check_device(const MaybeTensor& t, const Tensor& x) {
+  if (t) check_device(*t, x);
+}
+template <class... T>
+void check_devices(const Tensor& x, const T&... tensors) {
+  (check_device(tensors, x), ...);
+}
+
+// The surroundings of one operator call: its device, the caller's stream, and the memory that it takes.
+class Device {
+ public:
+  explicit Device(const Tensor& x)
+      : like_(x)
+#if !defined(FRD_CUDA_ON_HOST)
+        ,
+        guard_(x.get_device_index())
+#endif
+  {
+    cudaStream_t stream = nullptr;
+#if !defined(FRD_CUDA_ON_HOST)
+    void* current = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(x.get_device_index(), &current));
+    stream = static_cast<cudaStream_t>(current);
+#endif
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(x.get(), &type_));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_index(x.get(), &index_));
+    around_ = {stream, this, allocate, multiply};
+  }
+  Device(const Device&) = delete;  // `around_` points here
+
+  const cuda::Surroundings& around() const { return around_; }
+  cudaStream_t stream() const { return around_.stream; }
+
+  Tensor empty(std::vector<int64_t> shape, ScalarType dtype) const {
+    return torch::stable::empty(shape, dtype, std::nullopt, like_.device());
+  }
+  // Room for a result, or nothing where nobody asks for it; where(...) is null then.
+  Tensor room(bool wanted, std::vector<int64_t> shape, ScalarType dtype) const {
+    return empty(wanted ? shape : std::vector<int64_t>{0}, dtype);
+  }
+
+ private:
+  static void* allocate(void* context, int64_t bytes) {
+    Device& device = *static_cast<Device*>(context);
+    device.taken_.push_back(device.empty({bytes}, ScalarType::Byte));
+    return device.taken_.back().mutable_data_ptr();
+  }
+
+  Tensor view(cuda::Type type, const cuda::Matrix& m, bool turned) const {
+    const int64_t sizes[] = {turned ? m.columns : m.rows, turned ? m.rows : m.columns};
+    const int64_t stride = m.stride > 0 ? m.stride : 1;  // a layer may have no units
+    const int64_t strides[] = {turned ? 1 : stride, turned ? stride : 1};
+    const int32_t dtypes[] = {aoti_torch_dtype_float32(), aoti_torch_dtype_float64(), aoti_torch_dtype_float16(),
+                              aoti_torch_dtype_bfloat16()};
+    AtenTensorHandle made = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(m.data, 2, sizes, strides, 0,
+                                                              dtypes[static_cast<int>(type)], type_, index_, &made));
+    return Tensor(made);
+  }
+
+  // By torch itself, so that what its user allows matrix products to do, such as TF32, holds here too.
+  static void multiply(void* context, cuda::Type type, const cuda::Matrix& a, bool turn_a, const cuda::Matrix& b,
+                       bool turn_b, const cuda::Matrix& c) {
+    const Device& device = *static_cast<Device*>(context);
+    using torch::stable::detail::from;
+    std::array<StableIValue, 3> stack{from(device.view(type, a, turn_a)), from(device.view(type, b, turn_b)),
+                                      from(device.view(type, c, false))};
+    TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::mm", "out", stack.data(), TORCH_ABI_VERSION));
+    torch::stable::detail::to<Tensor>(stack[0]);  // the result, which is c
+  }
+
+  const Tensor like_;
+#if !defined(FRD_CUDA_ON_HOST)
+  const torch::stable::accelerator::DeviceGuard guard_;
+#endif
+  int32_t type_ = 0, index_ = 0;
+  cuda::Surroundings around_{};
+  std::vector<Tensor> taken_;
+};
+
+template <class T>
+T* where(bool wanted, const Tensor& t) {
+  return wanted ? data<T>(t) : nullptr;
+}
+
+// An integer argument that a kernel reads: never on the host, which would have to wait for the device.
+inline Tensor device_integers(const char* name, const Tensor& t, int64_t n, const Tensor& x) {
+  STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long, name, " must be an int64 tensor");
+  STD_TORCH_CHECK(n < 0 || t.numel() == n, name, " must have ", n, " elements, got ", t.numel());
+  check_device(t, x);
+  return dense(t, ScalarType::Long);
+}
+
+// The randomness arguments of a layer, as the launchers take them. What is out of range is not found here, since it is
+// on the device; kernels take such a rate for 0 or 1.
+struct Random {
+  cuda::Random random{};
+
+  Random(const Tensor& x, const MaybeTensor& ids, const MaybeTensor& state, const MaybeTensor& hidden,
+         const MaybeTensor& weight, const MaybeTensor& thresholds, int64_t flags, int64_t layer, bool reverse,
+         int64_t step_offset, const Sequence& sequence) {
+    check_flags(flags);
+    check_layer(layer);
+    random.flags = static_cast<uint32_t>(flags);
+    random.layer = static_cast<uint32_t>(layer);
+    random.direction = reverse;
+    random.step_offset = check_steps(step_offset, sequence.steps);
+    if (ids) random.example_ids = keep(device_integers("example_ids", *ids, sequence.batch, x));
+    STD_TORCH_CHECK(!flags || thresholds.has_value(), "thresholds are needed where a site is configured");
+    if (flags) random.thresholds = keep(device_integers("thresholds", *thresholds, NUM_SITES, x));
+    const auto pair = [&](const char* name, const MaybeTensor& rng, uint32_t sites) {
+      STD_TORCH_CHECK(rng || !random.sampled(sites), name, " is needed where its sites draw masks");
+      return rng ? keep(device_integers(name, *rng, 2, x)) : nullptr;
+    };
+    random.rng_state = pair("rng_state", state, FLAG_UPDATE | FLAG_CELL | FLAG_ZONEOUT_C | FLAG_ZONEOUT_H);
+    random.rng_hidden = pair("rng_hidden", hidden, FLAG_HIDDEN);
+    random.rng_weight = pair("rng_weight", weight, FLAG_WEIGHT_HH | FLAG_WEIGHT_IH | FLAG_WEIGHT_HR);
+  }
+
+ private:
+  const int64_t* keep(const Tensor& t) {
+    kept_.push_back(t);
+    return read<int64_t>(t);
+  }
+  std::vector<Tensor> kept_;
+};
+
+inline cuda::Weight weight_of(const Tensor& dense, uint32_t flag, uint32_t kind) {
+  return {dense.const_data_ptr(), type_of(dense.scalar_type()), dense.size(0), dense.size(1), flag, kind};
+}
+inline cuda::Weight weight_of(const MaybeTensor& dense, uint32_t flag, uint32_t kind) {
+  return dense ? weight_of(*dense, flag, kind) : cuda::Weight{};
+}
+
+}  // namespace frd::bind

@@ -1,0 +1,288 @@
+"""A GPU's schedules, how one is chosen, and the one that is torch's own: cuDNN with masked weights.
+
+Where no site acts inside a step, a layer is ``torch.nn``'s on other weights. One operator writes them, masked, scaled and
+in the dtype of the results, into one flat buffer laid out as cuDNN wants it, so that torch takes its views without a copy
+or a warning; its gradient puts the masks on the way back.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.backends.cudnn import rnn as cudnn_rnn
+
+from . import library
+from .library import lib, register_fake
+from .ops import _differentiable, _only_reference, _snapshot
+from .sites import FLAG, KIND, Plan, stream
+
+_ops = torch.ops.fused_rnn_dropout
+
+ALTERNATING = "alternating"
+CUDNN = "cuDNN with masked weights"
+_WEIGHT_SITES = FLAG["WEIGHT_HH"] | FLAG["WEIGHT_IH"] | FLAG["WEIGHT_HR"]
+
+
+class Schedule(NamedTuple):
+    """How a recurrence runs over time, and why that way."""
+
+    name: str
+    why: str
+
+
+def acting_inside(plan: Plan, masks_on: bool) -> tuple[str, ...]:
+    """The configured sites that change what a step computes now, the weights' apart."""
+
+    def acts(name: str) -> bool:
+        spec = getattr(plan, name)
+        if spec is None:
+            return False
+        return masks_on or name.startswith("zoneout") or getattr(spec, "scale", None) == "paper"
+
+    names = ("hidden_dropout", "update_dropout", "cell_dropout", "zoneout_c", "zoneout_h")
+    return tuple(name for name in names if acts(name))
+
+
+def choose(plan: Plan, masks_on: bool, recompute: bool, input: Tensor, dtype: torch.dtype) -> Schedule:
+    """The schedule of the ``cuda`` backend for layers with results of ``dtype``."""
+    inside = acting_inside(plan, masks_on)
+    if inside:
+        return Schedule(ALTERNATING, f"{', '.join(inside)} act{'s' if len(inside) == 1 else ''} inside a step")
+    if recompute:
+        return Schedule(ALTERNATING, "recompute=True, and cuDNN keeps what it likes")
+    if torch.compiler.is_compiling():
+        return Schedule(ALTERNATING, "a compiler would unroll torch's own layers")
+    if not _takes(input, dtype):
+        return Schedule(ALTERNATING, f"cuDNN does not take this {str(dtype)[6:]} input, or is off")
+    return Schedule(CUDNN, "no site acts inside a step")
+
+
+def _takes(input: Tensor, dtype: torch.dtype) -> bool:
+    """Whether torch's own layers would run on cuDNN for an input like this one in ``dtype``."""
+    if input.device.type == "cuda":
+        return torch.cudnn_is_acceptable(input if input.dtype == dtype else input.new_empty(1, dtype=dtype))
+    return input.device.type in library.gpu_devices  # the tests, where torch's CPU layers stand in for cuDNN
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The flat buffer
+# --------------------------------------------------------------------------------------------------------------------
+
+
+class Layout(NamedTuple):
+    """Where each weight lies in a flat buffer of ``size`` elements."""
+
+    offsets: tuple[int, ...]
+    size: int
+
+
+@functools.lru_cache(maxsize=256)
+def layout(
+    shapes: tuple[tuple[int, ...], ...], each: int, cell: str, bidirectional: bool, dtype: torch.dtype,
+    device: torch.device,
+) -> Layout:  # fmt: skip
+    """As cuDNN wants it, which it is asked once per configuration; end to end on other devices.
+
+    Args:
+        shapes: of all weights, in torch's order.
+        each: how many belong to one layer and direction.
+    """
+    if device.type != "cuda":
+        ends = [0]
+        for shape in shapes:
+            ends.append(ends[-1] + math.prod(shape))
+        return Layout(tuple(ends[:-1]), ends[-1])
+    with torch.cuda.device(device), torch.no_grad():
+        weights = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
+        layers = len(shapes) // each // (2 if bidirectional else 1)
+        hidden = shapes[0][0] // (4 if cell == "LSTM" else 3)
+        projected = shapes[1][1] if shapes[1][1] != hidden else 0
+        flat = torch._cudnn_rnn_flatten_weight(
+            weights, each, shapes[0][1], cudnn_rnn.get_cudnn_mode(cell), hidden, projected, layers, False, bidirectional
+        )
+        return Layout(tuple(w.storage_offset() for w in weights), flat.numel())
+
+
+def _pieces(flat: Tensor, where: Layout, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
+    """The views of a flat buffer. One split, whose gradient is one concatenation, gaps included."""
+    order = sorted(range(len(shapes)), key=where.offsets.__getitem__)
+    sizes, index, end = [], {}, 0
+    for weight in order:
+        if where.offsets[weight] > end:
+            sizes.append(where.offsets[weight] - end)
+        index[weight] = len(sizes)
+        sizes.append(math.prod(shapes[weight]))
+        end = where.offsets[weight] + sizes[-1]
+    if where.size > end:
+        sizes.append(where.size - end)
+    parts = flat.split_with_sizes(sizes)
+    return [parts[index[weight]].view(shape) for weight, shape in enumerate(shapes)]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The operator
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@register_fake("masked_weights")
+def _(weights: list[Tensor], streams: list[int], offsets: list[int], size: int, rng: Tensor | None,
+      thresholds: Tensor | None, dtype: torch.dtype, flags: int) -> Tensor:  # fmt: skip
+    return weights[0].new_empty(size, dtype=dtype)
+
+
+@register_fake("masked_weights_backward")
+def _(grad: Tensor, weights: list[Tensor], *_: Any) -> list[Tensor]:
+    return [torch.empty_like(weight, memory_format=torch.contiguous_format) for weight in weights]
+
+
+class MaskedWeights(torch.autograd.Function):
+    """The gradient of ``masked_weights``: the same masks and scales, piece by piece."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, static: tuple[Any, ...], rng: Tensor | None, thresholds: Tensor | None, *weights: Tensor
+    ) -> Any:
+        streams, offsets, size, dtype, ctx.flags = static
+        ctx.where = streams, offsets
+        with torch._C._AutoDispatchBelowAutograd():
+            thresholds = _snapshot(thresholds)
+            ctx.save_for_backward(rng, thresholds, *weights)
+            return _ops.masked_weights(weights, streams, offsets, size, rng, thresholds, dtype, ctx.flags)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        rng, thresholds, *weights = ctx.saved_tensors
+        return None, None, None, *_MaskedGradients.apply(grad, weights, *ctx.where, rng, thresholds, ctx.flags)
+
+
+class _MaskedGradients(torch.autograd.Function):
+    """``masked_weights_backward`` in a graph of gradients, where it says that there is no way back."""
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        with torch._C._AutoDispatchBelowAutograd():
+            return tuple(_ops.masked_weights_backward(*args))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(_only_reference("double backward", "masked_weights"))
+
+
+def _masked_weights(
+    weights: list[Tensor], streams: list[int], offsets: list[int], size: int, rng: Tensor | None,
+    thresholds: Tensor | None, dtype: torch.dtype, flags: int,
+) -> Tensor:  # fmt: skip
+    if _differentiable("masked_weights", tuple(weights)):
+        return MaskedWeights.apply((streams, offsets, size, dtype, flags), rng, thresholds, *weights)
+    with torch._C._AutoDispatchBelowAutograd():
+        return _ops.masked_weights(weights, streams, offsets, size, rng, thresholds, dtype, flags)
+
+
+lib.impl("masked_weights", _masked_weights, "Autograd")
+
+
+class _Refuse(torch.autograd.Function):
+    """A gradient that cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx: Any, op: str, *grads: Tensor) -> tuple[Tensor, ...]:
+        ctx.op = op
+        return grads
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise RuntimeError(_only_reference("double backward", ctx.op))
+
+
+class _Once(torch.autograd.Function):
+    """The same tensors, whose gradients refuse to be differentiated again, whatever computed them."""
+
+    @staticmethod
+    def forward(ctx: Any, op: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+        ctx.op = op
+        ctx.set_materialize_grads(False)
+        return tensors
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        refused = iter(_Refuse.apply(ctx.op, *(grad for grad in grads if grad is not None)))
+        return None, *(None if grad is None else next(refused) for grad in grads)
+
+
+def _once_differentiable(op: str, *tensors: Tensor) -> tuple[Tensor, ...]:
+    return _Once.apply(op, *tensors) if _differentiable(op, tensors) else tensors
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Layers
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def layers(
+    cell: str,
+    plan: Plan,
+    masks_on: bool,
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Sequence[Sequence[Tensor | None]]],
+    first: int,
+    batch_sizes: Tensor | None,
+    rng: Tensor | None,
+    thresholds: Tensor | None,
+    dtype: torch.dtype,
+) -> tuple[Tensor, ...]:
+    """Neighbouring layers with nothing between them, all directions, by torch's own kernel.
+
+    Args:
+        cell: "LSTM" or "GRU".
+        x: (T, B, I) or packed (N, I).
+        states: h_0 (layers * directions, B, P) and, for an LSTM, c_0 (layers * directions, B, H).
+        weights: [layer][direction] in torch's order, None where there are none.
+        first: number of the first of these layers.
+        rng, thresholds: of weight dropout; None where it is not on.
+        dtype: of the results.
+
+    Returns:
+        out, h_n and, for an LSTM, c_n.
+
+    Raises:
+        RuntimeError: a second derivative is asked for, which cuDNN does not have; the message names the backend that
+            does.
+    """
+    flags = plan.train_flags & (_WEIGHT_SITES | FLAG["WEIGHT_ROW"] | FLAG["MASKS_ON"])
+    flags = flags if masks_on and flags & _WEIGHT_SITES else 0
+    kinds = (KIND["WEIGHT_IH"], KIND["WEIGHT_HH"], None, None, KIND["WEIGHT_HR"])
+    flat: list[Tensor] = []
+    streams: list[int] = []
+    for number, directions in enumerate(weights):
+        for direction, of_direction in enumerate(directions):
+            for kind, weight in zip(kinds, of_direction, strict=True):
+                if weight is not None:
+                    flat.append(weight)
+                    streams.append(-1 if kind is None else stream(kind, first + number, direction))
+    bidirectional = len(weights[0]) == 2
+    each = len(flat) // len(weights) // len(weights[0])
+    shapes = tuple(tuple(weight.shape) for weight in flat)
+    where = layout(shapes, each, cell, bidirectional, dtype, x.device)
+    given = (rng, thresholds) if flags else (None, None)
+    buffer = _ops.masked_weights(flat, streams, list(where.offsets), where.size, *given, dtype, flags)
+
+    x, buffer, *states = _once_differentiable(cell.lower(), x.to(dtype), buffer, *(s.to(dtype) for s in states))
+    pieces = _pieces(buffer, where, shapes)
+    hx: Any = tuple(states) if cell == "LSTM" else states[0]
+    has_bias, count = weights[0][0][2] is not None, len(weights)
+    # cuDNN's backward refuses what ran in its inference mode; there is no dropout in it that this would switch on.
+    train = _differentiable(cell.lower(), (x, buffer, *states))
+    run = torch._VF.lstm if cell == "LSTM" else torch._VF.gru
+    with torch.autocast(x.device.type, enabled=False):
+        if batch_sizes is None:
+            return run(x, hx, pieces, has_bias, count, 0.0, train, bidirectional, False)
+        return run(x, batch_sizes, hx, pieces, has_bias, count, 0.0, train, bidirectional)
+
+
+__all__ = ["ALTERNATING", "CUDNN", "Schedule", "choose", "layers"]

@@ -1,0 +1,76 @@
+"""Runs whole modules through the CUDA launchers on the host: :func:`install`, or ``with run_on_host():``.
+
+The operators of ``fused_rnn_dropout`` then have the CUDA bindings for CPU tensors too: the same schedules and kernels as
+on a GPU, run by the host shim, with torch's CPU matrix products between them. So any ``frd.LSTM`` or ``frd.GRU`` on CPU
+tensors, forward and backward, goes through them, with ``backend="cpu"`` as well as with ``backend="cuda"``, which is
+said to be there. ``FRD_CUDA_ON_HOST=1 pytest ...`` does it for a whole run of the tests.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+import fused_rnn_dropout  # noqa: F401  defines the operators
+from fused_rnn_dropout import library
+
+NAMES = ("words", "dropout", "lstm", "lstm_forward", "lstm_backward", "gru", "gru_forward", "gru_backward",
+         "masked_weights", "masked_weights_backward")  # fmt: skip
+
+
+wanted = os.environ.get("FRD_CUDA_ON_HOST") == "1"
+"""Whether this run of the tests was asked to run everything that way."""
+
+
+@functools.cache
+def build_module() -> ModuleType:
+    """tests/cuda/build.py, which is in no package."""
+    spec = importlib.util.spec_from_file_location("frd_cuda_build", Path(__file__).parent / "cuda" / "build.py")
+    assert spec and spec.loader
+    build = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(build)
+    return build
+
+
+def host_module() -> ModuleType:
+    """The tests' module of CUDA sources, compiled when first asked for."""
+    return build_module().load()
+
+
+installed: list[torch.library.Library] = []  # kept: a library that nobody holds takes its implementations with it
+
+
+def install() -> None:
+    """Points the operators' CPU implementations at the CUDA launchers, until :func:`uninstall`."""
+    host_module()
+    overrides = torch.library.Library("fused_rnn_dropout", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*Overriding a previously registered kernel")  # which is the purpose
+        for name in NAMES:
+            overrides.impl(name, getattr(torch.ops.frd_on_host, name).default, "CPU", allow_override=True)
+    library.gpu_devices.add("cpu")
+    installed.append(overrides)
+
+
+def uninstall() -> None:
+    """Gives the operators their CPU kernels back."""
+    library.gpu_devices.discard("cpu")
+    installed.pop()._destroy()
+
+
+@contextmanager
+def run_on_host() -> Iterator[None]:
+    """Like :func:`install`, for as long as the context lasts."""
+    install()
+    try:
+        yield
+    finally:
+        uninstall()
