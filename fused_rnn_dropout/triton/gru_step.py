@@ -25,12 +25,11 @@ _SITES = ["thresholds", "example_ids"]
 
 
 @triton.jit
-def pre_activations(pre, rec, b_ih, b_hh, at_pre, at_rec, unit, inside, H: tl.constexpr):
-    """Of r and z; the input part of n; u = U_n h + b_hn."""
-    r = tl.load(pre + at_pre, inside, other=0.0) + tl.load(rec + at_rec, inside, other=0.0)
-    z = tl.load(pre + at_pre + H, inside, other=0.0) + tl.load(rec + at_rec + H, inside, other=0.0)
-    n = tl.load(pre + at_pre + 2 * H, inside, other=0.0)
-    u = tl.load(rec + at_rec + 2 * H, inside, other=0.0)
+def pre_activations(pre, sum_r, sum_z, sum_n, b_ih, b_hh, at_pre, unit, inside, H: tl.constexpr):
+    """Of r and z; the input part of n; u = U_n h + b_hn. The sums are U h of each gate."""
+    r = tl.load(pre + at_pre, inside, other=0.0) + sum_r
+    z = tl.load(pre + at_pre + H, inside, other=0.0) + sum_z
+    n, u = tl.load(pre + at_pre + 2 * H, inside, other=0.0), sum_n
     if b_ih is not None:
         S: tl.constexpr = r.dtype
         r += tl.load(b_ih + unit, inside, other=0.0).to(S) + tl.load(b_hh + unit, inside, other=0.0).to(S)
@@ -38,6 +37,13 @@ def pre_activations(pre, rec, b_ih, b_hh, at_pre, at_rec, unit, inside, H: tl.co
         n += tl.load(b_ih + unit + 2 * H, inside, other=0.0).to(S)
         u += tl.load(b_hh + unit + 2 * H, inside, other=0.0).to(S)
     return r, z, n, u
+
+
+@triton.jit
+def recurrent_sums(rec, inside, H: tl.constexpr):
+    """U h of each gate at these elements of ``rec``, [.., 3H]."""
+    of_r, of_z = tl.load(rec, inside, other=0.0), tl.load(rec + H, inside, other=0.0)
+    return of_r, of_z, tl.load(rec + 2 * H, inside, other=0.0)
 
 
 @triton.jit(
@@ -73,9 +79,9 @@ def gru_forward_kernel(
     row, example = row0 + b, examples(example_ids, b, inside)
     update, memory, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
 
-    r, z, n, u = pre_activations(
-        pre, rec, b_ih, b_hh, (pre_row0 + b) * (3 * H) + unit, b * (3 * H) + unit, unit, inside, H
-    )
+    sum_r, sum_z, sum_n = recurrent_sums(rec + b * (3 * H) + unit, inside, H)
+    p = (pre_row0 + b) * (3 * H) + unit
+    r, z, n, u = pre_activations(pre, sum_r, sum_z, sum_n, b_ih, b_hh, p, unit, inside, H)
     old = tl.load(h + at, inside, other=0.0)
     r, z, n, h_new = gru_forward(r, z, n, u, old, update, memory, numbers, FLAGS)
     finish(h_new, old, h, read, out, states, numbers, keys, thresholds, at, row * H + unit, unit, example, stream,
@@ -134,7 +140,8 @@ def gru_activate_kernel(
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     row, unit, inside = at // H, at % H, at < total
     place = row * (3 * H) + unit
-    r, z, n, u = pre_activations(pre, rec, b_ih, b_hh, place, place, unit, inside, H)
+    sum_r, sum_z, sum_n = recurrent_sums(rec + place, inside, H)
+    r, z, n, u = pre_activations(pre, sum_r, sum_z, sum_n, b_ih, b_hh, place, unit, inside, H)
     r = sigmoid(r)
     tl.store(gates + place, r, inside)
     tl.store(gates + place + H, sigmoid(z), inside)

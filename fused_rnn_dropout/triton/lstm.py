@@ -7,13 +7,15 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..fakes import NEEDS_BIAS, NEEDS_W_HH, NEEDS_W_HR, NEEDS_W_IH, NEEDS_X, SAVE_ALL, states_apart
+from . import lstm_sequence as sequence
 from . import lstm_step as step
 from .batch import Batch
 from .checks import check, check_device, check_floating, check_saved, check_shapes
 from .entry import enter_state, leave_state, operands
 from .passes import Pass
 from .products import new_product, product, row_sum
-from .schedules import rows_of_chunk
+from .schedules import choose, precision, rows_of_chunk, tiles
+from .sequence import layout_of
 from .state_sites import Sites
 from .weights import WeightMasks
 
@@ -66,16 +68,26 @@ def forward(
     apart = save and states_apart("lstm", True, p.dtype, weights.flags)
     states = p.values(rows, width) if apart else None
 
-    h, c, read = p.sums(batch.batch, width), p.sums(batch.batch, units), p.values(batch.batch, width)
+    h, c, halves = p.sums(batch.batch, width), p.sums(batch.batch, units), p.values(2, batch.batch, width)
+    read = halves[0]
     enter_state(layer.c0, c, None, sites, memory=True)
     enter_state(layer.h0, h, read, sites, memory=False)
-    rec = p.sums(batch.batch, 4 * units)
+    at_once = choose("lstm", units, w_hr is not None, p.dtype, p.x.device.type).schedule == "sequence"
+    layout = layout_of(batch, p.x.device) if at_once else None
+    halves[1].copy_(read)  # rows that begin later, in a reversed packed batch, may find either half
+    rec = p.sums(0 if at_once else batch.batch, 4 * units)
     outputs = projected = None
     if w_hr is not None:
         outputs, projected = p.values(batch.batch, units), p.sums(batch.batch, width)
 
     for begin, end, row, chunk_rows in batch.chunks(rows_of_chunk(4 * units, p.compute.itemsize)):
         pre = new_product(p.x[row : row + chunk_rows], w_ih.t(), p.compute)
+        if at_once:
+            sequence.forward_steps(
+                pre, w_hh, p.b_ih, p.b_hh, c, h, halves, out, states, gates, cells, layout, sites, batch, begin, end,
+                row, tiles(units), precision(p.dtype),
+            )  # fmt: skip
+            continue
         for s in range(begin, end):
             t = batch.time(s)
             active = batch.active(t)
@@ -173,7 +185,13 @@ def backward(
             product(dgates[row : row + n], w_hh, rec[:n])
         return n
 
-    for s in reversed(range(batch.steps)):
+    at_once = choose("lstm", units, w_hr is not None, p.dtype, p.x.device.type).schedule == "sequence"
+    if at_once:
+        sequence.backward_steps(
+            w_hh, dout, dh, gates, cells, c0, dc, dgates, layout_of(batch, p.x.device), sites, batch, tiles(units),
+            precision(p.dtype),
+        )  # fmt: skip
+    for s in () if at_once else reversed(range(batch.steps)):
         t = batch.time(s)
         active, row = batch.active(t), batch.row(t)
         send(batch.after(t))

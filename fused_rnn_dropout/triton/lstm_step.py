@@ -26,9 +26,9 @@ _SITES = ["thresholds", "example_ids"]
 
 
 @triton.jit
-def pre_activation(pre, rec, b_ih, b_hh, at_pre, at_rec, at_bias, inside):
-    """W x + U h + b of one gate."""
-    value = tl.load(pre + at_pre, inside, other=0.0) + tl.load(rec + at_rec, inside, other=0.0)
+def pre_activation(pre, sum_, b_ih, b_hh, at_pre, at_bias, inside):
+    """W x + U h + b of one gate, from ``sum_`` = U h."""
+    value = tl.load(pre + at_pre, inside, other=0.0) + sum_
     if b_ih is not None:
         S: tl.constexpr = value.dtype
         value += tl.load(b_ih + at_bias, inside, other=0.0).to(S) + tl.load(b_hh + at_bias, inside, other=0.0).to(S)
@@ -89,11 +89,11 @@ def lstm_forward_kernel(
     row, example = row0 + b, examples(example_ids, b, inside)
     update, memory, keep_c, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
 
-    p, r = (pre_row0 + b) * (4 * H) + unit, b * (4 * H) + unit
-    i = pre_activation(pre, rec, b_ih, b_hh, p, r, unit, inside)
-    f = pre_activation(pre, rec, b_ih, b_hh, p + H, r + H, unit + H, inside)
-    g = pre_activation(pre, rec, b_ih, b_hh, p + 2 * H, r + 2 * H, unit + 2 * H, inside)
-    o = pre_activation(pre, rec, b_ih, b_hh, p + 3 * H, r + 3 * H, unit + 3 * H, inside)
+    p, r = (pre_row0 + b) * (4 * H) + unit, rec + b * (4 * H) + unit
+    i = pre_activation(pre, tl.load(r, inside, other=0.0), b_ih, b_hh, p, unit, inside)
+    f = pre_activation(pre, tl.load(r + H, inside, other=0.0), b_ih, b_hh, p + H, unit + H, inside)
+    g = pre_activation(pre, tl.load(r + 2 * H, inside, other=0.0), b_ih, b_hh, p + 2 * H, unit + 2 * H, inside)
+    o = pre_activation(pre, tl.load(r + 3 * H, inside, other=0.0), b_ih, b_hh, p + 3 * H, unit + 3 * H, inside)
     old = tl.load(c + at, inside, other=0.0)
     i, f, g, o, new, h_new = lstm_forward(i, f, g, o, old, update, memory, keep_c, numbers, FLAGS)
 
@@ -182,7 +182,7 @@ def lstm_activate_kernel(
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     column, inside = at % (4 * H), at < total
-    value = pre_activation(pre, rec, b_ih, b_hh, at, at, column, inside)
+    value = pre_activation(pre, tl.load(rec + at, inside, other=0.0), b_ih, b_hh, at, column, inside)
     value = tl.where((column >= 2 * H) & (column < 3 * H), tanh(value), sigmoid(value))
     tl.store(gates + at, value, inside)
 
@@ -202,17 +202,16 @@ def activate(pre: Tensor, rec: Tensor, b_ih: Tensor | None, b_hh: Tensor | None,
 
 @triton.jit
 def at_h(
-    rec, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, sent, inside,
+    sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, inside,
     P: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
     """The gradient at the new h; what zoneout sends to the h before is carried in ``dh``.
 
-    The step after sent its gradient through U to its first ``sent`` rows. A row that has no such step gets none, and
-    one that is not active any more, which only a reversed packed batch has, is done: ``dh`` keeps its gradient at h_0.
+    ``sum_`` is what the step after sends through U; a row that has no such step gets 0. A row that is not active any
+    more, which only a reversed packed batch has, is done: ``dh`` keeps its gradient at h_0.
     """
     at = b * P + unit
     S: tl.constexpr = dh.dtype.element_ty
-    sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     total = tl.load(dh + at, inside, other=0.0)
     total += through(sum_, numbers, keys, thresholds, unit, example, stream, False, FLAGS)
     if dout is not None:
@@ -289,12 +288,13 @@ def lstm_backward_kernel(
     inside = b < tl.maximum(active, sent)
     row, example = row0 + b, examples(example_ids, b, inside)
     update, memory, keep_c, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
-        rec, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, sent, inside, H, FLAGS
+        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, inside, H, FLAGS
     )
     at_gates(
         dh_new, gates, cells, c0, dc, dgates, None, numbers, b, unit, row, before_row0, continued, update, memory,
-        keep_c, b < active, H, FLAGS,
+        keep_c, inside & (b < active), H, FLAGS,
     )  # fmt: skip
 
 
@@ -324,8 +324,9 @@ def lstm_unproject_kernel(
     inside = b < tl.maximum(active, sent)
     row, example = row0 + b, examples(example_ids, b, inside)
     _, _, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
-        rec, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, sent, inside, P, FLAGS
+        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, inside, P, FLAGS
     )
     tl.store(dprojected + row * P + unit, dh_new, b < active)
 

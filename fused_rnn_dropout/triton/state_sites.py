@@ -69,7 +69,7 @@ def source(flags, name):
 
 @triton.constexpr_function
 def any_source(flags, per):
-    return any(source.fn(flags, name) == per for name in (*_SEQUENCE, "CELL"))
+    return any(source(flags, name) == per for name in (*_SEQUENCE, "CELL"))
 
 
 # --------------------------------------------------------------------------------------------------------------------
