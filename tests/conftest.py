@@ -18,6 +18,11 @@ hypothesis.settings.register_profile("explore", deadline=None, max_examples=500,
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
+# Without a device Triton's kernels run in its interpreter, which must be chosen before triton is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {gpu}"

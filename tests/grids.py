@@ -176,7 +176,7 @@ def loss_of(results: dict[str, Tensor], precision: torch.dtype) -> Tensor:
     generator = torch.Generator().manual_seed(1)
     terms = []
     for result in results.values():
-        probe = torch.randn(result.shape, generator=generator, dtype=torch.float64).to(precision)
+        probe = torch.randn(result.shape, generator=generator, dtype=torch.float64).to(result.device, precision)
         terms.append((result.double() * probe.double()).sum())
     return torch.stack(terms).sum()
 

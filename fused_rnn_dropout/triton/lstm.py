@@ -14,7 +14,7 @@ from .checks import check, check_device, check_floating, check_saved, check_shap
 from .entry import enter_state, leave_state, operands
 from .passes import Pass
 from .products import new_product, product, row_sum
-from .schedules import choose, precision, rows_of_chunk, tiles
+from .schedules import TILES, choose, precision, rows_of_chunk
 from .sequence import layout_of
 from .state_sites import Sites
 from .weights import WeightMasks
@@ -85,7 +85,7 @@ def forward(
         if at_once:
             sequence.forward_steps(
                 pre, w_hh, p.b_ih, p.b_hh, c, h, halves, out, states, gates, cells, layout, sites, batch, begin, end,
-                row, tiles(units), precision(p.dtype),
+                row, TILES, precision(p.dtype),
             )  # fmt: skip
             continue
         for s in range(begin, end):
@@ -188,7 +188,7 @@ def backward(
     at_once = choose("lstm", units, w_hr is not None, p.dtype, p.x.device.type).schedule == "sequence"
     if at_once:
         sequence.backward_steps(
-            w_hh, dout, dh, gates, cells, c0, dc, dgates, layout_of(batch, p.x.device), sites, batch, tiles(units),
+            w_hh, dout, dh, gates, cells, c0, dc, dgates, layout_of(batch, p.x.device), sites, batch, TILES,
             precision(p.dtype),
         )  # fmt: skip
     for s in () if at_once else reversed(range(batch.steps)):

@@ -30,7 +30,7 @@ class Tiles(NamedTuple):
     """The launch of a whole-sequence kernel."""
 
     rows: int = 16  # the fewest that a matrix instruction takes: a program's rows set the number of programs
-    units: int = 64  # four sums of 16 x 64 are 32 registers a thread; 32 where a layer has no more units
+    units: int = 32  # a step of 16 x 32 units with every site fits the registers; with 64 the fp32 kernels spill
     k: int = 32  # a block of weights: two or four matrix instructions deep
     warps: int = 4
     stages: int = 2  # the next block of weights is fetched while this one is multiplied
@@ -76,7 +76,7 @@ def choose(cell: str, units: int, projected: bool, dtype: torch.dtype, device_ty
     if projected:
         cannot = "a projection needs a product of its own within each step"
     elif dtype == torch.float64 and device_type == "cuda":
-        cannot = "Triton has no float64 products on every device"
+        cannot = "float64 sums of a block take more registers than a thread has"
     if asked == "sequence" and cannot:
         raise ValueError(f"FRD_TRITON_SCHEDULE asks for the sequence schedule: {cannot}")
     if asked:
@@ -89,8 +89,7 @@ def choose(cell: str, units: int, projected: bool, dtype: torch.dtype, device_ty
     return Choice("sequence", f"W_hh has no more than {SEQUENCE_BYTES // 1024} KiB")
 
 
-def tiles(units: int) -> Tiles:
-    return Tiles(units=32) if units <= 32 else Tiles()
+TILES = Tiles()
 
 
 def precision(dtype: torch.dtype) -> str:
