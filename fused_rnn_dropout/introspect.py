@@ -21,14 +21,19 @@ from .arguments import (
     resolve_rng,
     result_dtypes,
 )
-from .fakes import compute_dtype
+from .fakes import compute_dtype, kept_dtypes
 from .options import Spec, rate_of
 from .rnn_base import RegularizedRNN
 from .sites import KIND, SITE_INDEX, make_spec
+from .triton import schedules as triton_schedules
 
 _SCHEDULES = {
     "cpu": "fused CPU: one pass over time per layer and direction, masks inside it",
     "reference": "reference: plain PyTorch, one step after the other, masks as tensors",
+}
+_TRITON_SCHEDULES = {
+    "alternating": "alternating: per step torch's matrix products and one Triton kernel for all else",
+    "sequence": "sequence: one Triton kernel for all steps of a layer and direction",
 }
 _BETWEEN = ("dropout", "inter_layer_dropout")
 _AT_INPUT, _AT_OUTPUT = ("input_dropout",), ("output_dropout",)
@@ -218,6 +223,13 @@ def _places(rnn: RegularizedRNN) -> dict[str, str]:
     return places
 
 
+def _schedule(rnn: RegularizedRNN, dtype: torch.dtype, device_type: str, backend: str) -> str:
+    if backend != "triton":
+        return _SCHEDULES[backend]
+    chosen = triton_schedules.choose(rnn.mode.lower(), rnn.hidden_size, rnn.proj_size > 0, dtype, device_type)
+    return f"{_TRITON_SCHEDULES[chosen.schedule]} ({chosen.why})"
+
+
 def _kept(rnn: RegularizedRNN, size: _Input, backend: str) -> tuple[int | None, str]:
     """Bytes that the forward pass keeps for backward, from the shapes alone, and what they are."""
     needs = torch.is_grad_enabled() and (size.data.requires_grad or any(w.requires_grad for w in rnn.parameters()))
@@ -226,11 +238,11 @@ def _kept(rnn: RegularizedRNN, size: _Input, backend: str) -> tuple[int | None, 
     if backend == "reference":
         return None, "every intermediate result, masks included"
     dtype, visible = result_dtypes(rnn.mode, size.data, size.packed, rnn.proj_size > 0, size.data.dtype)
-    compute = compute_dtype(dtype)
+    values, memory = kept_dtypes(backend in ("cuda", "triton"), dtype)
     plan, h = rnn._plan, rnn.proj_size or rnn.hidden_size
     unzoned = plan.zoneout_h is not None and plan.zoneout_h.output == "unzoned"
     rescaled = rnn.mode == "GRU" and plan.cell_dropout is not None  # a GRU's caller sees the memory over 1 - p
-    out_is_h = visible == compute and not unzoned and not rescaled
+    out_is_h = visible == values and not unzoned and not rescaled
     directions = 2 if rnn.bidirectional else 1
     # h is the output, which the caller or the next layer holds anyway, unless something stands in between.
     between = plan.dropout is not None or plan.inter_layer_dropout is not None
@@ -238,16 +250,16 @@ def _kept(rnn: RegularizedRNN, size: _Input, backend: str) -> tuple[int | None, 
     apart = [not out_is_h or rnn.bidirectional or (rnn.masks_on and site) for site in dropped]
     width, names = 0, ["h"] if any(apart) else []
     if rnn.mode == "LSTM":
-        width += rnn.hidden_size
-        names.insert(0, "c")
+        width += rnn.hidden_size * memory.itemsize
+        names.insert(0, "c" if memory == values else f"c in {str(memory)[6:]}")
     if not rnn.recompute:
-        width += 4 * rnn.hidden_size
+        width += 4 * rnn.hidden_size * values.itemsize
         names.insert(0, "four gates" if rnn.mode == "LSTM" else "r, z, n and the recurrent part of n")
-    states = directions * (rnn.num_layers * width + sum(apart) * h) * compute.itemsize
+    states = directions * (rnn.num_layers * width + sum(apart) * h * values.itemsize)
     first, *rest = _input_sizes(rnn)[:-1]
     inputs = first * size.data.dtype.itemsize + sum(rest) * visible.itemsize
     names.append("each layer's input")
-    return size.pairs * (states + inputs), " + ".join(names) + f" ({str(compute)[6:]})"
+    return size.pairs * (states + inputs), " + ".join(names) + f" ({str(values)[6:]})"
 
 
 def explain(rnn: RegularizedRNN, x: Tensor | PackedSequence) -> Explanation:
@@ -279,13 +291,14 @@ def explain(rnn: RegularizedRNN, x: Tensor | PackedSequence) -> Explanation:
     else:
         masks_on = "on: mc=True, in eval" if rnn.mc else "off: eval"
     kept_bytes, kept = _kept(rnn, size, backend)
+    dtype, _ = result_dtypes(rnn.mode, size.data, size.packed, rnn.proj_size > 0, size.data.dtype)
     kind = "packed " if size.packed else ""
     given = f"{kind}T={size.steps} B={size.batch} {str(size.data.dtype)[6:]} on {size.data.device}"
     return Explanation(
         f"{rnn.mode}({rnn.extra_repr()})",
         given,
         backend,
-        _SCHEDULES[backend],
+        _schedule(rnn, dtype, device_type, backend),
         why,
         others,
         masks_on,

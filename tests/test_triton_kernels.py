@@ -104,7 +104,7 @@ def cases(*groups: Any, cells: tuple[str, ...] = CELLS) -> list[Any]:
 
 def everything(cell: str) -> dict[str, dict[str, Any]]:
     unzoned = {"zoneout_h": frd.Zoneout(0.2, "sequence", False, "unzoned")}
-    return {"everything": all_sites(cell), "everything_unzoned": inner_sites(cell) | unzoned, "nothing": {}}
+    return {"everything": inner_sites(cell), "everything_unzoned": inner_sites(cell) | unzoned, "nothing": {}}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -112,7 +112,17 @@ def everything(cell: str) -> dict[str, dict[str, Any]]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("cell", "sites"), cases(alone, options))
+def of_projections(cell: str) -> dict[str, dict[str, Any]]:
+    """With a projection the gates are an LSTM's: only what acts on h and on W_hr is another kernel's."""
+    chosen = {**alone(cell), **options(cell)}
+    names = ("hidden", "projection", "zoneout_h")
+    return {name: sites for name, sites in chosen.items() if any(part in name for part in names)}
+
+
+@pytest.mark.parametrize(
+    ("cell", "sites"),
+    [*cases(alone, options, cells=("LSTM", "GRU")), *cases(of_projections, cells=("LSTM_proj",))],
+)
 def test_training(cell: str, sites: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Results, states and every gradient, both directions: padded with all gates kept, packed with none."""
     rnn, x, states = made(cell, sites)
@@ -143,7 +153,12 @@ def test_everything(
     assert_same(measure(rnn, x, states, lengths, **given), want, TOLERANCE[torch.float64])
 
 
-@pytest.mark.parametrize(("cell", "sites"), cases(alone, options, everything))
+def left_in_eval(cell: str) -> dict[str, dict[str, Any]]:
+    """What differs from no site at all once masks are off: expectations."""
+    return {name: sites for name, sites in options(cell).items() if "paper" in name or "zoneout" in name}
+
+
+@pytest.mark.parametrize(("cell", "sites"), cases(left_in_eval, everything))
 def test_eval(cell: str, sites: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks off, which is legal to differentiate."""
     rnn, x, states = made(cell, sites, steps=2, batch=2)
@@ -166,7 +181,7 @@ def test_mc(cell: str) -> None:
 
 
 @pytest.mark.parametrize("rate", [1.0, 1 - 2**-32], ids=["1", "next_to_1"])
-@pytest.mark.parametrize(("cell", "sites"), cases(everything, cells=("LSTM", "GRU")))
+@pytest.mark.parametrize(("cell", "sites"), cases(everything, cells=("LSTM", "GRU"))[1::3])
 def test_rates_of_one(cell: str, sites: dict[str, Any], rate: float) -> None:
     """Finite, and what the reference says; a threshold of 2**32 does not fit a word."""
     rnn, x, states = made(cell, sites, steps=2, batch=2)
@@ -200,7 +215,7 @@ def test_sizes(cell: str, units: int, batch: int, steps: int, schedule: str, mon
     assert_same(measure(rnn, x, states, **given), want, TOLERANCE[torch.float64])
 
 
-@pytest.mark.parametrize("lengths", [[4, 4], [1, 1, 1], [1, 4, 2], [2, 3, 4, 4, 1, 3]], ids=str)
+@pytest.mark.parametrize("lengths", [[1, 1, 1], [1, 4, 2], [2, 3, 4, 4, 1, 3]], ids=str)
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("cell", CELLS)
 def test_packed_lengths(cell: str, schedule: str, lengths: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +282,7 @@ def test_float32(cell: str, schedule: str, lengths: list[int] | None, monkeypatc
     if use(monkeypatch, schedule, cell, torch.float32) != schedule:
         pytest.skip("this layer has the alternating schedule alone")
     monkeypatch.setenv("FRD_TRITON_PRECISION", "ieee")
-    rnn, x, states = rounded(*made(cell, inner_sites(cell), (6, 33, 17)), torch.float32)
+    rnn, x, states = rounded(*made(cell, inner_sites(cell), (6, 17, 9)), torch.float32)
     given = drawn()
     want = expect(rnn, x, states, masks_of(rnn, pack(x, lengths), **given), lengths)
     for recompute in (False, True):
@@ -288,7 +303,7 @@ def test_low_precision(cell: str, schedule: str, dtype: torch.dtype, monkeypatch
     """
     if use(monkeypatch, schedule, cell, dtype) != schedule:
         pytest.skip("this layer has the alternating schedule alone")
-    rnn, x, states = rounded(*made(cell, inner_sites(cell), (6, 33, 17)), dtype)
+    rnn, x, states = rounded(*made(cell, inner_sites(cell), (6, 17, 9)), dtype)
     given = drawn()
     want = expect(rnn, x, states, masks_of(rnn, pack(x, LENGTHS), **given), LENGTHS)
     for recompute in (False, True):
@@ -314,16 +329,15 @@ def test_weights_of_another_dtype(cell: str, weights: torch.dtype) -> None:
     assert (out - plain).abs().max() <= 4 * torch.finfo(torch.bfloat16).eps * plain.abs().max()
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("cell", CELLS)
-def test_gradcheck(cell: str, training: bool, schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cell", "schedule"), [("LSTM", "sequence"), ("LSTM_proj", "alternating"), ("GRU", "sequence")]
+)
+def test_gradcheck(cell: str, schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Finite differences of the kernels themselves, with the reference out of play."""
-    if use(monkeypatch, schedule, cell) != schedule:
-        pytest.skip("this layer has the alternating schedule alone")
-    rnn, x, states = made(cell, inner_sites(cell), (2, 3, 2), steps=2, batch=2)
-    rnn.train(training)
-    given: dict[str, Any] = {"rng": frd.draw_rng(DEVICE)} if training else {}
+    use(monkeypatch, schedule, cell)
+    sites = {"hidden_dropout": 0.3, "cell_dropout": 0.2, "zoneout_h": 0.2, "weight_dropout": 0.3}
+    rnn, x, states = made(cell, sites, (2, 3, 2), steps=2, batch=2, bidirectional=False)
+    given: dict[str, Any] = {"rng": frd.draw_rng(DEVICE)}
     leaves = leaves_of(rnn, x, states)
 
     def run(*values: Tensor) -> tuple[Tensor, ...]:
