@@ -14,8 +14,8 @@ from .checks import check, check_device, check_floating, check_saved, check_shap
 from .entry import enter_state, leave_state, operands
 from .passes import Pass
 from .products import new_product, product, row_sum
-from .schedules import TILES, choose, precision, rows_of_chunk
-from .sequence import layout_of
+from .schedules import TILES, precision, rows_of_chunk
+from .sequence import at_once, layout_of
 from .state_sites import Sites
 from .weights import WeightMasks
 
@@ -72,17 +72,17 @@ def forward(
     read = halves[0]
     enter_state(layer.c0, c, None, sites, memory=True)
     enter_state(layer.h0, h, read, sites, memory=False)
-    at_once = choose("lstm", units, w_hr is not None, p.dtype, p.x.device.type).schedule == "sequence"
-    layout = layout_of(batch, p.x.device) if at_once else None
+    whole = at_once("lstm", units, w_hr is not None, p.dtype, batch, p.x.device)
+    layout = layout_of(batch, p.x.device) if whole else None
     halves[1].copy_(read)  # rows that begin later, in a reversed packed batch, may find either half
-    rec = p.sums(0 if at_once else batch.batch, 4 * units)
+    rec = p.sums(0 if whole else batch.batch, 4 * units)
     outputs = projected = None
     if w_hr is not None:
         outputs, projected = p.values(batch.batch, units), p.sums(batch.batch, width)
 
     for begin, end, row, chunk_rows in batch.chunks(rows_of_chunk(4 * units, p.compute.itemsize)):
         pre = new_product(p.x[row : row + chunk_rows], w_ih.t(), p.compute)
-        if at_once:
+        if whole:
             sequence.forward_steps(
                 pre, w_hh, p.b_ih, p.b_hh, c, h, halves, out, states, gates, cells, layout, sites, batch, begin, end,
                 row, TILES, precision(p.dtype),
@@ -185,13 +185,13 @@ def backward(
             product(dgates[row : row + n], w_hh, rec[:n])
         return n
 
-    at_once = choose("lstm", units, w_hr is not None, p.dtype, p.x.device.type).schedule == "sequence"
-    if at_once:
+    whole = at_once("lstm", units, w_hr is not None, p.dtype, batch, p.x.device)
+    if whole:
         sequence.backward_steps(
             w_hh, dout, dh, gates, cells, c0, dc, dgates, layout_of(batch, p.x.device), sites, batch, TILES,
             precision(p.dtype),
         )  # fmt: skip
-    for s in () if at_once else reversed(range(batch.steps)):
+    for s in () if whole else reversed(range(batch.steps)):
         t = batch.time(s)
         active, row = batch.active(t), batch.row(t)
         send(batch.after(t))
