@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .batch import Batch
+from .launch import launch
 from .philox import SEQ, below, derive_key, keep_scale, philox, side_by_side
 from .schedules import BLOCKS
 from .state_sites import examples
@@ -85,9 +86,9 @@ def drop_rows(
     compute = tl.float64 if x.dtype == torch.float64 else tl.float32
     for run in batch.runs():
         calls = run.rows * triton.cdiv(width, 4)
-        if calls:
-            drop_rows_kernel[(triton.cdiv(calls, BLOCKS.dropout),)](
-                x, target, rng, thresholds, example_ids, run.row, run.rows, run.batch, step_offset + run.step, stream,
-                SITE=site, WIDTH=width, PER_STEP=per_step, SHARED=batch_shared, COMPUTE=compute, BLOCK=BLOCKS.dropout,
-            )  # fmt: skip
+        launch(
+            drop_rows_kernel, triton.cdiv(calls, BLOCKS.dropout),
+            x, target, rng, thresholds, example_ids, run.row, run.rows, run.batch, step_offset + run.step, stream,
+            SITE=site, WIDTH=width, PER_STEP=per_step, SHARED=batch_shared, COMPUTE=compute, BLOCK=BLOCKS.dropout,
+        )  # fmt: skip
     return target

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .batch import Batch
+from .launch import launch
 from .schedules import BLOCKS
 from .state_sites import Sites, drop_hidden, enter, examples, read_memory, state_masks
 
@@ -71,11 +72,11 @@ def enter_state(
     source: Tensor, state: Tensor, read: Tensor | None, sites: Sites, *, memory: bool, scaled: bool = False
 ) -> None:
     total, width = state.numel(), state.shape[1]
-    if total:
-        enter_kernel[(triton.cdiv(total, BLOCKS.step),)](
-            source.contiguous(), state, read, *sites.tensors, total, sites.stream,
-            MEMORY=memory, SCALED=scaled, WIDTH=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
-        )  # fmt: skip
+    launch(
+        enter_kernel, triton.cdiv(total, BLOCKS.step),
+        source.contiguous(), state, read, *sites.tensors, total, sites.stream,
+        MEMORY=memory, SCALED=scaled, WIDTH=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+    )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -119,11 +120,11 @@ def leave_state(
     carried: Tensor, rec: Tensor | None, sent: int, target: Tensor, sites: Sites, *, memory: bool, scaled: bool = False
 ) -> None:
     total, width = carried.numel(), carried.shape[1]
-    if total:
-        leave_kernel[(triton.cdiv(total, BLOCKS.step),)](
-            carried, rec, target, *sites.tensors, sent, total, sites.stream,
-            MEMORY=memory, SCALED=scaled, WIDTH=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
-        )  # fmt: skip
+    launch(
+        leave_kernel, triton.cdiv(total, BLOCKS.step),
+        carried, rec, target, *sites.tensors, sent, total, sites.stream,
+        MEMORY=memory, SCALED=scaled, WIDTH=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+    )  # fmt: skip
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -181,7 +182,8 @@ def operands(states: Tensor, h0: Tensor, target: Tensor, batch: Batch, sites: Si
             continue
         edge = run.steps - 1 if batch.reverse else 0
         t = run.step + edge
-        operands_kernel[(triton.cdiv(total, BLOCKS.step),)](
+        launch(
+            operands_kernel, triton.cdiv(total, BLOCKS.step),
             states, h0.contiguous(), target, *sites.tensors, run.row, run.rows, run.batch,
             run.batch if batch.reverse else -run.batch, edge, batch.row(batch.before(t)), batch.continued(t),
             sites.stream, SCALED=scaled, WIDTH=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,

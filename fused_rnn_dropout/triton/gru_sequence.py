@@ -12,6 +12,7 @@ from torch import Tensor
 from .batch import Batch
 from .cells import gru_forward
 from .gru_step import at_h, finish, pre_activations
+from .launch import launch
 from .schedules import Tiles
 from .sequence import dot, rows_of
 from .state_sites import Sites, examples, state_masks
@@ -98,13 +99,13 @@ def forward_steps(
     batch: Batch, begin: int, end: int, chunk_row: int, tiles: Tiles, precision: str,
 ) -> None:  # fmt: skip
     """Steps ``begin`` .. ``end`` in the order of the recurrence."""
-    if batch.batch:
-        gru_sequence_forward_kernel[(triton.cdiv(batch.batch, tiles.rows),)](
-            pre, w_hh, b_ih, b_hh, h, read, out, states, gates, resets, layout, *sites.tensors, begin, end,
-            batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, REVERSE=batch.reverse,
-            PRECISION=precision, H=h.shape[1], FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k,
-            num_warps=tiles.warps, num_stages=tiles.stages,
-        )  # fmt: skip
+    launch(
+        gru_sequence_forward_kernel, triton.cdiv(batch.batch, tiles.rows),
+        pre, w_hh, b_ih, b_hh, h, read, out, states, gates, resets, layout, *sites.tensors, begin, end,
+        batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, REVERSE=batch.reverse,
+        PRECISION=precision, H=h.shape[1], FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k,
+        num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
 
 
 @triton.jit(
@@ -169,10 +170,10 @@ def backward_steps(
     w_hh: Tensor, dout: Tensor | None, dh: Tensor, gates: Tensor, resets: Tensor, states: Tensor, h0: Tensor,
     dgates: Tensor, layout: Tensor | None, sites: Sites, batch: Batch, tiles: Tiles, precision: str,
 ) -> None:  # fmt: skip
-    if batch.batch:
-        gru_sequence_backward_kernel[(triton.cdiv(batch.batch, tiles.rows),)](
-            w_hh, dout, dh, gates, resets, states, h0, dgates, layout, *sites.tensors, batch.steps, batch.batch,
-            sites.step_offset, sites.stream, REVERSE=batch.reverse, PRECISION=precision, H=dh.shape[1],
-            FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps,
-            num_stages=tiles.stages,
-        )  # fmt: skip
+    launch(
+        gru_sequence_backward_kernel, triton.cdiv(batch.batch, tiles.rows),
+        w_hh, dout, dh, gates, resets, states, h0, dgates, layout, *sites.tensors, batch.steps, batch.batch,
+        sites.step_offset, sites.stream, REVERSE=batch.reverse, PRECISION=precision, H=dh.shape[1],
+        FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps,
+        num_stages=tiles.stages,
+    )  # fmt: skip

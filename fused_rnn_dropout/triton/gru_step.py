@@ -13,6 +13,7 @@ from torch import Tensor
 from .batch import Batch
 from .cells import gru_backward, gru_forward, sigmoid, tanh
 from .entry import operand, through
+from .launch import launch
 from .schedules import BLOCKS
 from .state_sites import Sites, enter, examples, on, read_memory, split_h, state_masks, zone_h
 
@@ -118,11 +119,11 @@ def forward_step(
     chunk_row: int,
 ) -> None:  # fmt: skip
     active, units, row = batch.active(t), h.shape[1], batch.row(t)
-    if active:
-        gru_forward_kernel[(triton.cdiv(active * units, BLOCKS.step),)](
-            pre, rec, b_ih, b_hh, h, read, out, states, gates, resets, *sites.tensors, active, row, row - chunk_row,
-            sites.step_offset + t, sites.stream, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
-        )  # fmt: skip
+    launch(
+        gru_forward_kernel, triton.cdiv(active * units, BLOCKS.step),
+        pre, rec, b_ih, b_hh, h, read, out, states, gates, resets, *sites.tensors, active, row, row - chunk_row,
+        sites.step_offset + t, sites.stream, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["total"], do_not_specialize_on_alignment=["pre", "rec", "b_ih", "b_hh"])
@@ -151,10 +152,20 @@ def gru_activate_kernel(
 
 def activate(pre: Tensor, rec: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, gates: Tensor, resets: Tensor) -> None:
     """The gates of some rows once more, for a backward whose forward kept only the states."""
-    if total := resets.numel():
-        gru_activate_kernel[(triton.cdiv(total, BLOCKS.step),)](
-            pre, rec, b_ih, b_hh, gates, resets, total, H=resets.shape[1], BLOCK=BLOCKS.step
-        )
+    total = resets.numel()
+    launch(
+        gru_activate_kernel,
+        triton.cdiv(total, BLOCKS.step),
+        pre,
+        rec,
+        b_ih,
+        b_hh,
+        gates,
+        resets,
+        total,
+        H=resets.shape[1],
+        BLOCK=BLOCKS.step,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -248,9 +259,9 @@ def backward_step(
     dgates: Tensor, sites: Sites, batch: Batch, t: int,
 ) -> None:  # fmt: skip
     active, sent, units = batch.active(t), batch.active(batch.after(t)), dh.shape[1]
-    if active:
-        gru_backward_kernel[(triton.cdiv(max(active, sent) * units, BLOCKS.step),)](
-            rec, dout, dh, gates, resets, states, h0, dgates, *sites.tensors, active, sent, batch.row(t),
-            batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
-            FLAGS=sites.flags, BLOCK=BLOCKS.step,
-        )  # fmt: skip
+    launch(
+        gru_backward_kernel, triton.cdiv(max(active, sent) * units, BLOCKS.step),
+        rec, dout, dh, gates, resets, states, h0, dgates, *sites.tensors, active, sent, batch.row(t),
+        batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
+        FLAGS=sites.flags, BLOCK=BLOCKS.step,
+    )  # fmt: skip

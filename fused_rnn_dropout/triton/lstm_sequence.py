@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .batch import Batch
 from .cells import lstm_forward
+from .launch import launch
 from .lstm_step import at_gates, at_h, finish, pre_activation
 from .schedules import Tiles
 from .sequence import dot, rows_of
@@ -109,13 +110,13 @@ def forward_steps(
     batch: Batch, begin: int, end: int, chunk_row: int, tiles: Tiles, precision: str,
 ) -> None:  # fmt: skip
     """Steps ``begin`` .. ``end`` in the order of the recurrence."""
-    if batch.batch:
-        lstm_sequence_forward_kernel[(triton.cdiv(batch.batch, tiles.rows),)](
-            pre, w_hh, b_ih, b_hh, c, h, read, out, states, gates, cells, layout, *sites.tensors, begin, end,
-            batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, REVERSE=batch.reverse,
-            PRECISION=precision, H=c.shape[1], FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k,
-            num_warps=tiles.warps, num_stages=tiles.stages,
-        )  # fmt: skip
+    launch(
+        lstm_sequence_forward_kernel, triton.cdiv(batch.batch, tiles.rows),
+        pre, w_hh, b_ih, b_hh, c, h, read, out, states, gates, cells, layout, *sites.tensors, begin, end,
+        batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, REVERSE=batch.reverse,
+        PRECISION=precision, H=c.shape[1], FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k,
+        num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
 
 
 @triton.jit(
@@ -186,10 +187,10 @@ def backward_steps(
     w_hh: Tensor, dout: Tensor | None, dh: Tensor, gates: Tensor, cells: Tensor, c0: Tensor, dc: Tensor, dgates: Tensor,
     layout: Tensor | None, sites: Sites, batch: Batch, tiles: Tiles, precision: str,
 ) -> None:  # fmt: skip
-    if batch.batch:
-        lstm_sequence_backward_kernel[(triton.cdiv(batch.batch, tiles.rows),)](
-            w_hh, dout, dh, gates, cells, c0, dc, dgates, layout, *sites.tensors, batch.steps, batch.batch,
-            sites.step_offset, sites.stream, REVERSE=batch.reverse, PRECISION=precision, H=dc.shape[1],
-            FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps,
-            num_stages=tiles.stages,
-        )  # fmt: skip
+    launch(
+        lstm_sequence_backward_kernel, triton.cdiv(batch.batch, tiles.rows),
+        w_hh, dout, dh, gates, cells, c0, dc, dgates, layout, *sites.tensors, batch.steps, batch.batch,
+        sites.step_offset, sites.stream, REVERSE=batch.reverse, PRECISION=precision, H=dc.shape[1],
+        FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps,
+        num_stages=tiles.stages,
+    )  # fmt: skip

@@ -14,6 +14,7 @@ from torch import Tensor
 from .batch import Batch
 from .cells import lstm_backward, lstm_forward, lstm_memory, lstm_output, sigmoid, tanh
 from .entry import operand, through
+from .launch import launch
 from .schedules import BLOCKS
 from .state_sites import Sites, enter, examples, on, split_h, state_masks, zone_h
 
@@ -121,11 +122,11 @@ def forward_step(
     cells: Tensor | None, sites: Sites, batch: Batch, t: int, chunk_row: int,
 ) -> None:  # fmt: skip
     active, units, row = batch.active(t), c.shape[1], batch.row(t)
-    if active:
-        lstm_forward_kernel[(triton.cdiv(active * units, BLOCKS.step),)](
-            pre, rec, b_ih, b_hh, c, h, read, out, states, outputs, gates, cells, *sites.tensors, active, row,
-            row - chunk_row, sites.step_offset + t, sites.stream, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
-        )  # fmt: skip
+    launch(
+        lstm_forward_kernel, triton.cdiv(active * units, BLOCKS.step),
+        pre, rec, b_ih, b_hh, c, h, read, out, states, outputs, gates, cells, *sites.tensors, active, row,
+        row - chunk_row, sites.step_offset + t, sites.stream, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["active", "row0", "step", "stream"], do_not_specialize_on_alignment=_SITES)
@@ -162,11 +163,11 @@ def project_step(
     projected: Tensor, h: Tensor, read: Tensor, out: Tensor, states: Tensor | None, sites: Sites, batch: Batch, t: int
 ) -> None:
     active, width = batch.active(t), h.shape[1]
-    if active:
-        lstm_project_kernel[(triton.cdiv(active * width, BLOCKS.step),)](
-            projected, h, read, out, states, *sites.tensors, active, batch.row(t), sites.step_offset + t, sites.stream,
-            P=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
-        )  # fmt: skip
+    launch(
+        lstm_project_kernel, triton.cdiv(active * width, BLOCKS.step),
+        projected, h, read, out, states, *sites.tensors, active, batch.row(t), sites.step_offset + t, sites.stream,
+        P=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["total"], do_not_specialize_on_alignment=["pre", "rec", "b_ih", "b_hh"])
@@ -189,10 +190,19 @@ def lstm_activate_kernel(
 
 def activate(pre: Tensor, rec: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, gates: Tensor) -> None:
     """The gates of some rows once more, for a backward whose forward kept only the states."""
-    if total := gates.numel():
-        lstm_activate_kernel[(triton.cdiv(total, BLOCKS.step),)](
-            pre, rec, b_ih, b_hh, gates, total, H=gates.shape[1] // 4, BLOCK=BLOCKS.step
-        )
+    total = gates.numel()
+    launch(
+        lstm_activate_kernel,
+        triton.cdiv(total, BLOCKS.step),
+        pre,
+        rec,
+        b_ih,
+        b_hh,
+        gates,
+        total,
+        H=gates.shape[1] // 4,
+        BLOCK=BLOCKS.step,
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -373,23 +383,23 @@ def backward_step(
     sites: Sites, batch: Batch, t: int,
 ) -> None:  # fmt: skip
     active, sent, units = batch.active(t), batch.active(batch.after(t)), dc.shape[1]
-    if active:
-        lstm_backward_kernel[(triton.cdiv(max(active, sent) * units, BLOCKS.step),)](
-            rec, dout, dh, gates, cells, c0, dc, dgates, *sites.tensors, active, sent, batch.row(t),
-            batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
-            FLAGS=sites.flags, BLOCK=BLOCKS.step,
-        )  # fmt: skip
+    launch(
+        lstm_backward_kernel, triton.cdiv(max(active, sent) * units, BLOCKS.step),
+        rec, dout, dh, gates, cells, c0, dc, dgates, *sites.tensors, active, sent, batch.row(t),
+        batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
+        FLAGS=sites.flags, BLOCK=BLOCKS.step,
+    )  # fmt: skip
 
 
 def unproject_step(
     rec: Tensor, dout: Tensor | None, dh: Tensor, dprojected: Tensor, sites: Sites, batch: Batch, t: int
 ) -> None:
     active, sent, width = batch.active(t), batch.active(batch.after(t)), dh.shape[1]
-    if active:
-        lstm_unproject_kernel[(triton.cdiv(max(active, sent) * width, BLOCKS.step),)](
-            rec, dout, dh, dprojected, *sites.tensors, active, sent, batch.row(t), sites.step_offset + t, sites.stream,
-            P=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
-        )  # fmt: skip
+    launch(
+        lstm_unproject_kernel, triton.cdiv(max(active, sent) * width, BLOCKS.step),
+        rec, dout, dh, dprojected, *sites.tensors, active, sent, batch.row(t), sites.step_offset + t, sites.stream,
+        P=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+    )  # fmt: skip
 
 
 def projected_backward_step(
@@ -397,9 +407,9 @@ def projected_backward_step(
     batch: Batch, t: int,
 ) -> None:  # fmt: skip
     active, units = batch.active(t), dc.shape[1]
-    if active:
-        lstm_projected_backward_kernel[(triton.cdiv(active * units, BLOCKS.step),)](
-            dh_new, gates, cells, c0, dc, dgates, outputs, *sites.tensors, active, batch.row(t),
-            batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
-            FLAGS=sites.flags, BLOCK=BLOCKS.step,
-        )  # fmt: skip
+    launch(
+        lstm_projected_backward_kernel, triton.cdiv(active * units, BLOCKS.step),
+        dh_new, gates, cells, c0, dc, dgates, outputs, *sites.tensors, active, batch.row(t),
+        batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
+        FLAGS=sites.flags, BLOCK=BLOCKS.step,
+    )  # fmt: skip

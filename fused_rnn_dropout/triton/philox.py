@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import sites
 from ..sites import DOMAIN, KIND
+from .launch import launch
 
 SEQ = tl.constexpr(sites.SEQ)
 _DOMAIN = tl.constexpr(DOMAIN)
@@ -109,5 +110,7 @@ def words(rng: Tensor, b: Tensor, c: Tensor, units: int, stream: int) -> Tensor:
     total = c.numel() * b.numel() * calls
     if total:
         width = 4 * units if single else units
-        words_kernel[(triton.cdiv(total, 256),)](rng, b, c, target, b.numel(), calls, total, width, stream, BLOCK=256)
+        launch(
+            words_kernel, triton.cdiv(total, 256), rng, b, c, target, b.numel(), calls, total, width, stream, BLOCK=256
+        )
     return target

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..fakes import compute_dtype
 from ..sites import FLAG, KIND, SITE_INDEX, stream
+from .launch import launch
 from .philox import SEQ, below, derive_key, keep_rate, keep_scale, philox
 
 _P_HIDDEN = tl.constexpr(SITE_INDEX["hidden_dropout"])
@@ -147,7 +148,7 @@ class Sites(NamedTuple):
             assert thresholds is not None
             numbers = torch.empty(_NUMBERS, dtype=compute_dtype(dtype), device=thresholds.device)
             keys = torch.empty(_KEYS, dtype=torch.int64, device=thresholds.device)
-            prepare_kernel[(1,)](thresholds, rng_state, rng_hidden, numbers, keys, FLAGS=flags, num_warps=1)
+            launch(prepare_kernel, 1, thresholds, rng_state, rng_hidden, numbers, keys, FLAGS=flags, num_warps=1)
         return Sites(
             thresholds if flags else None,
             numbers,

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..fakes import compute_dtype
 from ..sites import FLAG, KIND, SITE_INDEX, stream
+from .launch import launch
 from .philox import SEQ, below, derive_key, keep_scale, philox, side_by_side
 from .schedules import BLOCKS
 
@@ -86,7 +87,8 @@ class WeightMasks:
         target = torch.empty_like(matrix, dtype=dtype)
         rows, columns = matrix.shape
         calls = rows * triton.cdiv(columns, 4)
-        mask_weight_kernel[(triton.cdiv(calls, BLOCKS.weights),)](
+        launch(
+            mask_weight_kernel, triton.cdiv(calls, BLOCKS.weights),
             matrix, target, self.rng, self.thresholds, rows, _ROW_NUMBERS.index(name),
             stream(kind, self.layer, self.direction), COLUMNS=columns, BY_ROW=by_row,
             COMPUTE=tl.float64 if compute_dtype(self.dtype) == torch.float64 else tl.float32, BLOCK=BLOCKS.weights,
