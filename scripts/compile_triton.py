@@ -35,6 +35,7 @@ from fused_rnn_dropout.triton import (
     gru_step,
     lstm_sequence,
     lstm_step,
+    lstm_step_backward,
     philox,
     schedules,
     state_sites,
@@ -99,9 +100,9 @@ def cases() -> list[Case]:
         add("lstm forward, projected", lstm_step.lstm_forward_kernel, STEP, none=("h", "read", "out", "states"))
         add("lstm project", lstm_step.lstm_project_kernel, STEP)
         add("lstm activate", lstm_step.lstm_activate_kernel, STEP)
-        add("lstm backward", lstm_step.lstm_backward_kernel, STEP)
-        add("lstm unproject", lstm_step.lstm_unproject_kernel, STEP)
-        add("lstm backward, projected", lstm_step.lstm_projected_backward_kernel, STEP)
+        add("lstm backward", lstm_step_backward.lstm_backward_kernel, STEP)
+        add("lstm unproject", lstm_step_backward.lstm_unproject_kernel, STEP)
+        add("lstm backward, projected", lstm_step_backward.lstm_projected_backward_kernel, STEP)
         add("gru forward", gru_step.gru_forward_kernel, STEP)
         add("gru activate", gru_step.gru_activate_kernel, STEP)
         add("gru backward", gru_step.gru_backward_kernel, STEP)

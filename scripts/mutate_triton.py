@@ -45,10 +45,10 @@ FAULTS = (
         "dropout_is",
         BACKEND,
     ),
-    Fault("one word for two sites", "state_sites.py", "update = below(w2,", "update = below(w1,"),
+    Fault("one word for two sites", "state_masks.py", "update = below(w2,", "update = below(w1,"),
     Fault("step_offset ignored", "lstm_step.py", "sites.step_offset + t", "t"),
     Fault(
-        "example ids ignored", "state_sites.py", "example = tl.load(example_ids + b, inside, other=0)", "example = b"
+        "example ids ignored", "state_masks.py", "example = tl.load(example_ids + b, inside, other=0)", "example = b"
     ),
     Fault(
         "dropout scale rounded with the input",
@@ -79,7 +79,7 @@ FAULTS = (
     ),
     Fault(
         "hidden mask left out in backward",
-        "lstm_step.py",
+        "lstm_step_backward.py",
         "total += through(sum_, numbers, keys, thresholds, unit, example, stream, False, FLAGS)",
         "total += sum_",
     ),
@@ -91,7 +91,7 @@ FAULTS = (
     ),
     Fault(
         "backward takes the masks of another step",
-        "lstm_step.py",
+        "lstm_step_backward.py",
         "batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units",
         "batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t + 1, sites.stream, H=units",
     ),
@@ -103,19 +103,19 @@ FAULTS = (
     ),
     Fault(
         "dead units enter alive",
-        "state_sites.py",
-        'if source(FLAGS, "CELL") == "sequence":\n        value = tl.where(memory, 0.0, value)',
-        "if False:\n        value = tl.where(memory, 0.0, value)",
+        "state_masks.py",
+        "value = tl.where(dead, 0.0, value)",
+        "pass",
     ),
     Fault(
         "zoneout's masks inverted",
-        "state_sites.py",
+        "state_masks.py",
         "new = tl.where(keep_old, old, new)",
         "new = tl.where(keep_old, new, old)",
     ),
     Fault(
         "zoneout's expectation forgotten in eval",
-        "state_sites.py",
+        "state_masks.py",
         "new = z * old + (1.0 - z) * new",
         "new = z * old + new",
         "test_eval and zoneout",
@@ -151,7 +151,9 @@ FAULTS = (
         "tl.store(out + row * P + unit, zoned, inside)",
         "tl.store(out + row * P + unit, h_new, inside)",
     ),
-    Fault("rows that are done change", "lstm_step.py", "tl.where(b < active, to_old, total)", "to_old", "packed"),
+    Fault(
+        "rows that are done change", "lstm_step_backward.py", "tl.where(b < active, to_old, total)", "to_old", "packed"
+    ),
     Fault(
         "rows that begin later read another row",
         "entry.py",

@@ -15,7 +15,7 @@ from .batch import Batch
 from .launch import launch
 from .philox import SEQ, below, derive_key, keep_scale, philox, side_by_side
 from .schedules import BLOCKS
-from .state_sites import examples
+from .state_masks import examples
 
 
 @triton.jit(

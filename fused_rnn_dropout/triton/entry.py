@@ -13,7 +13,8 @@ from torch import Tensor
 from .batch import Batch
 from .launch import launch
 from .schedules import BLOCKS
-from .state_sites import Sites, drop_hidden, enter, examples, read_memory, state_masks
+from .state_masks import dead_units, drop_hidden, enter, examples, read_memory
+from .state_sites import Sites
 
 
 @triton.jit
@@ -60,8 +61,8 @@ def enter_kernel(
     unit, example = at % WIDTH, examples(example_ids, at // WIDTH, inside)
     value = tl.load(source + at, inside, other=0.0).to(S)
     if MEMORY:
-        _, memory, _, _ = state_masks(keys, thresholds, unit, example, unit, stream, FLAGS)
-        value = enter(value, memory, numbers, SCALED, FLAGS)
+        dead = dead_units(keys, thresholds, unit, example, stream, FLAGS)
+        value = enter(value, dead, numbers, SCALED, FLAGS)
     tl.store(state + at, value, inside)
     if read is not None:
         value = operand(value, numbers, keys, thresholds, unit, example, stream, SCALED, FLAGS)
@@ -111,8 +112,8 @@ def leave_kernel(
         sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
         grad += through(sum_, numbers, keys, thresholds, unit, example, stream, SCALED, FLAGS)
     if MEMORY:
-        _, memory, _, _ = state_masks(keys, thresholds, unit, example, unit, stream, FLAGS)
-        grad = enter(grad, memory, numbers, SCALED, FLAGS)
+        dead = dead_units(keys, thresholds, unit, example, stream, FLAGS)
+        grad = enter(grad, dead, numbers, SCALED, FLAGS)
     tl.store(target + at, grad, inside)
 
 
@@ -167,8 +168,8 @@ def operands_kernel(
     h = tl.load(states + before * WIDTH + unit, inside & (begins == 0), other=0.0).to(S)
     first = tl.load(h0 + b * WIDTH + unit, inside & begins, other=0.0).to(S)
     if SCALED:
-        _, memory, _, _ = state_masks(keys, thresholds, unit, example, unit, stream, FLAGS)
-        first = enter(first, memory, numbers, SCALED, FLAGS)
+        dead = dead_units(keys, thresholds, unit, example, stream, FLAGS)
+        first = enter(first, dead, numbers, SCALED, FLAGS)
     h = operand(tl.where(begins, first, h), numbers, keys, thresholds, unit, example, stream, SCALED, FLAGS)
     tl.store(target + (row0 + i) * WIDTH + unit, h, inside)
 

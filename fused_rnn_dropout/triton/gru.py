@@ -70,7 +70,8 @@ def forward(
     enter_state(layer.h0, h, read, sites, memory=True, scaled=True)
     whole = at_once("gru", units, False, p.dtype, batch, p.x.device)
     layout = layout_of(batch, p.x.device) if whole else None
-    halves[1].copy_(read)  # rows that begin later, in a reversed packed batch, may find either half
+    if whole:
+        halves[1].copy_(read)  # rows that begin later, in a reversed packed batch, may find either half
     rec = p.sums(0 if whole else batch.batch, 3 * units)
     for begin, end, row, chunk_rows in batch.chunks(rows_of_chunk(3 * units, p.compute.itemsize)):
         pre = new_product(p.x[row : row + chunk_rows], w_ih.t(), p.compute)

@@ -15,7 +15,8 @@ from .gru_step import at_h, finish, pre_activations
 from .launch import launch
 from .schedules import Tiles
 from .sequence import dot, rows_of
-from .state_sites import Sites, examples, state_masks
+from .state_masks import examples, state_masks
+from .state_sites import Sites
 
 _COUNTS = ["begin", "end", "steps", "batch", "chunk_row", "step_offset", "stream"]
 

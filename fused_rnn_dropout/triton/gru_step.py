@@ -15,7 +15,8 @@ from .cells import gru_backward, gru_forward, sigmoid, tanh
 from .entry import operand, through
 from .launch import launch
 from .schedules import BLOCKS
-from .state_sites import Sites, enter, examples, on, read_memory, split_h, state_masks, zone_h
+from .state_masks import enter, examples, read_memory, split_h, state_masks, zone_h
+from .state_sites import Sites, on
 
 _SITES = ["thresholds", "example_ids"]
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..fakes import NEEDS_BIAS, NEEDS_W_HH, NEEDS_W_HR, NEEDS_W_IH, NEEDS_X, SAVE_ALL, states_apart
 from . import lstm_sequence as sequence
 from . import lstm_step as step
+from . import lstm_step_backward as step_backward
 from .batch import Batch
 from .checks import check, check_device, check_floating, check_saved, check_shapes
 from .entry import enter_state, leave_state, operands
@@ -74,7 +75,8 @@ def forward(
     enter_state(layer.h0, h, read, sites, memory=False)
     whole = at_once("lstm", units, w_hr is not None, p.dtype, batch, p.x.device)
     layout = layout_of(batch, p.x.device) if whole else None
-    halves[1].copy_(read)  # rows that begin later, in a reversed packed batch, may find either half
+    if whole:
+        halves[1].copy_(read)  # rows that begin later, in a reversed packed batch, may find either half
     rec = p.sums(0 if whole else batch.batch, 4 * units)
     outputs = projected = None
     if w_hr is not None:
@@ -196,12 +198,12 @@ def backward(
         active, row = batch.active(t), batch.row(t)
         send(batch.after(t))
         if w_hr is None:
-            step.backward_step(rec, dout, dh, gates, cells, c0, dc, dgates, sites, batch, t)
+            step_backward.backward_step(rec, dout, dh, gates, cells, c0, dc, dgates, sites, batch, t)
         else:
             assert dprojected is not None and dh_new is not None and outputs is not None
-            step.unproject_step(rec, dout, dh, dprojected, sites, batch, t)
+            step_backward.unproject_step(rec, dout, dh, dprojected, sites, batch, t)
             product(dprojected[row : row + active], w_hr, dh_new[:active])
-            step.projected_backward_step(dh_new, gates, cells, c0, dc, dgates, outputs, sites, batch, t)
+            step_backward.projected_backward_step(dh_new, gates, cells, c0, dc, dgates, outputs, sites, batch, t)
     dh0, dc0 = layer.h0.new_empty(layer.h0.shape), c0.new_empty(c0.shape)
     leave_state(dh, rec, send(batch.time(0)), dh0, sites, memory=False)
     leave_state(dc, None, 0, dc0, sites, memory=True)

@@ -12,10 +12,12 @@ from torch import Tensor
 from .batch import Batch
 from .cells import lstm_forward
 from .launch import launch
-from .lstm_step import at_gates, at_h, finish, pre_activation
+from .lstm_step import finish, pre_activation
+from .lstm_step_backward import at_gates, at_h
 from .schedules import Tiles
 from .sequence import dot, rows_of
-from .state_sites import Sites, examples, state_masks
+from .state_masks import examples, state_masks
+from .state_sites import Sites
 
 _COUNTS = ["begin", "end", "steps", "batch", "chunk_row", "step_offset", "stream"]
 
