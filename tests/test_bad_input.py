@@ -265,7 +265,8 @@ def test_only_the_reference_computes_it(option: str) -> None:
 
 
 @pytest.mark.cpu_kernels
-def test_backends_that_are_not_there() -> None:
+def test_backends_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     x = torch.randn(T, B, I)
     for backend in ("cuda", "triton"):
         with pytest.raises(ValueError, match=f'backend="{backend}" cannot run this.*backend="reference"'):

@@ -1,0 +1,121 @@
+"""What the operators refuse, in the words of the compiled ones: a kernel reads whatever its pointers lead to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..sites import FLAG, SEQ, SITES
+
+FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def check(condition: bool, message: str) -> None:
+    if not condition:
+        raise RuntimeError(message)
+
+
+def check_floating(**dtypes: Tensor | torch.dtype | None) -> None:
+    for name, given in dtypes.items():
+        dtype = given.dtype if isinstance(given, Tensor) else given
+        check(dtype is None or dtype in FLOATING, f"{name} must be float32, float64, float16 or bfloat16")
+
+
+def check_shapes(shapes: Mapping[str, tuple[Tensor | None, tuple[int, ...]]]) -> None:
+    for name, (tensor, shape) in shapes.items():
+        fits = tensor is None or tuple(tensor.shape) == shape
+        check(fits, f"{name} has a shape that does not fit the other arguments")
+
+
+def check_device(device: torch.device, **tensors: Tensor | None) -> None:
+    """A pointer to another device's memory must not reach a kernel."""
+    for name, tensor in tensors.items():
+        check(tensor is None or tensor.device == device, f"{name} must be on {device}, where x is")
+
+
+def check_saved(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Nothing that a forward kept is converted: another dtype would not be what it kept."""
+    check_shapes({name: (tensor, shape)})
+    check(tensor.dtype == dtype, f"{name} must be what the forward returned")
+
+
+def check_integers(name: str, tensor: Tensor, count: int | None = None) -> None:
+    check(tensor.dtype == torch.int64, f"{name} must be an int64 tensor")
+    fits = count is None or tensor.numel() == count
+    check(fits, f"{name} must have {count} elements, got {tensor.numel()}")
+
+
+def _values(tensor: Tensor) -> list[int]:
+    """Only of a CPU tensor: a look at those of a device would make the host wait for it."""
+    return tensor.reshape(-1).tolist() if tensor.device.type == "cpu" else []
+
+
+def check_thresholds(thresholds: Tensor) -> None:
+    check_integers("thresholds", thresholds, len(SITES))
+    fit = all(0 <= value <= 2**32 for value in _values(thresholds))
+    check(fit, "thresholds must be in [0, 2^32]")
+
+
+def check_examples(example_ids: Tensor | None, batch: int) -> None:
+    if example_ids is not None:
+        check_integers("example_ids", example_ids, batch)
+        for value in _values(example_ids):
+            check(0 <= value < SEQ, f"example_ids must be in [0, 2^32 - 1), got {value}")
+
+
+def check_steps(step_offset: int, steps: int) -> None:
+    check(
+        0 <= step_offset <= SEQ - steps,
+        f"step_offset and the number of steps must keep every step in [0, 2^32 - 1), got step_offset {step_offset}",
+    )
+
+
+def check_stream(stream: int) -> None:
+    check(0 <= stream <= SEQ, f"stream must be in [0, 2^32), got {stream}")
+
+
+def check_counters(name: str, values: Tensor) -> None:
+    check_integers(name, values)
+    for value in _values(values):
+        check(0 <= value <= SEQ, f"counter values must be in [0, 2^32), got {value}")
+
+
+def check_random(
+    device: torch.device,
+    example_ids: Tensor | None,
+    rng_state: Tensor | None,
+    rng_hidden: Tensor | None,
+    rng_weight: Tensor | None,
+    thresholds: Tensor | None,
+    flags: int,
+    layer: int,
+    step_offset: int,
+    batch: int,
+    steps: int,
+) -> None:
+    """The randomness arguments of a layer."""
+    check(0 <= flags < 2 * FLAG["MASKS_ON"], f"flags has bits that mean nothing: {flags}")
+    check(0 <= layer < 2**16, f"layer must be in [0, 65536), got {layer}")
+    check_steps(step_offset, steps)
+    check_examples(example_ids, batch)
+    if flags:
+        check(thresholds is not None, "thresholds are needed where a site is configured")
+    if thresholds is not None:
+        check_thresholds(thresholds)
+    drawing: dict[str, tuple[Any, tuple[str, ...]]] = {
+        "rng_state": (rng_state, ("UPDATE", "CELL", "ZONEOUT_C", "ZONEOUT_H")),
+        "rng_hidden": (rng_hidden, ("HIDDEN",)),
+        "rng_weight": (rng_weight, ("WEIGHT_HH", "WEIGHT_IH", "WEIGHT_HR")),
+    }
+    for name, (rng, sites) in drawing.items():
+        needed = flags & FLAG["MASKS_ON"] and any(flags & FLAG[site] for site in sites)
+        check(rng is not None or not needed, f"{name} is needed where its sites draw masks")
+        if rng is not None:
+            check_integers(name, rng, 2)
+    check_device(
+        device, example_ids=example_ids, rng_state=rng_state, rng_hidden=rng_hidden, rng_weight=rng_weight,
+        thresholds=thresholds,
+    )  # fmt: skip

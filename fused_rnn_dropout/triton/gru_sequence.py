@@ -1,0 +1,180 @@
+"""All steps of a GRU in one launch, forward and backward; ``sequence.py`` says why that is right.
+
+The maths of a step is that of ``gru_step.py``, on blocks of (ROWS, UNITS).
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .batch import Batch
+from .cells import gru_forward
+from .gru_step import at_h, finish, pre_activations
+from .launch import launch
+from .schedules import Tiles
+from .sequence import dot, rows_of
+from .state_masks import examples, state_masks
+from .state_sites import Sites
+
+_COUNTS = ["begin", "end", "steps", "batch", "chunk_row", "step_offset", "stream"]
+
+
+@triton.jit(
+    do_not_specialize=_COUNTS, do_not_specialize_on_alignment=["b_ih", "b_hh", "layout", "thresholds", "example_ids"]
+)
+def gru_sequence_forward_kernel(
+    pre,  # S [rows of a chunk, 3H]: W x
+    w_hh,  # D [3H, H], masked
+    b_ih,  # [3H], or None
+    b_hh,  # [3H], or None
+    h,  # S [B, H]: the state, carried
+    read,  # D [2, B, H]: h as products read it, both halves filled
+    out,  # D [N, H]
+    states,  # D [N, H], or None
+    gates,  # D [N, 3H], activated, or None
+    resets,  # D [N, H]: u, or None where gates is
+    layout,  # [2, T] of a packed batch, or None
+    numbers,
+    keys,
+    thresholds,
+    example_ids,
+    begin: tl.int64,  # steps in the order of the recurrence
+    end: tl.int64,
+    steps: tl.int64,
+    batch: tl.int64,
+    chunk_row: tl.int64,  # the row of `pre` number 0
+    step_offset: tl.int64,
+    stream: tl.int64,
+    REVERSE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    H: tl.constexpr,
+    FLAGS: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+    K: tl.constexpr,
+):
+    S: tl.constexpr = h.dtype.element_ty
+    b = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    example = examples(example_ids, b, b < batch)
+    for s in range(begin, end):
+        t = s
+        if REVERSE:
+            t = steps - 1 - s
+        row0, active = rows_of(layout, t, steps, batch)
+        row, from_, to = row0 + b, read + (s % 2) * batch * H, read + ((s + 1) % 2) * batch * H
+        for u0 in range(0, H, UNITS):
+            unit = u0 + tl.arange(0, UNITS)[None, :]
+            inside = (b < active) & (unit < H)
+            r, z, n = tl.zeros((ROWS, UNITS), S), tl.zeros((ROWS, UNITS), S), tl.zeros((ROWS, UNITS), S)
+            for k0 in range(0, H, K):
+                k, k_ = k0 + tl.arange(0, K)[None, :], k0 + tl.arange(0, K)[:, None]
+                operand = tl.load(from_ + b * H + k, (b < active) & (k < H), other=0.0)
+                w, fits = w_hh + unit * H + k_, (unit < H) & (k_ < H)
+                r = dot(operand, tl.load(w, fits, other=0.0), r, PRECISION)
+                z = dot(operand, tl.load(w + H * H, fits, other=0.0), z, PRECISION)
+                n = dot(operand, tl.load(w + 2 * H * H, fits, other=0.0), n, PRECISION)
+
+            update, memory, _, keep_h = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
+            p = (row - chunk_row) * (3 * H) + unit
+            r, z, n, u = pre_activations(pre, r, z, n, b_ih, b_hh, p, unit, inside, H)
+            old = tl.load(h + b * H + unit, inside, other=0.0)
+            r, z, n, h_new = gru_forward(r, z, n, u, old, update, memory, numbers, FLAGS)
+            finish(
+                h_new, old, h, to, out, states, numbers, keys, thresholds, b * H + unit, row * H + unit, unit, example,
+                stream, keep_h, inside, FLAGS,
+            )  # fmt: skip
+            if gates is not None:
+                place = gates + row * (3 * H) + unit
+                tl.store(place, r, inside)
+                tl.store(place + H, z, inside)
+                tl.store(place + 2 * H, n, inside)
+                tl.store(resets + row * H + unit, u, inside)
+        tl.debug_barrier()
+
+
+def forward_steps(
+    pre: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, h: Tensor, read: Tensor, out: Tensor,
+    states: Tensor | None, gates: Tensor | None, resets: Tensor | None, layout: Tensor | None, sites: Sites,
+    batch: Batch, begin: int, end: int, chunk_row: int, tiles: Tiles, precision: str,
+) -> None:  # fmt: skip
+    """Steps ``begin`` .. ``end`` in the order of the recurrence."""
+    launch(
+        gru_sequence_forward_kernel, triton.cdiv(batch.batch, tiles.rows),
+        pre, w_hh, b_ih, b_hh, h, read, out, states, gates, resets, layout, *sites.tensors, begin, end,
+        batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, REVERSE=batch.reverse,
+        PRECISION=precision, H=h.shape[1], FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k,
+        num_warps=tiles.warps, num_stages=tiles.stages,
+    )  # fmt: skip
+
+
+@triton.jit(
+    do_not_specialize=["steps", "batch", "step_offset", "stream"],
+    do_not_specialize_on_alignment=["dout", "gates", "resets", "states", "h0", "layout", "thresholds", "example_ids"],
+)
+def gru_sequence_backward_kernel(
+    w_hh,  # D [3H, H], masked
+    dout,  # [N, H], or None
+    dh,  # S [B, H]: the gradient at the state that is carried past the product
+    gates,  # D [N, 3H], activated
+    resets,  # D [N, H]
+    states,  # D [N, H], unscaled
+    h0,  # [B, H]: a caller's
+    dgates,  # D [N, 4H]: of n at W x, r, z, n at U h
+    layout,  # [2, T] of a packed batch, or None
+    numbers,
+    keys,
+    thresholds,
+    example_ids,
+    steps: tl.int64,
+    batch: tl.int64,
+    step_offset: tl.int64,
+    stream: tl.int64,
+    REVERSE: tl.constexpr,
+    PRECISION: tl.constexpr,
+    H: tl.constexpr,
+    FLAGS: tl.constexpr,
+    ROWS: tl.constexpr,
+    UNITS: tl.constexpr,
+    K: tl.constexpr,
+):
+    S: tl.constexpr = dh.dtype.element_ty
+    b = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
+    example = examples(example_ids, b, b < batch)
+    for step in range(steps):
+        t, way = steps - 1 - step, 1  # the recurrence's way through time
+        if REVERSE:
+            t, way = step, -1
+        row0, active = rows_of(layout, t, steps, batch)
+        after_row0, sent = rows_of(layout, t + way, steps, batch)
+        before_row0, continued = rows_of(layout, t - way, steps, batch)
+        continued, row = tl.minimum(continued, active), row0 + b
+        for u0 in range(0, H, UNITS):
+            unit = u0 + tl.arange(0, UNITS)[None, :]
+            inside = (b < tl.maximum(active, sent)) & (unit < H)
+            sum_ = tl.zeros((ROWS, UNITS), S)
+            for k0 in range(0, 3 * H, K):
+                k, k_ = k0 + tl.arange(0, K)[None, :], k0 + tl.arange(0, K)[:, None]
+                later = tl.load(dgates + (after_row0 + b) * (4 * H) + H + k, (b < sent) & (k < 3 * H), other=0.0)
+                w = tl.load(w_hh + k_ * H + unit, (k_ < 3 * H) & (unit < H), other=0.0)
+                sum_ = dot(later, w, sum_, PRECISION)
+            update, memory, _, keep_h = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
+            at_h(
+                sum_, dout, dh, gates, resets, states, h0, dgates, numbers, keys, thresholds, b, unit, row, before_row0,
+                continued, example, stream, update, memory, keep_h, active, inside, H, FLAGS,
+            )  # fmt: skip
+        tl.debug_barrier()
+
+
+def backward_steps(
+    w_hh: Tensor, dout: Tensor | None, dh: Tensor, gates: Tensor, resets: Tensor, states: Tensor, h0: Tensor,
+    dgates: Tensor, layout: Tensor | None, sites: Sites, batch: Batch, tiles: Tiles, precision: str,
+) -> None:  # fmt: skip
+    launch(
+        gru_sequence_backward_kernel, triton.cdiv(batch.batch, tiles.rows),
+        w_hh, dout, dh, gates, resets, states, h0, dgates, layout, *sites.tensors, batch.steps, batch.batch,
+        sites.step_offset, sites.stream, REVERSE=batch.reverse, PRECISION=precision, H=dh.shape[1],
+        FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps,
+        num_stages=tiles.stages,
+    )  # fmt: skip

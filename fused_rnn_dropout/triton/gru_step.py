@@ -1,0 +1,268 @@
+"""One step of a GRU between two products, forward and backward. See ``lstm_step.py``.
+
+With cell dropout the state is carried unscaled, and everything that reads it, the recurrent product, the output and the
+caller, sees it times a scale.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .batch import Batch
+from .cells import gru_backward, gru_forward, sigmoid, tanh
+from .entry import operand, through
+from .launch import launch
+from .schedules import BLOCKS
+from .state_masks import enter, examples, read_memory, split_h, state_masks, zone_h
+from .state_sites import Sites, on
+
+_SITES = ["thresholds", "example_ids"]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Forward
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def pre_activations(pre, sum_r, sum_z, sum_n, b_ih, b_hh, at_pre, unit, inside, H: tl.constexpr):
+    """Of r and z; the input part of n; u = U_n h + b_hn. The sums are U h of each gate."""
+    r = tl.load(pre + at_pre, inside, other=0.0) + sum_r
+    z = tl.load(pre + at_pre + H, inside, other=0.0) + sum_z
+    n, u = tl.load(pre + at_pre + 2 * H, inside, other=0.0), sum_n
+    if b_ih is not None:
+        S: tl.constexpr = r.dtype
+        r += tl.load(b_ih + unit, inside, other=0.0).to(S) + tl.load(b_hh + unit, inside, other=0.0).to(S)
+        z += tl.load(b_ih + unit + H, inside, other=0.0).to(S) + tl.load(b_hh + unit + H, inside, other=0.0).to(S)
+        n += tl.load(b_ih + unit + 2 * H, inside, other=0.0).to(S)
+        u += tl.load(b_hh + unit + 2 * H, inside, other=0.0).to(S)
+    return r, z, n, u
+
+
+@triton.jit
+def recurrent_sums(rec, inside, H: tl.constexpr):
+    """U h of each gate at these elements of ``rec``, [.., 3H]."""
+    of_r, of_z = tl.load(rec, inside, other=0.0), tl.load(rec + H, inside, other=0.0)
+    return of_r, of_z, tl.load(rec + 2 * H, inside, other=0.0)
+
+
+@triton.jit(
+    do_not_specialize=["active", "row0", "pre_row0", "step", "stream"],
+    do_not_specialize_on_alignment=["pre", "b_ih", "b_hh", *_SITES],
+)
+def gru_forward_kernel(
+    pre,  # S [rows of a chunk, 3H]: W x
+    rec,  # S [active, 3H]: U h
+    b_ih,  # [3H], or None
+    b_hh,  # [3H], or None
+    h,  # S [B, H]: the state, carried
+    read,  # D [B, H]: h as the next product reads it
+    out,  # D [N, H]
+    states,  # D [N, H], or None
+    gates,  # D [N, 3H], activated, or None
+    resets,  # D [N, H]: u, or None where gates is
+    numbers,
+    keys,
+    thresholds,
+    example_ids,
+    active: tl.int64,
+    row0: tl.int64,
+    pre_row0: tl.int64,  # row0 in the chunk
+    step: tl.int64,  # absolute
+    stream: tl.int64,
+    H: tl.constexpr,
+    FLAGS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b, unit, inside = at // H, at % H, at < active * H
+    row, example = row0 + b, examples(example_ids, b, inside)
+    update, memory, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+
+    sum_r, sum_z, sum_n = recurrent_sums(rec + b * (3 * H) + unit, inside, H)
+    p = (pre_row0 + b) * (3 * H) + unit
+    r, z, n, u = pre_activations(pre, sum_r, sum_z, sum_n, b_ih, b_hh, p, unit, inside, H)
+    old = tl.load(h + at, inside, other=0.0)
+    r, z, n, h_new = gru_forward(r, z, n, u, old, update, memory, numbers, FLAGS)
+    finish(h_new, old, h, read, out, states, numbers, keys, thresholds, at, row * H + unit, unit, example, stream,
+           keep_h, inside, FLAGS)  # fmt: skip
+    if gates is not None:
+        to = gates + row * (3 * H) + unit
+        tl.store(to, r, inside)
+        tl.store(to + H, z, inside)
+        tl.store(to + 2 * H, n, inside)
+        tl.store(resets + row * H + unit, u, inside)
+
+
+@triton.jit
+def finish(
+    h_new, old, h, read, out, states, numbers, keys, thresholds, at, at_row, unit, example, stream, keep_h, inside,
+    FLAGS: tl.constexpr,
+):  # fmt: skip
+    """Zoneout of h, and everything that h goes to."""
+    zoned = zone_h(old, h_new, keep_h, numbers, FLAGS)
+    tl.store(h + at, zoned, inside)
+    if on(FLAGS, "UNZONED"):
+        tl.store(out + at_row, read_memory(h_new, numbers, FLAGS), inside)
+    else:
+        tl.store(out + at_row, read_memory(zoned, numbers, FLAGS), inside)
+    if states is not None:
+        tl.store(states + at_row, zoned, inside)
+    seen = operand(zoned, numbers, keys, thresholds, unit, example, stream, True, FLAGS)
+    tl.store(read + at, seen, inside)
+
+
+def forward_step(
+    pre: Tensor, rec: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, h: Tensor, read: Tensor, out: Tensor,
+    states: Tensor | None, gates: Tensor | None, resets: Tensor | None, sites: Sites, batch: Batch, t: int,
+    chunk_row: int,
+) -> None:  # fmt: skip
+    active, units, row = batch.active(t), h.shape[1], batch.row(t)
+    launch(
+        gru_forward_kernel, triton.cdiv(active * units, BLOCKS.step),
+        pre, rec, b_ih, b_hh, h, read, out, states, gates, resets, *sites.tensors, active, row, row - chunk_row,
+        sites.step_offset + t, sites.stream, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["total"], do_not_specialize_on_alignment=["pre", "rec", "b_ih", "b_hh"])
+def gru_activate_kernel(
+    pre,  # S [rows of a chunk, 3H]: W x
+    rec,  # S [rows of a chunk, 3H]: U h
+    b_ih,  # [3H], or None
+    b_hh,  # [3H], or None
+    gates,  # D [rows of a chunk, 3H], activated
+    resets,  # D [rows of a chunk, H]
+    total: tl.int64,  # rows of the chunk * H
+    H: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    row, unit, inside = at // H, at % H, at < total
+    place = row * (3 * H) + unit
+    sum_r, sum_z, sum_n = recurrent_sums(rec + place, inside, H)
+    r, z, n, u = pre_activations(pre, sum_r, sum_z, sum_n, b_ih, b_hh, place, unit, inside, H)
+    r = sigmoid(r)
+    tl.store(gates + place, r, inside)
+    tl.store(gates + place + H, sigmoid(z), inside)
+    tl.store(gates + place + 2 * H, tanh(n + r * u), inside)
+    tl.store(resets + at, u, inside)
+
+
+def activate(pre: Tensor, rec: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, gates: Tensor, resets: Tensor) -> None:
+    """The gates of some rows once more, for a backward whose forward kept only the states."""
+    total = resets.numel()
+    launch(
+        gru_activate_kernel,
+        triton.cdiv(total, BLOCKS.step),
+        pre,
+        rec,
+        b_ih,
+        b_hh,
+        gates,
+        resets,
+        total,
+        H=resets.shape[1],
+        BLOCK=BLOCKS.step,
+    )
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Backward
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def at_h(
+    sum_, dout, dh, gates, resets, states, h0, dgates, numbers, keys, thresholds, b, unit, row, before_row0, continued,
+    example, stream, update, memory, keep_h, active, inside, H: tl.constexpr, FLAGS: tl.constexpr,
+):  # fmt: skip
+    """From what the step after sends through U, ``sum_``, to the gradients of this step and what is carried in ``dh``.
+
+    A row that is not active any more, which only a reversed packed batch has, is done: ``dh`` keeps its gradient.
+    """
+    S: tl.constexpr = dh.dtype.element_ty
+    here = inside & (b < active)
+    at, place = b * H + unit, row * (3 * H) + unit
+    total = tl.load(dh + at, inside, other=0.0)
+    total += through(sum_, numbers, keys, thresholds, unit, example, stream, True, FLAGS)
+    if dout is not None:
+        grad = read_memory(tl.load(dout + row * H + unit, here, other=0.0).to(S), numbers, FLAGS)
+    else:
+        grad = tl.zeros_like(total)
+    if not on(FLAGS, "UNZONED"):
+        total += grad
+    to_old, to_new = split_h(total, keep_h, numbers, FLAGS)
+    if on(FLAGS, "UNZONED"):
+        to_new += grad
+
+    r = tl.load(gates + place, here, other=0.0).to(S)
+    z = tl.load(gates + place + H, here, other=0.0).to(S)
+    n = tl.load(gates + place + 2 * H, here, other=0.0).to(S)
+    u = tl.load(resets + row * H + unit, here, other=0.0).to(S)
+    first = tl.load(h0 + at, here & (b >= continued), other=0.0).to(S)
+    first = enter(first, memory, numbers, True, FLAGS)
+    h = tl.load(states + (before_row0 + b) * H + unit, here & (b < continued), other=0.0).to(S)
+    h = tl.where(b < continued, h, first)
+    dr, dz, dn, du, leak = gru_backward(r, z, n, u, h, to_new, update, memory, numbers, FLAGS)
+    tl.store(dh + at, tl.where(b < active, to_old + leak, total), inside)
+    to = dgates + row * (4 * H) + unit
+    tl.store(to, dn, here)
+    tl.store(to + H, dr, here)
+    tl.store(to + 2 * H, dz, here)
+    tl.store(to + 3 * H, du, here)
+
+
+@triton.jit(
+    do_not_specialize=["active", "sent", "row0", "before_row0", "continued", "step", "stream"],
+    do_not_specialize_on_alignment=["dout", "gates", "resets", "states", "h0", *_SITES],
+)
+def gru_backward_kernel(
+    rec,  # S [sent, H]: what the step after sends through U, before hidden dropout
+    dout,  # [N, H], or None
+    dh,  # S [B, H]: the gradient at the state that is carried past the product
+    gates,  # D [N, 3H], activated
+    resets,  # D [N, H]
+    states,  # D [N, H], unscaled
+    h0,  # [B, H]: a caller's
+    dgates,  # D [N, 4H]: gradients at the pre-activation of n, at those of r and z, and at u
+    numbers,
+    keys,
+    thresholds,
+    example_ids,
+    active: tl.int64,
+    sent: tl.int64,
+    row0: tl.int64,
+    before_row0: tl.int64,
+    continued: tl.int64,
+    step: tl.int64,
+    stream: tl.int64,
+    H: tl.constexpr,
+    FLAGS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b, unit = at // H, at % H
+    inside = b < tl.maximum(active, sent)
+    example = examples(example_ids, b, inside)
+    update, memory, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
+    at_h(
+        sum_, dout, dh, gates, resets, states, h0, dgates, numbers, keys, thresholds, b, unit, row0 + b, before_row0,
+        continued, example, stream, update, memory, keep_h, active, inside, H, FLAGS,
+    )  # fmt: skip
+
+
+def backward_step(
+    rec: Tensor, dout: Tensor | None, dh: Tensor, gates: Tensor, resets: Tensor, states: Tensor, h0: Tensor,
+    dgates: Tensor, sites: Sites, batch: Batch, t: int,
+) -> None:  # fmt: skip
+    active, sent, units = batch.active(t), batch.active(batch.after(t)), dh.shape[1]
+    launch(
+        gru_backward_kernel, triton.cdiv(max(active, sent) * units, BLOCKS.step),
+        rec, dout, dh, gates, resets, states, h0, dgates, *sites.tensors, active, sent, batch.row(t),
+        batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
+        FLAGS=sites.flags, BLOCK=BLOCKS.step,
+    )  # fmt: skip

@@ -1,0 +1,206 @@
+"""One step of an LSTM between two products, forward: one thread sees all gates of a unit.
+
+A block is BLOCK neighbouring elements of (rows, H), so that no H pays for another one's size. A row of this step is
+number ``b`` of the batch and number ``row0 + b`` of the sequence. D is the dtype of the results, S the type that the
+cell computes in.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .batch import Batch
+from .cells import lstm_forward, sigmoid, tanh
+from .entry import operand
+from .launch import launch
+from .schedules import BLOCKS
+from .state_masks import examples, state_masks, zone_h
+from .state_sites import Sites, on
+
+_SITES = ["thresholds", "example_ids"]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Forward
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def pre_activation(pre, sum_, b_ih, b_hh, at_pre, at_bias, inside):
+    """W x + U h + b of one gate, from ``sum_`` = U h."""
+    value = tl.load(pre + at_pre, inside, other=0.0) + sum_
+    if b_ih is not None:
+        S: tl.constexpr = value.dtype
+        value += tl.load(b_ih + at_bias, inside, other=0.0).to(S) + tl.load(b_hh + at_bias, inside, other=0.0).to(S)
+    return value
+
+
+@triton.jit
+def finish(
+    h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, inside,
+    P: tl.constexpr, FLAGS: tl.constexpr,
+):  # fmt: skip
+    """Zoneout of h, and everything that h goes to."""
+    old = tl.load(h + b * P + unit, inside, other=0.0)
+    zoned = zone_h(old, h_new, keep_h, numbers, FLAGS)
+    tl.store(h + b * P + unit, zoned, inside)
+    if on(FLAGS, "UNZONED"):
+        tl.store(out + row * P + unit, h_new, inside)
+    else:
+        tl.store(out + row * P + unit, zoned, inside)
+    if states is not None:
+        tl.store(states + row * P + unit, zoned, inside)
+    seen = operand(zoned, numbers, keys, thresholds, unit, example, stream, False, FLAGS)
+    tl.store(read + b * P + unit, seen, inside)
+
+
+@triton.jit(
+    do_not_specialize=["active", "row0", "pre_row0", "step", "stream"],
+    do_not_specialize_on_alignment=["pre", "b_ih", "b_hh", *_SITES],
+)
+def lstm_forward_kernel(
+    pre,  # S [rows of a chunk, 4H]: W x
+    rec,  # S [active, 4H]: U h
+    b_ih,  # [4H], or None
+    b_hh,  # [4H], or None
+    c,  # S [B, H]: the memory, carried
+    h,  # S [B, H]: h, carried; with a projection None, as every argument but `outputs` down to `states`
+    read,  # D [B, H]: h as the next product reads it
+    out,  # D [N, H]
+    states,  # D [N, H], or None
+    outputs,  # D [B, H]: with a projection, what it reads; else None
+    gates,  # D [N, 4H], activated, or None
+    cells,  # S [N, H], or None
+    numbers,
+    keys,
+    thresholds,
+    example_ids,
+    active: tl.int64,
+    row0: tl.int64,
+    pre_row0: tl.int64,  # row0 in the chunk
+    step: tl.int64,  # absolute
+    stream: tl.int64,
+    H: tl.constexpr,
+    FLAGS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b, unit, inside = at // H, at % H, at < active * H
+    row, example = row0 + b, examples(example_ids, b, inside)
+    update, memory, keep_c, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+
+    p, r = (pre_row0 + b) * (4 * H) + unit, rec + b * (4 * H) + unit
+    i = pre_activation(pre, tl.load(r, inside, other=0.0), b_ih, b_hh, p, unit, inside)
+    f = pre_activation(pre, tl.load(r + H, inside, other=0.0), b_ih, b_hh, p + H, unit + H, inside)
+    g = pre_activation(pre, tl.load(r + 2 * H, inside, other=0.0), b_ih, b_hh, p + 2 * H, unit + 2 * H, inside)
+    o = pre_activation(pre, tl.load(r + 3 * H, inside, other=0.0), b_ih, b_hh, p + 3 * H, unit + 3 * H, inside)
+    old = tl.load(c + at, inside, other=0.0)
+    i, f, g, o, new, h_new = lstm_forward(i, f, g, o, old, update, memory, keep_c, numbers, FLAGS)
+
+    tl.store(c + at, new, inside)
+    if gates is not None:
+        to = gates + row * (4 * H) + unit
+        tl.store(to, i, inside)
+        tl.store(to + H, f, inside)
+        tl.store(to + 2 * H, g, inside)
+        tl.store(to + 3 * H, o, inside)
+    if cells is not None:
+        tl.store(cells + row * H + unit, new, inside)
+    if outputs is not None:
+        tl.store(outputs + at, h_new, inside)
+    else:
+        finish(
+            h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, inside,
+            H, FLAGS,
+        )  # fmt: skip
+
+
+def forward_step(
+    pre: Tensor, rec: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, c: Tensor, h: Tensor | None,
+    read: Tensor | None, out: Tensor | None, states: Tensor | None, outputs: Tensor | None, gates: Tensor | None,
+    cells: Tensor | None, sites: Sites, batch: Batch, t: int, chunk_row: int,
+) -> None:  # fmt: skip
+    active, units, row = batch.active(t), c.shape[1], batch.row(t)
+    launch(
+        lstm_forward_kernel, triton.cdiv(active * units, BLOCKS.step),
+        pre, rec, b_ih, b_hh, c, h, read, out, states, outputs, gates, cells, *sites.tensors, active, row,
+        row - chunk_row, sites.step_offset + t, sites.stream, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["active", "row0", "step", "stream"], do_not_specialize_on_alignment=_SITES)
+def lstm_project_kernel(
+    projected,  # S [active, P]: W_hr times what the projection reads
+    h,  # S [B, P]
+    read,  # D [B, P]
+    out,  # D [N, P]
+    states,  # D [N, P], or None
+    numbers,
+    keys,
+    thresholds,
+    example_ids,
+    active: tl.int64,
+    row0: tl.int64,
+    step: tl.int64,
+    stream: tl.int64,
+    P: tl.constexpr,
+    FLAGS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    b, unit, inside = at // P, at % P, at < active * P
+    example = examples(example_ids, b, inside)
+    _, _, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    h_new = tl.load(projected + at, inside, other=0.0)
+    finish(
+        h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row0 + b, example, stream, keep_h, inside,
+        P, FLAGS,
+    )  # fmt: skip
+
+
+def project_step(
+    projected: Tensor, h: Tensor, read: Tensor, out: Tensor, states: Tensor | None, sites: Sites, batch: Batch, t: int
+) -> None:
+    active, width = batch.active(t), h.shape[1]
+    launch(
+        lstm_project_kernel, triton.cdiv(active * width, BLOCKS.step),
+        projected, h, read, out, states, *sites.tensors, active, batch.row(t), sites.step_offset + t, sites.stream,
+        P=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["total"], do_not_specialize_on_alignment=["pre", "rec", "b_ih", "b_hh"])
+def lstm_activate_kernel(
+    pre,  # S [rows of a chunk, 4H]: W x
+    rec,  # S [rows of a chunk, 4H]: U h
+    b_ih,  # [4H], or None
+    b_hh,  # [4H], or None
+    gates,  # D [rows of a chunk, 4H], activated
+    total: tl.int64,
+    H: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    column, inside = at % (4 * H), at < total
+    value = pre_activation(pre, tl.load(rec + at, inside, other=0.0), b_ih, b_hh, at, column, inside)
+    value = tl.where((column >= 2 * H) & (column < 3 * H), tanh(value), sigmoid(value))
+    tl.store(gates + at, value, inside)
+
+
+def activate(pre: Tensor, rec: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, gates: Tensor) -> None:
+    """The gates of some rows once more, for a backward whose forward kept only the states."""
+    total = gates.numel()
+    launch(
+        lstm_activate_kernel,
+        triton.cdiv(total, BLOCKS.step),
+        pre,
+        rec,
+        b_ih,
+        b_hh,
+        gates,
+        total,
+        H=gates.shape[1] // 4,
+        BLOCK=BLOCKS.step,
+    )

@@ -1,0 +1,172 @@
+"""The sites inside a step: which are on, and what they multiply with. ``csrc/core/sites.h`` in Triton.
+
+``FLAGS``, the static half of a configuration, is a compile-time constant of every kernel: what is not configured leaves
+no instruction behind. Functions of ``FLAGS`` alone run in the compiler (``constexpr_function``).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..fakes import compute_dtype
+from ..sites import FLAG, KIND, SITE_INDEX, stream
+from .launch import launch
+from .philox import derive_key, keep_rate, keep_scale
+
+P_HIDDEN = tl.constexpr(SITE_INDEX["hidden_dropout"])
+P_UPDATE = tl.constexpr(SITE_INDEX["update_dropout"])
+P_CELL = tl.constexpr(SITE_INDEX["cell_dropout"])
+P_ZONEOUT_C = tl.constexpr(SITE_INDEX["zoneout_c"])
+P_ZONEOUT_H = tl.constexpr(SITE_INDEX["zoneout_h"])
+STATE = tl.constexpr(KIND["STATE"])
+STATE_SEQUENCE = tl.constexpr(KIND["STATE_SEQUENCE"])
+HIDDEN = tl.constexpr(KIND["HIDDEN"])
+
+# What a call's kernels read: numbers in the type that the cell computes in, and the words of two keys.
+HIDDEN_SCALE = tl.constexpr(0)
+UPDATE_SCALE = tl.constexpr(1)
+MEMORY_SCALE = tl.constexpr(2)  # of the new c (LSTM) or h (GRU); 1 in training, where its mask is binary
+READ_SCALE = tl.constexpr(3)  # what reads the memory sees it times this: 1/q in training
+ENTRY_SCALE = tl.constexpr(4)  # GRU: a caller's h, which is scaled, times this is the state
+OLD_C = tl.constexpr(5)  # zoneout's probability to keep the old value
+OLD_H = tl.constexpr(6)
+_NUMBERS = 7
+STATE_KEY = tl.constexpr(0)
+HIDDEN_KEY = tl.constexpr(2)
+_KEYS = 4
+
+_SEQUENCE = {"ZONEOUT_C": "ZONEOUT_C_SEQUENCE", "ZONEOUT_H": "ZONEOUT_H_SEQUENCE", "UPDATE": "UPDATE_SEQUENCE"}
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# In the compiler
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@triton.constexpr_function
+def on(flags, name):
+    return flags & FLAG[name] != 0
+
+
+@triton.constexpr_function
+def sampled(flags, name):
+    """Whether a site draws masks."""
+    return flags & FLAG[name] != 0 and flags & FLAG["MASKS_ON"] != 0
+
+
+@triton.constexpr_function
+def source(flags, name):
+    """How often a state site draws its mask: "off", "step" or "sequence"."""
+    if not flags & FLAG[name] or not flags & FLAG["MASKS_ON"]:
+        return "off"
+    once = not flags & FLAG["CELL_STEP"] if name == "CELL" else flags & FLAG[_SEQUENCE[name]]
+    return "sequence" if once else "step"
+
+
+@triton.constexpr_function
+def any_source(flags, per):
+    return any(source(flags, name) == per for name in (*_SEQUENCE, "CELL"))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Once per call
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def prepare_kernel(
+    thresholds,  # [10]
+    rng_state,  # [2], or None
+    rng_hidden,  # [2], or None
+    numbers,  # [7]
+    keys,  # [4]
+    FLAGS: tl.constexpr,
+):
+    """Scales and keys, once for all steps: a division in double precision has no place in a kernel per step."""
+    p_hidden, p_update = tl.load(thresholds + P_HIDDEN), tl.load(thresholds + P_UPDATE)
+    p_cell = tl.load(thresholds + P_CELL)
+    one = keep_rate(p_cell * 0)
+    update, memory, read, entry = one, one, one, one
+    if sampled(FLAGS, "UPDATE") and not on(FLAGS, "UPDATE_PAPER"):
+        update = keep_scale(p_update)
+    if on(FLAGS, "UPDATE_PAPER") and not on(FLAGS, "MASKS_ON"):
+        update = keep_rate(p_update)
+    if sampled(FLAGS, "CELL") and not on(FLAGS, "CELL_PAPER"):
+        read, entry = keep_scale(p_cell), keep_rate(p_cell)
+    if on(FLAGS, "CELL_PAPER") and not on(FLAGS, "MASKS_ON"):
+        memory = keep_rate(p_cell)
+    tl.store(numbers + HIDDEN_SCALE, keep_scale(p_hidden))
+    tl.store(numbers + UPDATE_SCALE, update)
+    tl.store(numbers + MEMORY_SCALE, memory)
+    tl.store(numbers + READ_SCALE, read)
+    tl.store(numbers + ENTRY_SCALE, entry)
+    tl.store(numbers + OLD_C, 1.0 - keep_rate(tl.load(thresholds + P_ZONEOUT_C)))
+    tl.store(numbers + OLD_H, 1.0 - keep_rate(tl.load(thresholds + P_ZONEOUT_H)))
+    if any_source(FLAGS, "step") or any_source(FLAGS, "sequence"):
+        k0, k1 = derive_key(rng_state)
+        tl.store(keys + STATE_KEY, k0.to(tl.int64))
+        tl.store(keys + STATE_KEY + 1, k1.to(tl.int64))
+    if sampled(FLAGS, "HIDDEN"):
+        k0, k1 = derive_key(rng_hidden)
+        tl.store(keys + HIDDEN_KEY, k0.to(tl.int64))
+        tl.store(keys + HIDDEN_KEY + 1, k1.to(tl.int64))
+
+
+class Sites(NamedTuple):
+    """The sites of one layer and direction, as its kernels take them; tensors are None where no site is configured."""
+
+    thresholds: Tensor | None  # [10]
+    numbers: Tensor | None  # [7], in the type that the cell computes in
+    keys: Tensor | None  # [4], int64
+    example_ids: Tensor | None  # [B], or None for 0 .. B-1
+    stream: int  # of kind 0
+    step_offset: int
+    flags: int
+
+    @staticmethod
+    def prepare(
+        thresholds: Tensor | None,
+        rng_state: Tensor | None,
+        rng_hidden: Tensor | None,
+        example_ids: Tensor | None,
+        dtype: torch.dtype,
+        flags: int,
+        layer: int,
+        reverse: bool,
+        step_offset: int,
+    ) -> Sites:
+        # Sites of the weights act before the recurrence: they make no other kernels of it.
+        flags &= ~(FLAG["WEIGHT_HH"] | FLAG["WEIGHT_IH"] | FLAG["WEIGHT_HR"] | FLAG["WEIGHT_ROW"])
+        flags = 0 if flags == FLAG["MASKS_ON"] else flags
+        numbers = keys = None
+        if flags:
+            assert thresholds is not None
+            numbers = torch.empty(_NUMBERS, dtype=compute_dtype(dtype), device=thresholds.device)
+            keys = torch.empty(_KEYS, dtype=torch.int64, device=thresholds.device)
+            launch(prepare_kernel, 1, thresholds, rng_state, rng_hidden, numbers, keys, FLAGS=flags, num_warps=1)
+        return Sites(
+            thresholds if flags else None,
+            numbers,
+            keys,
+            example_ids,
+            stream(0, layer, int(reverse)),
+            step_offset,
+            flags,
+        )
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """In the order in which every kernel takes them."""
+        return self.numbers, self.keys, self.thresholds, self.example_ids
+
+    def read(self, memory: Tensor) -> Tensor:
+        """What callers see of a GRU's state, and the gradient at the state from theirs."""
+        if not self.flags & FLAG["CELL"]:
+            return memory
+        assert self.numbers is not None
+        return memory * self.numbers[READ_SCALE.value]

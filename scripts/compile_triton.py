@@ -1,0 +1,219 @@
+"""Compiles every Triton kernel for every target, without a GPU, and holds the binaries to a table of budgets.
+
+    python scripts/compile_triton.py            # compare with scripts/triton_budgets.json
+    python scripts/compile_triton.py --update   # write that file anew
+
+Registers, stack and shared memory are read from the machine code: cuobjdump (which Triton's wheel brings along) for
+cubins, the metadata of the assembly for AMD. A spill, a stack, or more than the budget fails.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels cannot be compiled
+os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from fused_rnn_dropout.sites import FLAG
+from fused_rnn_dropout.triton import (
+    dropout,
+    entry,
+    gru_sequence,
+    gru_step,
+    lstm_sequence,
+    lstm_step,
+    lstm_step_backward,
+    philox,
+    schedules,
+    state_sites,
+    weights,
+)
+
+BUDGETS = Path(__file__).with_name("triton_budgets.json")
+CUDA, HIP = ("cuda:80", "cuda:90", "cuda:100", "cuda:120"), ("hip:gfx942",)
+CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+
+ALL_SITES = sum(
+    FLAG[name] for name in ("HIDDEN", "UPDATE", "CELL", "ZONEOUT_C", "ZONEOUT_H", "ZONEOUT_H_SEQUENCE", "MASKS_ON")
+)
+"""The most that one kernel draws: words per step, words per sequence, and those of hidden dropout."""
+
+STEP = {"H": 1150, "P": 400, "WIDTH": 1150, "FLAGS": ALL_SITES, "BLOCK": schedules.BLOCKS.step}
+SMALL = schedules.TILES
+SEQUENCE = {"H": 200, "FLAGS": ALL_SITES, "ROWS": SMALL.rows, "UNITS": SMALL.units, "K": SMALL.k, "REVERSE": False}
+OPTIONS = {"num_warps": SMALL.warps, "num_stages": SMALL.stages}
+
+# Parameters by what they hold; every other pointer holds values in the dtype of the results.
+WIDE = {"pre", "rec", "c", "h", "cells", "dh", "dc", "carried", "state", "numbers", "projected", "dh_new"}
+INTEGERS = {"keys", "thresholds", "example_ids", "rng", "rng_state", "rng_hidden", "layout"}
+
+
+class Case(NamedTuple):
+    """A kernel with its compile-time constants, for a dtype of results."""
+
+    name: str
+    kernel: Any
+    dtype: str
+    constants: dict[str, Any]
+    integers: tuple[str, ...] = ()  # pointers that hold int64 in this kernel
+    none: tuple[str, ...] = ()  # pointers that are not given
+    options: dict[str, Any] = {}
+    targets: tuple[str, ...] = CUDA + HIP
+
+
+def cases() -> list[Case]:
+    found = [
+        Case("words", philox.words_kernel, "fp32", {"BLOCK": 256}, ("b", "c", "target")),
+        Case("prepare", state_sites.prepare_kernel, "fp32", {"FLAGS": ALL_SITES}, options={"num_warps": 1}),
+    ]
+    for dtype in ("bf16", "fp32", "fp16", "fp64"):
+        targets = CUDA + HIP if dtype in ("bf16", "fp32") else ("cuda:90",)
+        compute = triton.language.float64 if dtype == "fp64" else triton.language.float32
+
+        def add(name: str, kernel: Any, constants: dict[str, Any], **more: Any) -> None:
+            more = {"targets": targets, **more}  # noqa: B023  called in this turn of the loop
+            found.append(Case(f"{name} {dtype}", kernel, dtype, constants, **more))  # noqa: B023
+
+        locked = {"SITE": 1, "WIDTH": 1150, "SHARED": False, "COMPUTE": compute, "BLOCK": schedules.BLOCKS.dropout}
+        add("dropout", dropout.drop_rows_kernel, {**locked, "PER_STEP": True})
+        masked = {"COLUMNS": 1150, "COMPUTE": compute, "BLOCK": schedules.BLOCKS.weights}
+        add("weights", weights.mask_weight_kernel, {**masked, "BY_ROW": False})
+        add("weights by row", weights.mask_weight_kernel, {**masked, "BY_ROW": True})
+        for cell, scaled in (("lstm", False), ("gru", True)):
+            add(f"enter {cell}", entry.enter_kernel, {**STEP, "MEMORY": scaled, "SCALED": scaled})
+            add(f"leave {cell}", entry.leave_kernel, {**STEP, "MEMORY": scaled, "SCALED": scaled})
+            add(f"operands {cell}", entry.operands_kernel, {**STEP, "SCALED": scaled})
+        add("lstm forward", lstm_step.lstm_forward_kernel, STEP, none=("outputs",))
+        add("lstm forward, projected", lstm_step.lstm_forward_kernel, STEP, none=("h", "read", "out", "states"))
+        add("lstm project", lstm_step.lstm_project_kernel, STEP)
+        add("lstm activate", lstm_step.lstm_activate_kernel, STEP)
+        add("lstm backward", lstm_step_backward.lstm_backward_kernel, STEP)
+        add("lstm unproject", lstm_step_backward.lstm_unproject_kernel, STEP)
+        add("lstm backward, projected", lstm_step_backward.lstm_projected_backward_kernel, STEP)
+        add("gru forward", gru_step.gru_forward_kernel, STEP)
+        add("gru activate", gru_step.gru_activate_kernel, STEP)
+        add("gru backward", gru_step.gru_backward_kernel, STEP)
+        if dtype == "fp64":
+            continue  # the sequence schedule has no float64 on devices
+        for precision in schedules.PRECISIONS if dtype == "fp32" else ("ieee",):
+            # AMD's matrix instructions know no tf32x3, and gfx942 is the last that knows tf32.
+            some = CUDA if precision == "tf32x3" else targets
+            kind = f" {precision}" if dtype == "fp32" else ""
+            constants = {**SEQUENCE, "PRECISION": precision}
+            for cell, module in (("lstm", lstm_sequence), ("gru", gru_sequence)):
+                for way in ("forward", "backward"):
+                    kernel = getattr(module, f"{cell}_sequence_{way}_kernel")
+                    add(f"{cell} sequence {way}{kind}", kernel, constants, options=OPTIONS, targets=some)
+    return found
+
+
+def source_of(case: Case) -> ASTSource:
+    """What a launch would compile: the same types, and the alignment that it would specialise on."""
+    wide = "fp64" if case.dtype == "fp64" else "fp32"
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int], Any] = {}
+    attributes: dict[tuple[int], Any] = {}
+    for parameter in case.kernel.params:
+        name, place = parameter.name, (parameter.num,)
+        if parameter.is_constexpr or name in case.none:
+            signature[name] = "constexpr"
+            constants[place] = case.constants[name] if parameter.is_constexpr else None
+        elif parameter.annotation_type:
+            signature[name] = parameter.annotation_type
+        else:
+            integer = name in INTEGERS or name in case.integers
+            signature[name] = "*i64" if integer else f"*{wide if name in WIDE else case.dtype}"
+            if not parameter.do_not_specialize_on_alignment:
+                attributes[place] = [["tt.divisibility", 16]]
+    return ASTSource(case.kernel, signature, constants, attributes)
+
+
+class Use(NamedTuple):
+    """What a binary takes of a multiprocessor."""
+
+    registers: int
+    shared: int  # bytes
+    spilled: int  # bytes of stack and local memory (NVIDIA), spilled vector registers and scratch (AMD)
+
+
+def usage(compiled: Any, backend: str) -> Use:
+    shared = compiled.metadata.shared
+    if backend == "hip":
+        text = compiled.asm["amdgcn"]
+
+        def field(name: str) -> int:
+            found = re.search(rf"\.{name}:\s+(\d+)", text)
+            assert found, f"the assembly has no .{name}"
+            return int(found[1])
+
+        # Scalar registers spill into lanes of vector registers, which costs no memory.
+        spilled = field("vgpr_spill_count") + field("private_segment_fixed_size")
+        return Use(field("vgpr_count"), shared, spilled)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        dump = [str(CUOBJDUMP), "--dump-resource-usage", file.name]
+        text = subprocess.run(dump, check=True, capture_output=True, text=True).stdout
+    found = {name: int(value) for name, value in re.findall(r"\b(REG|STACK|LOCAL):(\d+)", text)}
+    return Use(found["REG"], shared, found["STACK"] + found["LOCAL"])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Compiles the Triton kernels for every target, without a GPU.")
+    parser.add_argument("--update", action="store_true", help="write the table of budgets instead of comparing")
+    parser.add_argument("-k", metavar="TEXT", default="", help="only cases whose name or target contains TEXT")
+    options = parser.parse_args()
+    budgets = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}
+    work = [(case, target) for case in cases() for target in case.targets if options.k in f"{case.name} {target}"]
+    seen: dict[str, dict[str, Any]] = {}
+    failures = []
+    begin = time.monotonic()
+    for index, (case, target) in enumerate(work, 1):
+        backend, architecture = target.split(":")
+        gpu = GPUTarget(
+            backend, int(architecture) if backend == "cuda" else architecture, 32 if backend == "cuda" else 64
+        )
+        use = usage(triton.compile(source_of(case), target=gpu, options=case.options), backend)
+        # Rounded up, so that a new release of a compiler may use a few more.
+        seen.setdefault(case.name, {})[target] = {"registers": -(-use.registers // 16) * 16, "shared": use.shared}
+        problems = [f"spills {use.spilled}"] if use.spilled else []
+        budget = budgets.get(case.name, {}).get(target)
+        if not options.update:
+            if budget is None:
+                problems.append("has no budget")
+            else:
+                over = [
+                    f"{name} {getattr(use, name)} > {most}"
+                    for name, most in budget.items()
+                    if getattr(use, name) > most
+                ]
+                problems += over
+        failures += [f"{case.name} on {target}: {problem}" for problem in problems]
+        seconds = time.monotonic() - begin
+        print(
+            f"[{index:3}/{len(work)} {seconds:5.0f} s] {target:<11} {case.name:<34} {use.registers:3} registers, "
+            f"{use.shared:6} bytes shared  {'; '.join(problems)}",
+            flush=True,
+        )
+    if options.update and not options.k:
+        BUDGETS.write_text(json.dumps(seen, indent=1) + "\n")
+    for failure in failures:
+        print(f"FAILED {failure}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
