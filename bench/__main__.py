@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--budget", type=float, default=10.0, help="seconds for a shape and task (default: 10)")
     made.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     made.add_argument("--no-scaling", action="store_true", help="leave one thread against all of them out")
+    made.add_argument("--resume", action="store_true", help="go on with what --output holds already")
     made.add_argument("--output", type=Path, default=Path("bench-results.json"), help="where the results go")
     shown = commands.add_parser("report", help="print a result's tables, and draw its plots")
     shown.add_argument("results", type=Path)
@@ -83,6 +84,7 @@ def settings(options: argparse.Namespace) -> Settings:
         scaling=not options.no_scaling and options.threads > 1,
         compiled=options.compiled,
         output=options.output,
+        resume=options.resume,
     )
 
 

@@ -44,11 +44,21 @@ def caches() -> dict[str, str]:
     return found
 
 
+def _that_matter(arguments: Sequence[str]) -> list[str]:
+    """Without where the results go, and whether some were there."""
+    kept, skip = [], False
+    for argument in arguments:
+        if not skip and argument != "--resume" and not argument.startswith("--output"):
+            kept.append(argument)
+        skip = argument == "--output"
+    return kept
+
+
 def environment(threads: int) -> dict[str, Any]:
     """All that a reader needs to judge or repeat a measurement."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+        "command": shlex.join(["python", "-m", "bench", *_that_matter(sys.argv[1:])]),
         "processor": processor(),
         "cores": os.cpu_count(),
         "caches": caches(),

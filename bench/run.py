@@ -33,6 +33,7 @@ class Settings(NamedTuple):
     scaling: bool
     compiled: bool
     output: Path
+    resume: bool = False
     device: str = "cpu"
 
 
@@ -100,13 +101,12 @@ def _entry(cell: str, shape: Shape, task: str, timings: Timings) -> dict[str, An
     return {"cell": cell, "shape": shape.name, "task": task, **timings._asdict()}
 
 
-def run(settings: Settings) -> dict[str, Any]:
-    """Measures all of ``settings``; the file is written anew after every group, so that nothing is lost."""
-    torch.set_num_threads(settings.threads)
-    torch.manual_seed(0)
-    groups = [(cell, shape) for shape in settings.shapes for cell in settings.cells]
-    steps = len(settings.tasks) + settings.memory + settings.scaling
-    progress = Progress(len(groups) * steps)
+def _begun(settings: Settings) -> dict[str, Any]:
+    """Results with nothing in them yet, or with ``resume`` those that the file holds already.
+
+    Raises:
+        ValueError: the file was written on another machine, with other software or other settings.
+    """
     found: dict[str, Any] = {
         "environment": environment(settings.threads),
         "shapes": [shape._asdict() for shape in settings.shapes],
@@ -114,28 +114,57 @@ def run(settings: Settings) -> dict[str, Any]:
         "timings": [],
         "memory": [],
     }
+    if not settings.resume:
+        return found
+    earlier = load(settings.output)
+    for part in ("processor", "cores", "torch", "fused_rnn_dropout", "instruction_set", "threads"):
+        before, now = earlier["environment"][part], found["environment"][part]
+        if before != now:
+            raise ValueError(f"{settings.output} was measured with {part} {before}, not {now}: it cannot be resumed")
+    for part in ("shapes", "skipped"):
+        if earlier[part] != found[part]:
+            raise ValueError(f"{settings.output} was measured with other {part}: it cannot be resumed")
+    return earlier
+
+
+def run(settings: Settings) -> dict[str, Any]:
+    """Measures all of ``settings``; the file is written anew after every group, so that nothing is lost."""
+    torch.set_num_threads(settings.threads)
+    torch.manual_seed(0)
+    found = _begun(settings)
+    groups = [(cell, shape) for shape in settings.shapes for cell in settings.cells]
+    tasks = (*settings.tasks, *(["scaling"] if settings.scaling else []))
+    todo = [
+        (cell, shape, task)
+        for cell, shape in groups
+        for task in tasks
+        if find(found, cell, shape.name, task) is None and (task != "scaling" or shape.kind != "packed")
+    ]
+    weighed = {(entry["cell"], entry["shape"], entry["contender"]) for entry in found["memory"]}
+    to_weigh = [
+        (cell, shape, contender.name)
+        for cell, shape in groups
+        for contender in (taking_part(settings, shape, "train") if settings.memory else ())
+        if contender.name in memory.CONTENDER_NAMES and (cell, shape.name, contender.name) not in weighed
+    ]
+    progress = Progress(len(todo) + len(to_weigh))
 
     def save() -> None:
         settings.output.write_text(json.dumps(found, indent=1) + "\n")
 
-    largest = sorted(settings.shapes, key=lambda shape: shape.flops("LSTM", "train"))[-2:]
-    found["sgemm"] = sgemm(largest)
-    for cell, shape in groups:
-        for task in settings.tasks:
-            tick = progress.group(f"{cell} {shape.name} {task}")
-            found["timings"].append(_group(settings, cell, shape, task, tick))
-            save()
-        if settings.scaling:
-            tick = progress.group(f"{cell} {shape.name} scaling")
-            if shape.kind != "packed":
-                found["timings"].append(_scaling(settings, cell, shape, tick))
-        if settings.memory:
-            tick = progress.group(f"{cell} {shape.name} memory")
-            names = [c.name for c in taking_part(settings, shape, "train") if c.name in memory.CONTENDER_NAMES]
-            for name in names:
-                tick(name)
-                mib = memory.in_process(cell, shape, name, settings.threads)
-                found["memory"].append({"cell": cell, "shape": shape.name, "contender": name, "mib": mib})
+    if "sgemm" not in found:
+        found["sgemm"] = sgemm(sorted(settings.shapes, key=lambda shape: shape.flops("LSTM", "train"))[-2:])
+    for cell, shape, task in todo:
+        tick = progress.group(f"{cell} {shape.name} {task}")
+        measured = (
+            _scaling(settings, cell, shape, tick) if task == "scaling" else _group(settings, cell, shape, task, tick)
+        )
+        found["timings"].append(measured)
+        save()
+    for cell, shape, name in to_weigh:
+        progress.group(f"{cell} {shape.name} memory, {name}")
+        mib = memory.in_process(cell, shape, name, settings.threads)
+        found["memory"].append({"cell": cell, "shape": shape.name, "contender": name, "mib": mib})
         save()
     progress.end()
     return found

@@ -169,6 +169,19 @@ def test_quick_run_report_and_readme(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert all(len(rounds[name]) == 2 and min(rounds[name]) > 0 for name in ("torch", "all", "loop"))
     assert all(entry["mib"] > 0 for entry in results["memory"])
 
+    # Resumed: what is there stays as it is, what is missing is measured.
+    removed, kept = results["timings"].pop(), results["timings"]
+    gone = results["memory"].pop()
+    output.write_text(json.dumps(results))
+    assert main(["--quick", "--rounds", "2", "--output", str(output), "--resume"]) == 0
+    resumed = json.loads(output.read_text())
+    assert resumed["timings"][:-1] == kept
+    assert resumed["timings"][-1]["task"] == removed["task"]
+    assert resumed["timings"][-1]["rounds"] != removed["rounds"]
+    assert [entry["contender"] for entry in resumed["memory"]][-1] == gone["contender"]
+    assert main(["--quick", "--threads", "1", "--output", str(output), "--resume"]) == 1
+    assert "measured with threads 2, not 1" in capsys.readouterr().err
+
     assert main(["report", str(output), "--plots", str(tmp_path / "plots")]) == 0
     printed = capsys.readouterr().out
     assert "packed / padded times useful fraction" in printed
