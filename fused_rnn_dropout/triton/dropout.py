@@ -54,7 +54,6 @@ def drop_rows_kernel(
         example = step
     if PER_STEP:
         step = (step0 + i // batch).to(tl.uint32)
-    # Unlike the words of a step, these may all be of one counter, which has no shape yet.
     a = (call % calls).to(tl.uint32)
     w0, w1, w2, w3 = philox(a, example, step, fourth, k0, k1)
     dropped = below(side_by_side(w0, w1, w2, w3), threshold)
