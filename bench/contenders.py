@@ -53,14 +53,14 @@ def _fastai(cell: str, shape: Shape) -> nn.Module:
 
 
 class Contender(NamedTuple):
-    """``slow``: takes part in few rounds. ``packs``: takes a packed batch. ``package``: what must be installed."""
+    """``slow``: takes part in few rounds. ``kinds``: of shapes that it is measured on. ``package``: what it needs."""
 
     name: str
     meaning: str
     build: Callable[[str, Shape], nn.Module]
     tasks: tuple[str, ...] = TASKS
     slow: bool = False
-    packs: bool = False
+    kinds: tuple[str, ...] = ("large", "small", "other")
     package: str | None = None
     compiles: bool = False
 
@@ -71,11 +71,13 @@ class Contender(NamedTuple):
         return "left out without --compiled" if self.compiles and not compiled else None
 
 
+_ALL = ("large", "small", "other", "packed")
+
 CONTENDERS = (
-    Contender("torch", "nn.LSTM or nn.GRU, no dropout", _torch, packs=True),
+    Contender("torch", "nn.LSTM or nn.GRU, no dropout", _torch, kinds=_ALL),
     Contender("none", "ours, no site", _ours),
     Contender("weights", "ours, sites on weights, input and output", lambda c, s: _ours(c, s, ONLY_LINEAR)),
-    Contender("all", "ours, every site", lambda c, s: _ours(c, s, None), packs=True),
+    Contender("all", "ours, every site", lambda c, s: _ours(c, s, None), kinds=_ALL),
     Contender(
         "recompute", "ours, every site, recompute=True", lambda c, s: _ours(c, s, None, recompute=True), ("train",)
     ),
@@ -84,12 +86,24 @@ CONTENDERS = (
     ),
     Contender("fastai", "fastai's WeightDropout around torch's", _fastai, ("train",), package="fastai"),
     Contender(
-        "loop", "every site in a Python loop", lambda c, s: Loop(c, s.inputs, s.units, rates_of(c)), ("train",), True
+        "loop",
+        "every site in a Python loop over x[t]",
+        lambda c, s: Loop(c, s.inputs, s.units, rates_of(c)),
+        ("train",),
+        True,
+        ("large", "small"),  # a year of steps takes it minutes
+    ),
+    Contender(
+        "careful-loop",
+        "that loop over x.unbind()",
+        lambda c, s: Loop(c, s.inputs, s.units, rates_of(c), careful=True),
+        ("train",),
+        True,
     ),
     Contender(
         "compiled",
-        "that loop, its step compiled",
-        lambda c, s: Loop(c, s.inputs, s.units, rates_of(c), True),
+        "the careful loop, its step compiled",
+        lambda c, s: Loop(c, s.inputs, s.units, rates_of(c), careful=True, compiled=True),
         ("train",),
         True,
         compiles=True,

@@ -59,12 +59,14 @@ def gru_step(
 
 
 class Loop(nn.Module):
-    """One layer as a loop over time; the product with the inputs is taken out of the loop, as a careful user would.
+    """One layer as a loop over time, its product with the inputs taken out of the loop.
 
     Args:
         cell: "LSTM" or "GRU".
         inputs, units: widths.
         rates: by the names of the library's sites; those that are missing are 0.
+        careful: whether the steps of that product are taken apart by one ``unbind``. Published loops index it at each
+            step, and autograd makes a gradient as large as all steps for each of them: that time grows with T squared.
         compiled: whether each step goes through ``torch.compile``.
     """
 
@@ -73,11 +75,19 @@ class Loop(nn.Module):
     bias_ih_l0: Tensor
     bias_hh_l0: Tensor
 
-    def __init__(self, cell: str, inputs: int, units: int, rates: dict[str, float], compiled: bool = False) -> None:
+    def __init__(
+        self,
+        cell: str,
+        inputs: int,
+        units: int,
+        rates: dict[str, float],
+        careful: bool = False,
+        compiled: bool = False,
+    ) -> None:
         super().__init__()
         gates = 4 if cell == "LSTM" else 3
         names = ("input_dropout", "output_dropout", "hidden_dropout", "weight_dropout", "update_dropout")
-        self.cell, self.units = cell, units
+        self.cell, self.units, self.careful = cell, units, careful
         self.rates = {name: rates.get(name, 0.0) for name in (*names, "zoneout_c", "zoneout_h")}
         bound = 1 / math.sqrt(units)
         for name, shape in (
@@ -108,7 +118,9 @@ class Loop(nn.Module):
         lstm = self.cell == "LSTM"
         bias = self.bias_ih_l0 + self.bias_hh_l0 if lstm else self.bias_ih_l0
         outputs = []
-        for projected in F.linear(x, self.weight_ih_l0, bias).unbind(0):
+        projections = F.linear(x, self.weight_ih_l0, bias)
+        steps = projections.unbind(0) if self.careful else (projections[t] for t in range(len(projections)))
+        for projected in steps:
             if lstm:
                 h, c = self.step(projected, h, c, w_hh, hidden, self.rates, self.training)
             else:
@@ -130,8 +142,9 @@ class WeightDrop(nn.Module):
         del rnn._parameters["weight_hh_l0"]
 
     def forward(self, x: Tensor) -> Any:
-        # A plain attribute: torch gathers the flat weights by name, and finds whatever is there.
-        self.rnn.weight_hh_l0 = F.dropout(self.raw, self.rate, self.training)
+        # A plain attribute: torch gathers the flat weights by name, and finds whatever is there. A view, since in eval
+        # dropout returns the parameter itself, which would be registered.
+        self.rnn.weight_hh_l0 = F.dropout(self.raw, self.rate, self.training).view_as(self.raw)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the weights are no longer one piece of memory
             return self.rnn(x)

@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-FEWEST = 5
-"""Rounds in which a contender takes part at least."""
+FEWEST, FEWEST_SLOW = 5, 2
+"""Rounds in which a contender takes part at least, and one of which a single call takes a quarter of the budget."""
 
 
 class Interval(NamedTuple):
@@ -60,7 +60,7 @@ def paired(
 
     Args:
         runs: what to call, by name.
-        slow: names that take part in :data:`FEWEST` rounds only.
+        slow: names that take part in :data:`FEWEST` rounds only, or :data:`FEWEST_SLOW`.
         rounds: how many rounds; by default as many as ``budget`` allows, from :data:`FEWEST` to 101.
         budget: seconds to spend, roughly.
         device: what to wait for.
@@ -70,8 +70,13 @@ def paired(
     for name, run in runs.items():
         tick(name)
         first[name] = timed(run, device)
+    # A call that long is warm enough by its end.
+    few = {name: FEWEST_SLOW if first[name] > budget / 4 else FEWEST for name in slow}
     warm = {}
     for name, run in runs.items():
+        if few.get(name) == FEWEST_SLOW:
+            warm[name] = 0.0
+            continue
         tick(name)
         warm[name] = timed(run, device)
     if rounds is None:
@@ -82,7 +87,7 @@ def paired(
     names = list(runs)
     for index in range(rounds):
         for name in names if index % 2 == 0 else reversed(names):
-            if index < FEWEST or name not in slow:
+            if index < few.get(name, rounds):
                 tick(name)
                 found[name].append(timed(runs[name], device))
     return Timings(first, found)

@@ -57,7 +57,8 @@ def _ratios(results: dict[str, Any], path: Path) -> Path:
         above.set_ylabel(f"time / nn.{cell} without dropout")
         above.set_title(f"{cell}, forward and backward: below 1 is faster")
         above.legend()
-        todays = [("loop", "Python loop, every site"), ("compiled", "that loop, compiled step"),
+        todays = [("loop", "Python loop over x[t]"), ("careful-loop", "over x.unbind()"),
+                  ("compiled", "compiled step"),
                   ("weight-drop", "weight-drop wrapper"), ("torch", f"nn.{cell} without dropout")]  # fmt: skip
         series = [(name, [ratio("train", key, "all")(results, cell, s) for s in shapes]) for key, name in todays]
         _bars(below, labels, [(name, values) for name, values in series if any(values)])

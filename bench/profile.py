@@ -18,8 +18,8 @@ from .shapes import Shape
 def profile(cells: Sequence[str], shapes: Sequence[Shape], task: str, threads: int, rounds: int = 7) -> str:
     """A table of milliseconds by phase, medians over paired rounds, without sites and with all of them.
 
-    ``cell`` with all sites less ``cell`` without is what the masks of the state cost. ``rest`` is what happens outside the
-    kernels: Python, autograd, allocation, and the first touch of new memory by torch.
+    ``cell`` with all sites less ``cell`` without is what the masks of the state cost, ``wait`` what threads lose at the
+    end of a step. ``rest`` is what happens outside the kernels: Python, autograd, allocation.
     """
     torch.set_num_threads(threads)
     rows = []

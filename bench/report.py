@@ -55,8 +55,8 @@ def machine(results: dict[str, Any]) -> str:
     return (
         f"{e['processor']}, {e['cores']} cores ({caches or 'caches unknown'}), {e['threads']} threads, "
         f"{e['instruction_set']}, torch {e['torch']}, Python {e['python']}, "
-        f"fused_rnn_dropout {e['fused_rnn_dropout']}, {e['date'][:10]}. sgemm, the best of the products of the two largest shapes: {results['sgemm']['best']:.0f} "
-        f"GFLOP/s."
+        f"fused_rnn_dropout {e['fused_rnn_dropout']}, {e['date'][:10]}. sgemm, the best of the products of the two "
+        f"largest shapes: {results['sgemm']['best']:.0f} GFLOP/s."
     )
 
 
@@ -134,7 +134,8 @@ def summary(results: dict[str, Any]) -> str:
         ("every site / torch, train", ratio("train", "all", "torch")),
         ("no site / torch, train", ratio("train", "none", "torch")),
         ("every site / torch, eval", ratio("eval", "all", "torch")),
-        ("Python loop / every site, train", ratio("train", "loop", "all")),
+        ("Python loop over x[t] / every site, train", ratio("train", "loop", "all")),
+        ("over x.unbind()", ratio("train", "careful-loop", "all")),
         ("memory, every site / torch", peak("all")),
         ("memory, recompute / torch", peak("recompute")),
     )

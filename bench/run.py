@@ -63,9 +63,7 @@ def taking_part(settings: Settings, shape: Shape, task: str) -> list[Contender]:
     return [
         contender
         for contender in settings.contenders
-        if task in contender.tasks
-        and contender.missing(settings.compiled) is None
-        and (contender.packs or shape.kind != "packed")
+        if task in contender.tasks and contender.missing(settings.compiled) is None and shape.kind in contender.kinds
     ]
 
 

@@ -230,7 +230,7 @@ def _stack(
                 collected.append(value)
         x = outs[0] if len(outs) == 1 else torch.cat(outs, -1)
     x = _site(call, "output_dropout", x, KIND["OUTPUT"], len(layers))
-    h_n, *others = [torch.stack(collected) for collected in finals]
+    h_n, *others = [c[0].unsqueeze(0) if len(c) == 1 else torch.stack(c) for c in finals]
     return x, h_n.to(visible), *others
 
 

@@ -124,9 +124,17 @@ def _dropout_function(dropout: Any) -> type[torch.autograd.Function]:
 
         @staticmethod
         def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
-            return (dropout(grad, *ctx.saved_tensors, *ctx.static), *[None] * 9)
+            return (_in_backward(dropout, grad, *ctx.saved_tensors, *ctx.static), *[None] * 9)
 
     return Dropout
+
+
+def _in_backward(op: Any, *args: Any) -> Any:
+    """Calls an operator from a backward: straight to its kernel, unless a graph of the gradients is being made."""
+    if torch.is_grad_enabled():
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
 
 
 def _forward(ctx: Any, op: Any, args: tuple[Any, ...], outputs: int, tensors: int) -> tuple[Tensor, ...]:
@@ -157,7 +165,9 @@ def _lstm_function(forward_op: Any, backward_op: Any) -> type[torch.autograd.Fun
             needs = (
                 x * NEEDS_X | w_ih * NEEDS_W_IH | w_hh * NEEDS_W_HH | (b_ih or b_hh) * NEEDS_BIAS | w_hr * NEEDS_W_HR
             )
-            dx, dh0, dc0, dw_ih, dw_hh, db, dw_hr = backward_op(*grads, *ctx.saved_tensors, *ctx.static, needs)
+            dx, dh0, dc0, dw_ih, dw_hh, db, dw_hr = _in_backward(
+                backward_op, *grads, *ctx.saved_tensors, *ctx.static, needs
+            )
             found = (dx, dh0, dc0, dw_ih, dw_hh, db, db, dw_hr)
             return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), *[None] * 12)
 
@@ -176,7 +186,7 @@ def _gru_function(forward_op: Any, backward_op: Any) -> type[torch.autograd.Func
                 return (None,) * 18
             x, _, w_ih, w_hh, b_ih, b_hh = wanted = ctx.needs_input_grad[:6]
             needs = x * NEEDS_X | w_ih * NEEDS_W_IH | w_hh * NEEDS_W_HH | (b_ih or b_hh) * NEEDS_BIAS
-            found = backward_op(*grads, *ctx.saved_tensors, *ctx.static, needs)
+            found = _in_backward(backward_op, *grads, *ctx.saved_tensors, *ctx.static, needs)
             return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), *[None] * 12)
 
     return GRU

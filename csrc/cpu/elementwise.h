@@ -9,6 +9,7 @@ void drop_rows(const DropRows<T>& p) {
   const Sequence& sequence = p.sequence;
   const int64_t block = p.per_step ? 1 : 16;
   p.parallel.each(tiles_of(sequence.steps, block), block * sequence.batch * p.width, [&](int64_t begin, int64_t end) {
+    const Buffer<int32_t> mask = scratch<int32_t>(tiles_of(p.width, QUAD) * QUAD);  // of one example, -1 where dropped
     for (int64_t t0 = begin * block; t0 < end * block; t0 += block) {
       const int64_t t1 = least(t0 + block, sequence.steps);
       const uint32_t step = p.per_step ? p.step_offset + static_cast<uint32_t>(t0) : SEQ;
@@ -16,13 +17,16 @@ void drop_rows(const DropRows<T>& p) {
         const uint32_t example = p.batch_shared ? SEQ : static_cast<uint32_t>(p.example_ids ? p.example_ids[b] : b);
         for (int64_t first = 0; first < p.width; first += QUAD) {
           const VecWords words = quad_words(static_cast<uint32_t>(first), example, step, p.stream, p.key);
-          Mask<T> drop[4];
-          for (int v = 0; v < 4; ++v) drop[v] = Simd<T>::mask_of(below(words.w[v], p.threshold));
-          for (int64_t t = t0; t < t1 && b < sequence.active(t); ++t) {
-            const int64_t at = (sequence.row(t) + b) * p.width + first;
-            for (int64_t v = 0, n = p.width - first; v < 4 && n > 0; ++v, n -= LANES)
-              store(p.target + at + v * LANES, select(drop[v], Vec<T>{}, scale * load(p.source + at + v * LANES, n)),
-                    n);
+          for (int v = 0; v < 4; ++v) store(&mask[first + v * LANES], below(words.w[v], p.threshold));
+        }
+        for (int64_t t = t0; t < t1 && b < sequence.active(t); ++t) {
+          const T* from = p.source + (sequence.row(t) + b) * p.width;
+          T* to = p.target + (sequence.row(t) + b) * p.width;
+          for (int64_t u = 0; u < p.width; u += LANES) {
+            VecI drop;
+            __builtin_memcpy(&drop, &mask[u], sizeof drop);
+            const int64_t n = p.width - u;
+            store(to + u, select(Simd<T>::mask_of(drop), Vec<T>{}, scale * load(from + u, n)), n);
           }
         }
       }

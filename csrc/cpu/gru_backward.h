@@ -15,7 +15,7 @@ class GruBackwardPass {
       : p_(p),
         H_(p.units),
         B_(p.sequence.batch),
-        most_(chunk_rows<T>(WIDE * H_)),
+        most_(chunk_rows<T>(WIDE * H_, !p.gates)),
         largest_(largest_chunk(p.sequence, most_)),
         groups_(groups_for(p.parallel, tiles_of(H_, LANES), 6.0 * B_ * H_ * H_)),
         sites_(state_sites<Math>(p.masks.flags, p.masks.thresholds)),
@@ -31,9 +31,8 @@ class GruBackwardPass {
         later_(scratch<T>(B_ * NV * H_)),
         dh_(scratch<T>(B_ * H_)),
         operand_(scratch<T>(p.dw_hh || !p.gates ? largest_ * H_ : 0)),
-        turned_(scratch<T>(weights_wanted() ? WIDE * H_ * largest_ : 0)),
-        dw_ih_(p.parallel, p.dw_ih, NV * H_, p.inputs, largest_),
-        dw_hh_(p.parallel, p.dw_hh, NV * H_, H_, largest_),
+        dw_ih_(p.parallel, p.dw_ih, p.inputs, largest_),
+        dw_hh_(p.parallel, p.dw_hh, H_, largest_),
         resets_again_(scratch<T>(p.gates ? 0 : largest_ * H_)),
         again_(p.gates ? nullptr : new GatesAgain<NV, T>(p, H_, H_, m_ih_, m_hh_, bias_.with_input(), largest_)) {
     // n comes first in a row of gradients and last in W.
@@ -155,14 +154,11 @@ class GruBackwardPass {
       input_gradient(p_.parallel, dgates_.get(), rows, WIDE * H_, NV * H_, of_x_, w_ih_.get(),
                      p_.dx + chunk_.row * p_.inputs, p_.inputs);
     if (!weights_wanted()) return;
-    transpose(p_.parallel, dgates_.get(), rows, WIDE * H_, turned_.get(), rows);
-    const auto at_input = [&](int64_t row) { return &turned_[(row < 2 * H_ ? H_ + row : row - 2 * H_) * rows]; };
-    const auto at_recurrent = [&](int64_t row) { return &turned_[(H_ + row) * rows]; };
-    dw_ih_.add(at_input, p_.x + chunk_.row * p_.inputs, rows);
-    dw_hh_.add(at_recurrent, operand_.get(), rows);
-    const bool first = chunk_.end == p_.sequence.steps;
-    if (p_.db_ih) add_row_sums(p_.parallel, at_input, NV * H_, rows, first, p_.db_ih);
-    if (p_.db_hh) add_row_sums(p_.parallel, at_recurrent, NV * H_, rows, first, p_.db_hh);
+    dw_ih_.chunk(p_.x + chunk_.row * p_.inputs, rows);
+    dw_hh_.chunk(operand_.get(), rows);
+    add_weight_gradients<T>(
+        p_.parallel, dgates_.get(), rows, WIDE * H_, WIDE * H_, H_, chunk_.end == p_.sequence.steps,
+        {{&dw_ih_, p_.db_ih, 0, H_, 2 * H_}, {&dw_ih_, p_.db_ih, H_, 3 * H_, 0}, {&dw_hh_, p_.db_hh, H_, 4 * H_, 0}});
   }
 
   // From the gates of the first step to the caller's h_0.
@@ -194,7 +190,6 @@ class GruBackwardPass {
   Buffer<T> later_;    // [B, 3H]: r, z and u of the step after the chunk
   Buffer<T> dh_;       // [B, H]: carried from step to step; each unit is touched by its owner alone
   Buffer<T> operand_;  // [rows of a chunk, H]: what the recurrent product read
-  Buffer<T> turned_;   // [4H, rows of the chunk]: dgates_, for the gradients of the weights
   WeightGradient<T> dw_ih_, dw_hh_;
   Buffer<T> resets_again_;                    // [rows of a chunk, H]
   std::unique_ptr<GatesAgain<NV, T>> again_;  // where the forward kept no gates

@@ -6,8 +6,8 @@
 #include <type_traits>
 #include <utility>
 
-#include "cpu/memory.h"
 #include "cpu/schedule.h"
+#include "cpu/scratch.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>

@@ -8,8 +8,8 @@
 
 #include "core/gru_cell.h"
 #include "core/lstm_cell.h"
-#include "cpu/memory.h"
 #include "cpu/schedule.h"
+#include "cpu/scratch.h"
 #include "cpu/team.h"
 
 #define FRD_ISA baseline

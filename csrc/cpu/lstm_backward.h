@@ -14,7 +14,7 @@ class LstmBackwardPass {
         H_(p.units),
         P_(p.projected),
         B_(p.sequence.batch),
-        most_(chunk_rows<T>(NV * H_)),
+        most_(chunk_rows<T>(NV * H_, !p.gates)),
         largest_(largest_chunk(p.sequence, most_)),
         groups_(groups_for(p.parallel, tiles_of(P_, LANES), 8.0 * B_ * H_ * P_)),
         sites_(state_sites<Math>(p.masks.flags, p.masks.thresholds)),
@@ -33,13 +33,11 @@ class LstmBackwardPass {
         dh_(scratch<T>(B_ * P_)),
         dc_(scratch<T>(B_ * H_)),
         operand_(scratch<T>(p.dw_hh || !p.gates ? largest_ * P_ : 0)),
-        turned_(scratch<T>(p.dw_ih || p.dw_hh || p.db ? NV * H_ * largest_ : 0)),
         dprojected_(scratch<T>(p.w_hr ? largest_ * P_ : 0)),
-        dprojected_turned_(scratch<T>(p.dw_hr ? P_ * largest_ : 0)),
         outputs_(scratch<T>(p.w_hr ? largest_ * H_ : 0)),
-        dw_ih_(p.parallel, p.dw_ih, NV * H_, p.inputs, largest_),
-        dw_hh_(p.parallel, p.dw_hh, NV * H_, P_, largest_),
-        dw_hr_(p.parallel, p.dw_hr, P_, H_, largest_),
+        dw_ih_(p.parallel, p.dw_ih, p.inputs, largest_),
+        dw_hh_(p.parallel, p.dw_hh, P_, largest_),
+        dw_hr_(p.parallel, p.dw_hr, H_, largest_),
         bias_(scratch<T>(p.gates ? 0 : NV * H_)),
         again_(p.gates ? nullptr : new GatesAgain<NV, T>(p, H_, P_, m_ih_, m_hh_, bias_.get(), largest_)) {
     for (int64_t i = 0; !p.gates && i < NV * H_; ++i) bias_[i] = p.b_ih ? p.b_ih[i] + p.b_hh[i] : T(0);
@@ -178,16 +176,16 @@ class LstmBackwardPass {
     if (p_.dx)
       input_gradient(p_.parallel, dgates_.get(), rows, width, width, of_x_, w_ih_.get(), p_.dx + chunk_.row * p_.inputs,
                      p_.inputs);
+    const bool first = chunk_.end == p_.sequence.steps;
     if (p_.dw_ih || p_.dw_hh || p_.db) {
-      transpose(p_.parallel, dgates_.get(), rows, width, turned_.get(), rows);
-      const auto left = [&](int64_t row) { return &turned_[row * rows]; };
-      dw_ih_.add(left, x, rows);
-      dw_hh_.add(left, operand_.get(), rows);
-      if (p_.db) add_row_sums(p_.parallel, left, width, rows, chunk_.end == p_.sequence.steps, p_.db);
+      dw_ih_.chunk(x, rows);
+      dw_hh_.chunk(operand_.get(), rows);
+      add_weight_gradients<T>(p_.parallel, dgates_.get(), rows, width, width, width, first,
+                              {{&dw_ih_, p_.db, 0, width, 0}, {&dw_hh_, nullptr, 0, width, 0}});
     }
     if (p_.dw_hr) {
-      transpose(p_.parallel, dprojected_.get(), rows, P_, dprojected_turned_.get(), rows);
-      dw_hr_.add([&](int64_t row) { return &dprojected_turned_[row * rows]; }, outputs_.get(), rows);
+      dw_hr_.chunk(outputs_.get(), rows);
+      add_weight_gradients<T>(p_.parallel, dprojected_.get(), rows, P_, P_, P_, first, {{&dw_hr_, nullptr, 0, P_, 0}});
     }
   }
 
@@ -225,14 +223,12 @@ class LstmBackwardPass {
   const MaskedWeight<T> m_ih_, m_hh_, m_hr_;
   const Columns of_x_, of_h_, of_outputs_;
   Buffer<T> w_hh_, w_ih_, w_hr_;
-  Buffer<T> dgates_;             // [rows of a chunk, 4H]: gradients at the pre-activations
-  Buffer<T> later_;              // [B, 4H]: those of the step after the chunk
-  Buffer<T> dh_, dc_;            // [B, P], [B, H]: carried from step to step; each unit is touched by its owner alone
-  Buffer<T> operand_;            // [rows of a chunk, P]: what the recurrent product read
-  Buffer<T> turned_;             // [4H, rows of the chunk]: dgates_, for the gradients of the weights
-  Buffer<T> dprojected_;         // [rows of a chunk, P]: with a projection, gradients at its product
-  Buffer<T> dprojected_turned_;  // [P, rows of the chunk]
-  Buffer<T> outputs_;            // [rows of a chunk, H]: what the projection read
+  Buffer<T> dgates_;      // [rows of a chunk, 4H]: gradients at the pre-activations
+  Buffer<T> later_;       // [B, 4H]: those of the step after the chunk
+  Buffer<T> dh_, dc_;     // [B, P], [B, H]: carried from step to step; each unit is touched by its owner alone
+  Buffer<T> operand_;     // [rows of a chunk, P]: what the recurrent product read
+  Buffer<T> dprojected_;  // [rows of a chunk, P]: with a projection, gradients at its product
+  Buffer<T> outputs_;     // [rows of a chunk, H]: what the projection read
   WeightGradient<T> dw_ih_, dw_hh_, dw_hr_;
   Buffer<T> bias_;
   std::unique_ptr<GatesAgain<NV, T>> again_;  // where the forward kept no gates

@@ -5,9 +5,10 @@
 inline bool ends(const Sequence& sequence, int64_t t, int64_t b) { return b >= sequence.continued_by(t); }
 
 // Rows of `width` numbers that a chunk may have: enough for the products to run at speed, few enough for the caches.
+// Half of that where a backward computes gates again, whose caller asked for little memory.
 template <class T>
-int64_t chunk_rows(int64_t width) {
-  constexpr int64_t bytes = 4 << 20, fewest = 512;
+int64_t chunk_rows(int64_t width, bool again = false) {
+  const int64_t bytes = again ? 2 << 20 : 4 << 20, fewest = again ? 256 : 512;
   const int64_t rows = bytes / ((width + 1) * static_cast<int64_t>(sizeof(T)));  // a layer may have no units
   return rows < fewest ? fewest : rows;
 }

@@ -4,13 +4,11 @@
 template <class T>
 using Buffer = std::unique_ptr<T[], void (*)(T*)>;
 
-// Cache-line aligned scratch, not initialised.
+// n numbers at the start of a cache line, not initialised.
 template <class T>
 Buffer<T> scratch(int64_t n) {
-  const size_t bytes = static_cast<size_t>(n > 0 ? n : 1) * sizeof(T);
-  void* p = ::operator new(bytes, std::align_val_t{64});
-  prefer_large_pages(p, bytes);
-  return Buffer<T>(static_cast<T*>(p), [](T* q) { ::operator delete(q, std::align_val_t{64}); });
+  void* memory = take_scratch(static_cast<size_t>(n > 0 ? n : 1) * sizeof(T));
+  return Buffer<T>(static_cast<T*>(memory), [](T* p) { give_scratch(p); });
 }
 
 inline constexpr int64_t QUAD = 4 * LANES;  // columns whose masks one Philox call draws
@@ -47,6 +45,12 @@ class MaskedWeight {
   bool on() const { return on_; }
   int64_t rows() const { return plain_.rows; }
   int64_t columns() const { return plain_.columns; }
+
+  // Asks for what read(row, first, ...) will need.
+  FRD_MEMBER void fetch(int64_t row, int64_t first) const {
+    if (first < plain_.columns)
+      prefetch(plain_.data + row * plain_.columns + first, least(QUAD, plain_.columns - first));
+  }
 
   FRD_MEMBER void read(int64_t row, int64_t first, Vec<T>* out) const {
     plain_.read(row, first, out);
@@ -107,7 +111,9 @@ Buffer<T> pack_gates(const Parallel& parallel, const MaskedWeight<T>& w) {
           Vec<T> block[4][LANES] = {};
           for (int lane = 0; lane < LANES && tile * LANES + lane < units; ++lane) {
             Vec<T> values[4];
-            w.read(v * units + tile * LANES + lane, first, values);
+            const int64_t row = v * units + tile * LANES + lane;
+            w.fetch(row, first + QUAD);  // LANES rows at once are too many streams for the processor to see
+            w.read(row, first, values);
             for (int q = 0; q < 4; ++q) block[q][lane] = values[q];
           }
           for (int q = 0; q < 4 && first + q * LANES < k; ++q) {
@@ -145,19 +151,15 @@ Buffer<T> pack_columns(const Parallel& parallel, const Columns& layout, const Ma
   return packed;
 }
 
-// [rows, columns] to [columns, stride], stride >= rows.
+// [rows, width] whose rows are `stride` apart to [width, rows].
 template <class T>
-void transpose(const Parallel& parallel, const T* from, int64_t rows, int64_t columns, T* to, int64_t stride) {
-  parallel.each(tiles_of(columns, LANES), rows * LANES, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile) {
-      const int64_t column = tile * LANES, width = columns - column;
-      for (int64_t row = 0; row < rows; row += LANES) {
-        Vec<T> block[LANES];
-        for (int i = 0; i < LANES; ++i)
-          block[i] = row + i < rows ? load(from + (row + i) * columns + column, width) : Vec<T>{};
-        transpose(block);
-        for (int i = 0; i < LANES && i < width; ++i) store(to + (column + i) * stride + row, block[i], rows - row);
-      }
+void turn(const T* from, int64_t rows, int64_t width, int64_t stride, T* to) {
+  for (int64_t column = 0; column < width; column += LANES)
+    for (int64_t row = 0; row < rows; row += LANES) {
+      Vec<T> block[LANES];
+      for (int i = 0; i < LANES; ++i)
+        block[i] = row + i < rows ? load(from + (row + i) * stride + column, width - column) : Vec<T>{};
+      transpose(block);
+      for (int i = 0; i < LANES && column + i < width; ++i) store(to + (column + i) * rows + row, block[i], rows - row);
     }
-  });
 }

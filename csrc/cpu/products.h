@@ -44,55 +44,93 @@ void input_gradient(const Parallel& parallel, const T* dgates, int64_t rows, int
   });
 }
 
-// The gradient of a weight [rows, columns], summed over chunks of steps.
+// The gradient of a weight [., columns], summed over chunks of steps.
 template <class T>
 class WeightGradient {
  public:
   // target: null where nobody asks for it. most: the rows of the largest chunk.
-  WeightGradient(const Parallel& parallel, T* target, int64_t rows, int64_t columns, int64_t most)
+  WeightGradient(const Parallel& parallel, T* target, int64_t columns, int64_t most)
       : parallel_(parallel),
         target_(target),
-        rows_(rows),
         columns_(columns),
         layout_(columns, 1),
         packed_(scratch<T>(target ? layout_.vectors * LANES * most : 0)) {}
 
   bool wanted() const { return target_; }
+  int64_t tiles() const { return target_ ? layout_.tiles : 0; }
 
-  // left(row): k numbers, one for each row of right [k, columns].
-  template <class Left>
-  void add(Left&& left, const T* right, int64_t k) {
+  // The next chunk: what the weight was multiplied with, right [k, columns].
+  void chunk(const T* right, int64_t k) {
     if (!target_) return;
     pack_columns(parallel_, layout_, Plain<T>{right, k, columns_}, k, [](int64_t kk) { return kk; }, packed_.get());
-    each_tile(parallel_, layout_.tiles, rows_, 4 * LANES * k, [&](int64_t tile, int64_t begin, int64_t end) {
-      product(layout_, tile, begin, end, left, packed_.get(), k, [&](int64_t row, int64_t column, Vec<T> sum) {
-        T* to = target_ + row * columns_ + column;
-        store(to, started_ ? load(to, columns_ - column) + sum : sum, columns_ - column);
-      });
-    });
-    started_ = true;
+  }
+
+  // Rows [row, row + n), the columns of one tile; left [n, k] are the gradients at what the weight gave.
+  void add(const T* left, int64_t k, int64_t row, int64_t n, int64_t tile, bool first) const {
+    product(
+        layout_, tile, 0, n, [&](int64_t i) { return left + i * k; }, packed_.get(), k,
+        [&](int64_t i, int64_t column, Vec<T> sum) {
+          T* to = target_ + (row + i) * columns_ + column;
+          store(to, first ? sum : load(to, columns_ - column) + sum, columns_ - column);
+        });
   }
 
  private:
   const Parallel& parallel_;
   T* const target_;
-  const int64_t rows_, columns_;
+  const int64_t columns_;
   const Columns layout_;
   Buffer<T> packed_;
-  bool started_ = false;
 };
 
-// target[row] (+)= the sum of the k numbers at left(row).
-template <class T, class Left>
-void add_row_sums(const Parallel& parallel, Left&& left, int64_t rows, int64_t k, bool first, T* target) {
-  parallel.each(rows, k, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row) {
-      const T* from = left(row);
-      Vec<T> sums{};
-      for (int64_t kk = 0; kk < k; kk += LANES) sums += load(from + kk, k - kk);
-      T total = 0;
-      for (int lane = 0; lane < LANES; ++lane) total += sums[lane];
-      target[row] = first ? total : target[row] + total;
+// target[i] (+)= the sum of the k numbers of row i of left [n, k].
+template <class T>
+void add_row_sums(const T* left, int64_t k, int64_t n, bool first, T* target) {
+  for (int64_t i = 0; i < n; ++i) {
+    Vec<T> sums{};
+    for (int64_t kk = 0; kk < k; kk += LANES) sums += load(left + i * k + kk, k - kk);
+    T total = 0;
+    for (int lane = 0; lane < LANES; ++lane) total += sums[lane];
+    target[i] = first ? total : target[i] + total;
+  }
+}
+
+// A weight and its bias, and which of their rows columns [begin, end) of a row of gradients belong to: from `row` on.
+template <class T>
+struct GradientTarget {
+  const WeightGradient<T>* weight;
+  T* bias;  // null where nobody asks
+  int64_t begin, end, row;
+};
+
+// What a chunk of k steps' rows adds to the gradients of weights and biases. gradients [k, stride]: at what the weights
+// gave, of which the first `width` columns count. They are turned a panel at a time, which stays in the cache for all
+// columns of the weights. A panel's rows all have the same targets where `cut` divides their begins and ends.
+template <class T, size_t N>
+void add_weight_gradients(const Parallel& parallel, const T* gradients, int64_t k, int64_t stride, int64_t width,
+                          int64_t cut, bool first, const GradientTarget<T> (&targets)[N]) {
+  if (width == 0) return;  // a layer may have no units
+  const int64_t wanted = 4 * int64_t{parallel.threads}, even = tiles_of(tiles_of(width, wanted), LANES) * LANES;
+  const int64_t height = even < 128 ? even : 128, of_cut = tiles_of(cut, height), panels = of_cut * (width / cut);
+  int64_t tiles = 0;
+  for (const GradientTarget<T>& target : targets) tiles += target.weight->tiles();
+  // Where panels are too few for the threads, columns are cut too.
+  const int64_t parts = panels >= wanted || tiles == 0 ? 1 : least(tiles_of(wanted, panels), tiles);
+  parallel.each(panels * parts, height * k * (tiles / parts + 1), [&](int64_t begin, int64_t end) {
+    const Buffer<T> panel = scratch<T>(height * k);
+    for (int64_t item = begin; item < end; ++item) {
+      const int64_t index = item / parts, part = item % parts;
+      const int64_t from = index / of_cut * cut + index % of_cut * height;
+      const int64_t n = least(height, (index / of_cut + 1) * cut - from);
+      turn(gradients + from, k, n, stride, panel.get());
+      int64_t tile = 0;
+      for (const GradientTarget<T>& target : targets) {
+        const bool mine = target.begin <= from && from < target.end;
+        const int64_t row = target.row + from - target.begin;
+        for (int64_t own = 0; own < target.weight->tiles(); ++own, ++tile)
+          if (mine && tile % parts == part) target.weight->add(panel.get(), k, row, n, own, first);
+        if (mine && target.bias && part == 0) add_row_sums(panel.get(), k, n, first, target.bias + row);
+      }
     }
   });
 }
