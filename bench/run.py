@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -11,12 +12,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import memory
+from . import gpu, memory
 from .contenders import BY_NAME as CONTENDERS
 from .contenders import Contender, runner
 from .machine import environment, sgemm
 from .measure import Timings, paired
 from .shapes import Shape
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Settings(NamedTuple):
@@ -34,6 +37,13 @@ class Settings(NamedTuple):
     compiled: bool
     output: Path
     device: str = "cpu"
+    dtype: str = "float32"
+    tf32: bool = False
+    graphs: bool = False
+
+    def runner(self, contender: Contender, cell: str, shape: Shape, task: str, padded: bool = False) -> Any:
+        """A call of ``task``, ready to be timed."""
+        return runner(contender.build(cell, shape), shape, task, self.device, padded, DTYPES[self.dtype])
 
 
 class Progress:
@@ -63,25 +73,57 @@ def taking_part(settings: Settings, shape: Shape, task: str) -> list[Contender]:
     return [
         contender
         for contender in settings.contenders
-        if task in contender.tasks and contender.missing(settings.compiled) is None and shape.kind in contender.kinds
+        if task in contender.tasks
+        and contender.missing(settings.compiled, settings.device) is None
+        and shape.kind in contender.kinds
     ]
+
+
+def _makers(settings: Settings, cell: str, shape: Shape, task: str) -> dict[str, Callable[[], Callable[[], None]]]:
+    """What makes the runs of a group, by name."""
+    chosen = taking_part(settings, shape, task)
+    makers: dict[str, Callable[[], Callable[[], None]]] = {
+        c.name: functools.partial(settings.runner, c, cell, shape, task) for c in chosen
+    }
+    if shape.kind == "packed" and "all" in makers:
+        every = next(c for c in chosen if c.name == "all")
+        makers["all, padded"] = functools.partial(settings.runner, every, cell, shape, task, padded=True)
+    return makers
 
 
 def _group(settings: Settings, cell: str, shape: Shape, task: str, tick: Callable[[str], None]) -> dict[str, Any]:
     """All contenders of one task, in one process, in paired order."""
-    chosen = taking_part(settings, shape, task)
-    runs = {c.name: runner(c.build(cell, shape), shape, task, settings.device) for c in chosen}
-    if shape.kind == "packed" and "all" in runs:
-        padded = CONTENDERS["all"].build(cell, shape)
-        runs["all, padded"] = runner(padded, shape, task, settings.device, padded=True)
-    slow = [contender.name for contender in chosen if contender.slow]
-    timings = paired(runs, slow=slow, rounds=settings.rounds, budget=settings.budget, device=settings.device, tick=tick)
-    return _entry(cell, shape, task, timings)
+    makers = _makers(settings, cell, shape, task)
+    failed: dict[str, str] = {}
+    if settings.device == "cpu":
+        runs = {name: make() for name, make in makers.items()}
+    else:
+        runs, failed = gpu.working(makers, tick)
+    entry = _entry(cell, shape, task, _paired(settings, runs, tick))
+    return entry | {"failed": failed} if failed else entry
+
+
+def _paired(settings: Settings, runs: dict[str, Callable[[], None]], tick: Callable[[str], None]) -> Timings:
+    slow = [contender.name for contender in settings.contenders if contender.slow and contender.name in runs]
+    return paired(runs, slow=slow, rounds=settings.rounds, budget=settings.budget, device=settings.device, tick=tick)
+
+
+def _graph_group(settings: Settings, cell: str, shape: Shape, tick: Callable[[str], None]) -> dict[str, Any]:
+    """Forward and backward as replays of CUDA graphs, which launch no kernel from the host."""
+    graphs = [contender.name for contender in settings.contenders if contender.graph]
+    makers = {
+        name: (lambda make=make: gpu.graphed(make()))
+        for name, make in _makers(settings, cell, shape, "train").items()
+        if name in graphs
+    }
+    runs, failed = gpu.working(makers, tick)
+    entry = _entry(cell, shape, "graph", _paired(settings, runs, tick))
+    return entry | {"failed": failed} if failed else entry
 
 
 def _scaling(settings: Settings, cell: str, shape: Shape, tick: Callable[[str], None]) -> dict[str, Any]:
     """Every site on, on one thread and on all of them."""
-    run = runner(CONTENDERS["all"].build(cell, shape), shape, "train", settings.device)
+    run = settings.runner(CONTENDERS["all"], cell, shape, "train")
 
     def on(threads: int) -> Callable[[], None]:
         def call() -> None:
@@ -100,17 +142,49 @@ def _entry(cell: str, shape: Shape, task: str, timings: Timings) -> dict[str, An
     return {"cell": cell, "shape": shape.name, "task": task, **timings._asdict()}
 
 
+def _memory(settings: Settings, cell: str, shape: Shape, tick: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Peak memory of a forward and backward, of those contenders whose memory is of interest."""
+    found = []
+    for contender in taking_part(settings, shape, "train"):
+        name = contender.name
+        if name.removeprefix("triton-") not in memory.CONTENDER_NAMES:
+            continue
+        tick(name)
+        if settings.device == "cpu":
+            mib = memory.in_process(cell, shape, name, settings.threads, settings.dtype)
+        else:
+            makers = {name: functools.partial(settings.runner, contender, cell, shape, "train")}
+            runs, _ = gpu.working(makers, tick)  # a failure is in the record of the timings
+            if not runs:
+                continue
+            mib = gpu.peak_mib(runs[name])
+        found.append({"cell": cell, "shape": shape.name, "contender": name, "mib": mib})
+    return found
+
+
 def run(settings: Settings) -> dict[str, Any]:
-    """Measures all of ``settings``; the file is written anew after every group, so that nothing is lost."""
+    """Measures all of ``settings``; the file is written anew after every group, so that nothing is lost.
+
+    Raises:
+        ValueError: the device is not there.
+        DeviceLost: it was, and is no more.
+    """
+    gpu.check(settings.device)
     torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
     groups = [(cell, shape) for shape in settings.shapes for cell in settings.cells]
-    steps = len(settings.tasks) + settings.memory + settings.scaling
+    steps = len(settings.tasks) + settings.memory + settings.scaling + settings.graphs
     progress = Progress(len(groups) * steps)
     found: dict[str, Any] = {
         "environment": environment(settings.threads),
+        "device": settings.device,
+        "dtype": settings.dtype,
         "shapes": [shape._asdict() for shape in settings.shapes],
-        "skipped": {c.name: why for c in settings.contenders if (why := c.missing(settings.compiled)) is not None},
+        "skipped": {
+            c.name: why
+            for c in settings.contenders
+            if (why := c.missing(settings.compiled, settings.device)) is not None
+        },
         "timings": [],
         "memory": [],
     }
@@ -119,23 +193,27 @@ def run(settings: Settings) -> dict[str, Any]:
         settings.output.write_text(json.dumps(found, indent=1) + "\n")
 
     largest = sorted(settings.shapes, key=lambda shape: shape.flops("LSTM", "train"))[-2:]
-    found["sgemm"] = sgemm(largest)
+    if settings.device == "cuda":
+        gpu.fp32_products(settings.tf32)
+        found["environment"]["gpu"] = gpu.environment()
+        found["limits"] = gpu.limits()
+    found["sgemm"] = sgemm(largest, device=settings.device, dtype=DTYPES[settings.dtype])
     for cell, shape in groups:
         for task in settings.tasks:
             tick = progress.group(f"{cell} {shape.name} {task}")
             found["timings"].append(_group(settings, cell, shape, task, tick))
             save()
+        if settings.graphs:
+            tick = progress.group(f"{cell} {shape.name} graph")
+            if shape.kind != "packed":
+                found["timings"].append(_graph_group(settings, cell, shape, tick))
         if settings.scaling:
             tick = progress.group(f"{cell} {shape.name} scaling")
             if shape.kind != "packed":
                 found["timings"].append(_scaling(settings, cell, shape, tick))
         if settings.memory:
             tick = progress.group(f"{cell} {shape.name} memory")
-            names = [c.name for c in taking_part(settings, shape, "train") if c.name in memory.CONTENDER_NAMES]
-            for name in names:
-                tick(name)
-                mib = memory.in_process(cell, shape, name, settings.threads)
-                found["memory"].append({"cell": cell, "shape": shape.name, "contender": name, "mib": mib})
+            found["memory"] += _memory(settings, cell, shape, tick)
         save()
     progress.end()
     return found
