@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import plots
-from .contenders import CONTENDERS, TASKS
+from . import gpu, gpu_report, memory, plots
+from .contenders import BY_NAME, TASKS, contenders_of
 from .profile import profile
 from .report import criteria_table, into_readme, report
-from .run import Settings, load, run
+from .run import DTYPES, Settings, load, run
 from .shapes import QUICK, SHAPES
 
 _CELLS = ("LSTM", "GRU")
@@ -34,17 +34,20 @@ def _choice(kind: str, allowed: Sequence[str]) -> Any:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m bench", description="Measures the library side by side with others.")
-    commands = made.add_subparsers(dest="command", metavar="[report | readme | profile]")
-    shapes, contenders = [shape.name for shape in SHAPES], [contender.name for contender in CONTENDERS]
+    commands = made.add_subparsers(dest="command", metavar="[report | readme | profile | floor | gpu-report]")
+    shapes, contenders = [shape.name for shape in SHAPES], list(BY_NAME)
     made.add_argument("--shapes", type=_choice("shape", shapes), help=", ".join(shapes))
     made.add_argument("--cells", type=_choice("cell", _CELLS), default=_CELLS)
     made.add_argument("--tasks", type=_choice("task", TASKS), default=TASKS, help=", ".join(TASKS))
     made.add_argument(
         "--contenders",
         type=_choice("contender", contenders),
-        default=tuple(contenders),
-        help="; ".join(f"{contender.name}: {contender.meaning}" for contender in CONTENDERS),
+        help="; ".join(f"{contender.name}: {contender.meaning}" for contender in BY_NAME.values()),
     )
+    made.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
+    made.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of everything (default: float32)")
+    made.add_argument("--tf32", action="store_true", help="on cuda, let everyone round float32 products to TF32")
+    made.add_argument("--no-graphs", action="store_true", help="on cuda, leave replays of CUDA graphs out")
     made.add_argument("--quick", action="store_true", help="two tiny shapes and few rounds, to try it out")
     made.add_argument("--compiled", action="store_true", help="also the loop under torch.compile: minutes more")
     made.add_argument("--threads", type=int, default=2, help="threads of torch (default: 2)")
@@ -65,26 +68,44 @@ def parser() -> argparse.ArgumentParser:
     taken_apart.add_argument("--cells", type=_choice("cell", _CELLS), default=_CELLS)
     taken_apart.add_argument("--task", choices=TASKS, default="train")
     taken_apart.add_argument("--threads", type=int, default=2)
+    whole = commands.add_parser("gpu-report", help="one page of tests and results; scripts/gpu.sh calls it")
+    whole.add_argument("--tests", type=Path, required=True, help="what pytest --junitxml wrote")
+    whole.add_argument("--results", type=Path, action="append", default=[], help="a result, once for each")
+    whole.add_argument("--failed", nargs=2, action="append", default=[], metavar=("STEP", "LOG"))
+    whole.add_argument("--output", type=Path, default=Path("gpu-report.md"))
     return made
 
 
 def settings(options: argparse.Namespace) -> Settings:
     if options.threads < 1 or (options.rounds is not None and options.rounds < 2) or options.budget <= 0:
         raise ValueError("--threads should be at least 1, --rounds at least 2 and --budget above 0")
+    if options.tf32 and (options.device, options.dtype) != ("cuda", "float32"):
+        raise ValueError("--tf32 is about float32 products on cuda")
+    gpu.check(options.device)
+    on_cpu = options.device == "cpu"
     shapes = QUICK if options.quick else tuple(s for s in SHAPES if options.shapes is None or s.name in options.shapes)
+    contenders = contenders_of(options.device)
+    asked = options.contenders or [contender.name for contender in contenders]
+    elsewhere = [name for name in asked if name not in [contender.name for contender in contenders]]
+    if elsewhere:
+        raise ValueError(f"--contenders {','.join(elsewhere)}: not on --device {options.device}")
     return Settings(
         shapes=shapes,
         cells=options.cells,
         tasks=options.tasks,
-        contenders=tuple(contender for contender in CONTENDERS if contender.name in options.contenders),
+        contenders=tuple(contender for contender in contenders if contender.name in asked),
         threads=options.threads,
         rounds=5 if options.quick and options.rounds is None else options.rounds,
         budget=options.budget,
-        memory=not options.no_memory and Path("/proc/self/clear_refs").exists(),
-        scaling=not options.no_scaling and options.threads > 1,
+        memory=not options.no_memory and (not on_cpu or memory.available()),
+        scaling=not options.no_scaling and options.threads > 1 and on_cpu,
         compiled=options.compiled,
         output=options.output,
         resume=options.resume,
+        device=options.device,
+        dtype=options.dtype,
+        tf32=options.tf32,
+        graphs=not on_cpu and not options.no_graphs,
     )
 
 
@@ -98,6 +119,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"wrote {path}", file=sys.stderr)
         elif options.command == "readme":
             into_readme(load(options.results), options.page)
+        elif options.command == "gpu-report":
+            good = gpu_report.write(options.tests, options.results, options.failed, options.output)
+            print(f"wrote {options.output}: {'nothing failed' if good else 'SOMETHING FAILED, it says what'}")
+            return 0 if good else 1
         elif options.command == "profile":
             chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
             print(profile(options.cells, chosen_shapes, options.task, options.threads))

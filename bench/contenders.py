@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn_dropout as frd
+from fused_rnn_dropout import library
 
 from .loops import Loop, WeightDrop
 from .shapes import Shape
@@ -53,7 +54,10 @@ def _fastai(cell: str, shape: Shape) -> nn.Module:
 
 
 class Contender(NamedTuple):
-    """``slow``: takes part in few rounds. ``kinds``: of shapes that it is measured on. ``package``: what it needs."""
+    """``slow``: takes part in few rounds. ``kinds``: of shapes that it is measured on. ``package``: what it needs.
+
+    ``backend``: the library's, that it asks for. ``graph``: on a GPU, also timed as the replay of a CUDA graph.
+    """
 
     name: str
     meaning: str
@@ -63,9 +67,13 @@ class Contender(NamedTuple):
     kinds: tuple[str, ...] = ("large", "small", "other")
     package: str | None = None
     compiles: bool = False
+    backend: str | None = None
+    graph: bool = False
 
-    def missing(self, compiled: bool) -> str | None:
+    def missing(self, compiled: bool, device: str = "cpu") -> str | None:
         """Why it cannot take part, or None."""
+        if self.backend is not None and (why := library.obstacle(self.backend, device)) is not None:
+            return f'backend="{self.backend}": {why}'
         if self.package is not None and importlib.util.find_spec(self.package) is None:
             return f"the package {self.package} is not installed"
         return "left out without --compiled" if self.compiles and not compiled else None
@@ -74,7 +82,7 @@ class Contender(NamedTuple):
 _ALL = ("large", "small", "other", "packed")
 
 CONTENDERS = (
-    Contender("torch", "nn.LSTM or nn.GRU, no dropout", _torch, kinds=_ALL),
+    Contender("torch", "nn.LSTM or nn.GRU, no dropout", _torch, kinds=_ALL, graph=True),
     Contender("none", "ours, no site", _ours),
     Contender("weights", "ours, sites on weights, input and output", lambda c, s: _ours(c, s, ONLY_LINEAR)),
     Contender("all", "ours, every site", lambda c, s: _ours(c, s, None), kinds=_ALL),
@@ -99,6 +107,7 @@ CONTENDERS = (
         lambda c, s: Loop(c, s.inputs, s.units, rates_of(c), careful=True),
         ("train",),
         True,
+        graph=True,
     ),
     Contender(
         "compiled",
@@ -109,22 +118,65 @@ CONTENDERS = (
         compiles=True,
     ),
 )
-BY_NAME = {contender.name: contender for contender in CONTENDERS}
 
 
-def runner(module: nn.Module, shape: Shape, task: str, device: str = "cpu", padded: bool = False) -> Callable[[], None]:
+def _on_gpu(backend: str) -> tuple[Contender, ...]:
+    """The library's contenders on one of its backends for a GPU."""
+    prefix, meaning = ("", "ours") if backend == "cuda" else (f"{backend}-", f"ours on {backend.capitalize()}")
+
+    def ours(
+        name: str, what: str, names: tuple[str, ...] | None, tasks: tuple[str, ...] = TASKS, **options: Any
+    ) -> Any:
+        def build(cell: str, shape: Shape) -> nn.Module:
+            return _ours(cell, shape, names, backend=backend, **options)
+
+        kinds = _ALL if name == "all" else _ALL[:3]
+        return Contender(
+            f"{prefix}{name}", f"{meaning}, {what}", build, tasks, kinds=kinds, backend=backend, graph=True
+        )
+
+    return (
+        ours("none", "no site", ()),
+        ours("weights", "sites on weights, input and output", ONLY_LINEAR),
+        ours("all", "every site", None),
+        ours("recompute", "every site, recompute=True", None, ("train",), recompute=True),
+    )
+
+
+def contenders_of(device: str) -> tuple[Contender, ...]:
+    """Who is measured on a device. On a GPU nn.LSTM and nn.GRU are cuDNN's, and the library has two backends."""
+    if device == "cpu":
+        return CONTENDERS
+    ours = {contender.name: contender for contender in _on_gpu("cuda")}
+    return tuple(ours.get(contender.name, contender) for contender in CONTENDERS) + _on_gpu("triton")
+
+
+BY_NAME = {contender.name: contender for contender in (*CONTENDERS, *_on_gpu("triton"))}
+"""Of all devices; those that several devices have as the CPU has them."""
+
+
+def runner(
+    module: nn.Module,
+    shape: Shape,
+    task: str,
+    device: str = "cpu",
+    padded: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> Callable[[], None]:
     """A call of ``task``, ready to be timed. ``padded``: feed a packed shape as a padded batch."""
-    module = module.to(device).train(task != "eval")
-    leaf = torch.randn(shape.steps, shape.batch, shape.inputs, device=device, requires_grad=task == "train")
+    module = module.to(device, dtype).train(task != "eval")
+    leaf = torch.randn(
+        shape.steps, shape.batch, shape.inputs, device=device, dtype=dtype, requires_grad=task == "train"
+    )
     lengths = None if padded else shape.lengths()
     x: Any = leaf if lengths is None else pack_padded_sequence(leaf, lengths)
     if lengths is None:
-        grad = torch.randn(shape.steps, shape.batch, shape.units, device=device)
+        grad = torch.randn(shape.steps, shape.batch, shape.units, device=device, dtype=dtype)
     else:
         # Packing is the caller's, and the same for everyone: the leaf is the packed data.
         leaf = x.data.detach().requires_grad_(task == "train")
         x = x._replace(data=leaf)
-        grad = torch.randn(len(leaf), shape.units, device=device)
+        grad = torch.randn(len(leaf), shape.units, device=device, dtype=dtype)
 
     def train() -> None:
         out = module(x)[0]

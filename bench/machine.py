@@ -76,8 +76,10 @@ def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:
     torch.mm(a, b, out=out)
 
 
-def sgemm(shapes: Sequence[Shape], rounds: int = 5) -> dict[str, Any]:
-    """Rate of torch.mm in float32 at the products of LSTM layers of these shapes, in GFLOP/s, and the best of them."""
+def sgemm(
+    shapes: Sequence[Shape], rounds: int = 5, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """Rate of torch.mm at the products of LSTM layers of these shapes, in GFLOP/s, and the best of them."""
     rates = {}
     for shape in shapes:
         rows, units = shape.rows, 4 * shape.units
@@ -86,7 +88,8 @@ def sgemm(shapes: Sequence[Shape], rounds: int = 5) -> dict[str, Any]:
             ("dx", rows, units, shape.inputs),
             ("dW", units, rows, shape.inputs),
         ):
-            run = functools.partial(_multiply, torch.randn(m, k), torch.randn(k, n), torch.empty(m, n))
+            a, b = (torch.randn(size, device=device, dtype=dtype) for size in ((m, k), (k, n)))
+            run = functools.partial(_multiply, a, b, torch.empty(m, n, device=device, dtype=dtype))
             run()
-            rates[f"{shape.name} {name}"] = 2e-9 * m * k * n / median(timed(run) for _ in range(rounds))
+            rates[f"{shape.name} {name}"] = 2e-9 * m * k * n / median(timed(run, device) for _ in range(rounds))
     return {"best": max(rates.values()), "products": rates}

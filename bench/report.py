@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from . import gpu
 from .contenders import BY_NAME as CONTENDERS
-from .criteria import packed, peak, ratio, verdicts
+from .criteria import judged, packed, peak, ratio, verdicts
 from .measure import Interval, median_of, ratio_of
 from .shapes import Shape
 
@@ -16,7 +17,14 @@ _TASKS = {
     "train": "Forward and backward",
     "forward": "Forward, keeping what backward needs",
     "eval": "Eval, forward only, no_grad",
+    "graph": "Forward and backward, replayed as a CUDA graph",
 }
+
+
+def _product(results: dict[str, Any]) -> str:
+    """What the rate of matrix products is called."""
+    dtype = results.get("dtype", "float32")
+    return "sgemm" if dtype == "float32" else f"Products in {dtype}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -49,20 +57,43 @@ def _by_name(results: dict[str, Any]) -> dict[str, Shape]:
     return {shape.name: shape for shape in shapes_of(results)}
 
 
+def gpu_machine(results: dict[str, Any]) -> str:
+    """The device, and the limits that were measured beside the layers."""
+    e, limits = results["environment"]["gpu"], results["limits"]
+    clock = ", ".join(f"{name} {e[name]}" for name in gpu.CLOCKS if name in e) or "clocks unknown"
+    launch = limits["launch_s"]
+    backends = "; ".join(f"{name}: {state}" for name, state in e["backends"].items())
+    return (
+        f"{e['name']}, compute capability {e['capability']}, {e['multiprocessors']} multiprocessors, "
+        f"{e['memory_mib']} MiB, L2 {e['l2_mib']:.0f} MiB, CUDA {e['cuda']}, cuDNN {e['cudnn']}, {clock}. "
+        f"{results['dtype']}, TF32 {'on' if e['tf32'] else 'off'} for everyone. Backends: {backends}.\n\n"
+        f"Limits measured in this run: products {1e-3 * results['sgemm']['best']:.1f} TFLOP/s (the best "
+        f"of those of the two largest shapes), copies {limits['copy_gb_s']:.0f} GB/s, a launch "
+        f"{1e6 * launch['one by one']:.1f} us one by one and {1e6 * launch['in a graph']:.1f} us in a graph."
+    )
+
+
 def machine(results: dict[str, Any]) -> str:
     e = results["environment"]
+    if "gpu" in e:
+        return (
+            f"{gpu_machine(results)}\n\nHost: {e['processor']}, {e['cores']} cores, torch {e['torch']}, Python "
+            f"{e['python']}, fused_rnn_dropout {e['fused_rnn_dropout']}, {e['date'][:10]}."
+        )
     caches = ", ".join(f"{name} {size}" for name, size in e["caches"].items() if "Instruction" not in name)
     return (
         f"{e['processor']}, {e['cores']} cores ({caches or 'caches unknown'}), {e['threads']} threads, "
         f"{e['instruction_set']}, torch {e['torch']}, Python {e['python']}, "
-        f"fused_rnn_dropout {e['fused_rnn_dropout']}, {e['date'][:10]}. sgemm, the best of the products of the two "
-        f"largest shapes: {results['sgemm']['best']:.0f} GFLOP/s."
+        f"fused_rnn_dropout {e['fused_rnn_dropout']}, {e['date'][:10]}. {_product(results)}, the best "
+        f"of the products of the two largest shapes: {results['sgemm']['best']:.0f} GFLOP/s."
     )
 
 
 def group_table(results: dict[str, Any], entry: dict[str, Any]) -> str:
     """One group of contenders: milliseconds, ratio to torch's, rate."""
     shape, rounds = _by_name(results)[entry["shape"]], entry["rounds"]
+    if not rounds:
+        return "Nobody ran."
     reference = "torch" if "torch" in rounds else next(iter(rounds))
     rows = []
     for name, seconds in rounds.items():
@@ -76,7 +107,7 @@ def group_table(results: dict[str, Any], entry: dict[str, Any]) -> str:
             (meaning, time, spread(ratio_of(seconds, rounds[reference])), f"{rate:.0f} ({share:.0f} %)",
              milliseconds(entry["first"][name]), str(len(seconds)))
         )  # fmt: skip
-    head = ("", "ms", f"/ {reference}", "GFLOP/s (of sgemm)", "first call, ms", "rounds")
+    head = ("", "ms", f"/ {reference}", f"GFLOP/s (of {_product(results).lower()})", "first call, ms", "rounds")
     return table(head, rows)
 
 
@@ -92,8 +123,19 @@ def _memory(results: dict[str, Any]) -> str:
     return table(("", "shape", *(f"{CONTENDERS[name].meaning}, MiB" for name in names)), rows)
 
 
+def failures(results: dict[str, Any]) -> str:
+    """Every contender that failed, where and with what words; empty where none did."""
+    return "\n".join(
+        f"- {entry['cell']} {entry['shape']} {entry['task']}, {name}: {why}"
+        for entry in results["timings"]
+        for name, why in entry.get("failed", {}).items()
+    )
+
+
 def criteria_table(results: dict[str, Any]) -> str:
     """Every criterion on every shape, missed ones as plainly as met ones."""
+    if not judged(results):
+        return "The criteria of `bench/criteria.py` are about float32 on a CPU: none is judged here."
     return table(
         ("criterion", "", "shape", "bar", "measured", ""),
         (
@@ -115,6 +157,8 @@ def report(results: dict[str, Any]) -> str:
     parts = ["# Measurements", machine(results), f"`{results['environment']['command']}`"]
     parts.append("Medians over paired rounds, with a 95 % bootstrap interval in brackets; a ratio above 1 is slower.")
     parts += [f"Left out: {name}, {why}." for name, why in results["skipped"].items()]
+    if failed := failures(results):
+        parts += ["## Failures", failed]
     parts += ["## Criteria", criteria_table(results)]
     for task, title in {**_TASKS, "scaling": "Threads"}.items():
         entries = [entry for entry in results["timings"] if entry["task"] == task]
@@ -159,7 +203,9 @@ def summary(results: dict[str, Any]) -> str:
                     f"{value.value:.2f} times that share of the padded one's time."
                 )
     missed = [v for v in verdicts(results) if not v.met]
-    if missed:
+    if not judged(results):
+        lines.append(criteria_table(results))
+    elif missed:
         lines.append("Short of what we set out to reach (`bench/criteria.py`):")
         lines.append(
             "\n".join(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -11,12 +12,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from . import memory
+from . import gpu, memory
 from .contenders import BY_NAME as CONTENDERS
 from .contenders import Contender, runner
 from .machine import environment, sgemm
 from .measure import Timings, paired
 from .shapes import Shape
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class Settings(NamedTuple):
@@ -35,6 +38,13 @@ class Settings(NamedTuple):
     output: Path
     resume: bool = False
     device: str = "cpu"
+    dtype: str = "float32"
+    tf32: bool = False
+    graphs: bool = False
+
+    def runner(self, contender: Contender, cell: str, shape: Shape, task: str, padded: bool = False) -> Any:
+        """A call of ``task``, ready to be timed."""
+        return runner(contender.build(cell, shape), shape, task, self.device, padded, DTYPES[self.dtype])
 
 
 class Progress:
@@ -64,25 +74,57 @@ def taking_part(settings: Settings, shape: Shape, task: str) -> list[Contender]:
     return [
         contender
         for contender in settings.contenders
-        if task in contender.tasks and contender.missing(settings.compiled) is None and shape.kind in contender.kinds
+        if task in contender.tasks
+        and contender.missing(settings.compiled, settings.device) is None
+        and shape.kind in contender.kinds
     ]
+
+
+def _makers(settings: Settings, cell: str, shape: Shape, task: str) -> dict[str, Callable[[], Callable[[], None]]]:
+    """What makes the runs of a group, by name."""
+    chosen = taking_part(settings, shape, task)
+    makers: dict[str, Callable[[], Callable[[], None]]] = {
+        c.name: functools.partial(settings.runner, c, cell, shape, task) for c in chosen
+    }
+    if shape.kind == "packed" and "all" in makers:
+        every = next(c for c in chosen if c.name == "all")
+        makers["all, padded"] = functools.partial(settings.runner, every, cell, shape, task, padded=True)
+    return makers
 
 
 def _group(settings: Settings, cell: str, shape: Shape, task: str, tick: Callable[[str], None]) -> dict[str, Any]:
     """All contenders of one task, in one process, in paired order."""
-    chosen = taking_part(settings, shape, task)
-    runs = {c.name: runner(c.build(cell, shape), shape, task, settings.device) for c in chosen}
-    if shape.kind == "packed" and "all" in runs:
-        padded = CONTENDERS["all"].build(cell, shape)
-        runs["all, padded"] = runner(padded, shape, task, settings.device, padded=True)
-    slow = [contender.name for contender in chosen if contender.slow]
-    timings = paired(runs, slow=slow, rounds=settings.rounds, budget=settings.budget, device=settings.device, tick=tick)
-    return _entry(cell, shape, task, timings)
+    makers = _makers(settings, cell, shape, task)
+    failed: dict[str, str] = {}
+    if settings.device == "cpu":
+        runs = {name: make() for name, make in makers.items()}
+    else:
+        runs, failed = gpu.working(makers, tick)
+    entry = _entry(cell, shape, task, _paired(settings, runs, tick))
+    return entry | {"failed": failed} if failed else entry
+
+
+def _paired(settings: Settings, runs: dict[str, Callable[[], None]], tick: Callable[[str], None]) -> Timings:
+    slow = [contender.name for contender in settings.contenders if contender.slow and contender.name in runs]
+    return paired(runs, slow=slow, rounds=settings.rounds, budget=settings.budget, device=settings.device, tick=tick)
+
+
+def _graph_group(settings: Settings, cell: str, shape: Shape, tick: Callable[[str], None]) -> dict[str, Any]:
+    """Forward and backward as replays of CUDA graphs, which launch no kernel from the host."""
+    graphs = [contender.name for contender in settings.contenders if contender.graph]
+    makers = {
+        name: (lambda make=make: gpu.graphed(make()))
+        for name, make in _makers(settings, cell, shape, "train").items()
+        if name in graphs
+    }
+    runs, failed = gpu.working(makers, tick)
+    entry = _entry(cell, shape, "graph", _paired(settings, runs, tick))
+    return entry | {"failed": failed} if failed else entry
 
 
 def _scaling(settings: Settings, cell: str, shape: Shape, tick: Callable[[str], None]) -> dict[str, Any]:
     """Every site on, on one thread and on all of them."""
-    run = runner(CONTENDERS["all"].build(cell, shape), shape, "train", settings.device)
+    run = settings.runner(CONTENDERS["all"], cell, shape, "train")
 
     def on(threads: int) -> Callable[[], None]:
         def call() -> None:
@@ -101,6 +143,28 @@ def _entry(cell: str, shape: Shape, task: str, timings: Timings) -> dict[str, An
     return {"cell": cell, "shape": shape.name, "task": task, **timings._asdict()}
 
 
+def _memory(
+    settings: Settings, cell: str, shape: Shape, there: set[tuple[str, str, str]], tick: Callable[[str], None]
+) -> list[dict[str, Any]]:
+    """Peak memory of a forward and backward, of those contenders whose memory is of interest and not ``there``."""
+    found = []
+    for contender in taking_part(settings, shape, "train"):
+        name = contender.name
+        if name.removeprefix("triton-") not in memory.CONTENDER_NAMES or (cell, shape.name, name) in there:
+            continue
+        tick(name)
+        if settings.device == "cpu":
+            mib = memory.in_process(cell, shape, name, settings.threads, settings.dtype)
+        else:
+            makers = {name: functools.partial(settings.runner, contender, cell, shape, "train")}
+            runs, _ = gpu.working(makers, tick)  # a failure is in the record of the timings
+            if not runs:
+                continue
+            mib = gpu.peak_mib(runs[name])
+        found.append({"cell": cell, "shape": shape.name, "contender": name, "mib": mib})
+    return found
+
+
 def _begun(settings: Settings) -> dict[str, Any]:
     """Results with nothing in them yet, or with ``resume`` those that the file holds already.
 
@@ -109,8 +173,14 @@ def _begun(settings: Settings) -> dict[str, Any]:
     """
     found: dict[str, Any] = {
         "environment": environment(settings.threads),
+        "device": settings.device,
+        "dtype": settings.dtype,
         "shapes": [shape._asdict() for shape in settings.shapes],
-        "skipped": {c.name: why for c in settings.contenders if (why := c.missing(settings.compiled)) is not None},
+        "skipped": {
+            c.name: why
+            for c in settings.contenders
+            if (why := c.missing(settings.compiled, settings.device)) is not None
+        },
         "timings": [],
         "memory": [],
     }
@@ -121,50 +191,55 @@ def _begun(settings: Settings) -> dict[str, Any]:
         before, now = earlier["environment"][part], found["environment"][part]
         if before != now:
             raise ValueError(f"{settings.output} was measured with {part} {before}, not {now}: it cannot be resumed")
-    for part in ("shapes", "skipped"):
+    for part in ("device", "dtype", "shapes", "skipped"):
         if earlier[part] != found[part]:
             raise ValueError(f"{settings.output} was measured with other {part}: it cannot be resumed")
     return earlier
 
 
 def run(settings: Settings) -> dict[str, Any]:
-    """Measures all of ``settings``; the file is written anew after every group, so that nothing is lost."""
+    """Measures all of ``settings``; the file is written anew after every group, so that nothing is lost.
+
+    Raises:
+        ValueError: the device is not there, or the results cannot be resumed.
+        DeviceLost: the device was there, and is no more.
+    """
+    gpu.check(settings.device)
     torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
     found = _begun(settings)
-    groups = [(cell, shape) for shape in settings.shapes for cell in settings.cells]
-    tasks = (*settings.tasks, *(["scaling"] if settings.scaling else []))
-    todo = [
-        (cell, shape, task)
-        for cell, shape in groups
-        for task in tasks
-        if find(found, cell, shape.name, task) is None and (task != "scaling" or shape.kind != "packed")
-    ]
-    weighed = {(entry["cell"], entry["shape"], entry["contender"]) for entry in found["memory"]}
-    to_weigh = [
-        (cell, shape, contender.name)
-        for cell, shape in groups
-        for contender in (taking_part(settings, shape, "train") if settings.memory else ())
-        if contender.name in memory.CONTENDER_NAMES and (cell, shape.name, contender.name) not in weighed
-    ]
-    progress = Progress(len(todo) + len(to_weigh))
 
     def save() -> None:
         settings.output.write_text(json.dumps(found, indent=1) + "\n")
 
+    if settings.device == "cuda":
+        gpu.fp32_products(settings.tf32)
+        found["environment"]["gpu"] = gpu.environment()
+        found["limits"] = gpu.limits()
     if "sgemm" not in found:
-        found["sgemm"] = sgemm(sorted(settings.shapes, key=lambda shape: shape.flops("LSTM", "train"))[-2:])
-    for cell, shape, task in todo:
-        tick = progress.group(f"{cell} {shape.name} {task}")
-        measured = (
-            _scaling(settings, cell, shape, tick) if task == "scaling" else _group(settings, cell, shape, task, tick)
-        )
-        found["timings"].append(measured)
-        save()
-    for cell, shape, name in to_weigh:
-        progress.group(f"{cell} {shape.name} memory, {name}")
-        mib = memory.in_process(cell, shape, name, settings.threads)
-        found["memory"].append({"cell": cell, "shape": shape.name, "contender": name, "mib": mib})
+        largest = sorted(settings.shapes, key=lambda shape: shape.flops("LSTM", "train"))[-2:]
+        found["sgemm"] = sgemm(largest, device=settings.device, dtype=DTYPES[settings.dtype])
+    parts = [*settings.tasks, *["graph"] * settings.graphs, *["scaling"] * settings.scaling]
+    parts += ["memory"] * settings.memory
+    todo = [
+        (cell, shape, part)
+        for shape in settings.shapes
+        for cell in settings.cells
+        for part in parts
+        if find(found, cell, shape.name, part) is None and (part not in ("graph", "scaling") or shape.kind != "packed")
+    ]
+    there = {(entry["cell"], entry["shape"], entry["contender"]) for entry in found["memory"]}
+    progress = Progress(len(todo))
+    for cell, shape, part in todo:
+        tick = progress.group(f"{cell} {shape.name} {part}")
+        if part == "memory":
+            found["memory"] += _memory(settings, cell, shape, there, tick)
+        elif part == "graph":
+            found["timings"].append(_graph_group(settings, cell, shape, tick))
+        elif part == "scaling":
+            found["timings"].append(_scaling(settings, cell, shape, tick))
+        else:
+            found["timings"].append(_group(settings, cell, shape, part, tick))
         save()
     progress.end()
     return found

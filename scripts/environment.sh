@@ -1,4 +1,4 @@
-# Sourced by demo.sh and test.sh: makes .venv with torch and this package in it, or brings it up to date.
+# Sourced by demo.sh, gpu.sh and test.sh: makes .venv with torch and this package in it, or brings it up to date.
 #
 #   FRD_PYTHON   the interpreter to make .venv with (default: the first of python3, python3.14 ... that is >= 3.10)
 #   FRD_TORCH    the torch to install where .venv has none, as pip takes it: "torch==2.14.1", "torch --index-url ..."
@@ -56,7 +56,7 @@ fingerprint() {
   find csrc _build setup.py pyproject.toml -type f -not -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 cksum
   .venv/bin/python --version
   torch_version
-  echo "${FRD_EXTRAS:-demo,test} ${FRD_EXTRA_CXXFLAGS:-}"
+  echo "${FRD_EXTRAS:-demo,test} ${FRD_EXTRA_CXXFLAGS:-} ${FRD_CUDA:-}"
 }
 
 install_package() {

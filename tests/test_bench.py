@@ -10,14 +10,14 @@ import torch
 from torch import nn
 
 pytest.importorskip("bench", reason="the bench is part of a checkout, not of the installed package")
-from bench import criteria, memory, report
+from bench import criteria, gpu, memory, report
 from bench.__main__ import main
-from bench.contenders import BY_NAME, CONTENDERS, RATES, rates_of, runner
+from bench.contenders import BY_NAME, CONTENDERS, RATES, contenders_of, rates_of, runner
 from bench.loops import Loop, WeightDrop
 from bench.measure import FEWEST, FEWEST_SLOW, median_of, paired, ratio_of
 from bench.profile import profile
 from bench.shapes import QUICK, SHAPES, Shape
-from fused_rnn_dropout import ops
+from fused_rnn_dropout import library, ops
 
 SHAPE = Shape("tiny", 5, 3, 4, 6, "small", "")
 
@@ -150,6 +150,143 @@ def test_flops_are_those_of_the_products() -> None:
     assert lengths is not None
     assert lengths == sorted(lengths, reverse=True)
     assert packed.useful() == sum(lengths) / (packed.steps * packed.batch)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Devices and dtypes
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_contenders_of_a_device() -> None:
+    assert contenders_of("cpu") == CONTENDERS
+    on_gpu = {contender.name: contender for contender in contenders_of("cuda")}
+    assert (
+        set(on_gpu)
+        == set(BY_NAME)
+        == {c.name for c in CONTENDERS} | {f"triton-{name}" for name in ("none", "weights", "all", "recompute")}
+    )
+    for name, backend in (("all", "cuda"), ("triton-all", "triton")):
+        rnn = on_gpu[name].build("LSTM", SHAPE)
+        assert (rnn.backend, set(rnn.sites)) == (backend, set(RATES))
+    assert on_gpu["recompute"].build("GRU", SHAPE).recompute
+    assert on_gpu["weights"].build("GRU", SHAPE).sites.keys() == {"input_dropout", "weight_dropout", "output_dropout"}
+    assert not on_gpu["none"].build("LSTM", SHAPE).sites
+    assert {name for name, contender in on_gpu.items() if contender.graph} >= {"torch", "all", "triton-all"}
+
+
+def test_a_backend_that_is_not_there_is_left_out_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    every = next(contender for contender in contenders_of("cuda") if contender.name == "all")
+    monkeypatch.setattr(library, "_no_cuda", "no kernels here")
+    assert every.missing(False, "cpu") == 'backend="cuda": no kernels here'
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the device is there")
+@pytest.mark.parametrize("command", [[], ["--quick", "--dtype", "bfloat16"]], ids=["all", "quick"])
+def test_a_device_that_is_not_there(command: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    output = tmp_path / "none.json"
+    assert main([*command, "--device", "cuda", "--output", str(output)]) == 1
+    assert capsys.readouterr().err.startswith("error: --device cuda: there is no CUDA device here")
+    assert not output.exists()
+
+
+def test_options_of_another_device(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--contenders", "all,triton-all"]) == 1
+    assert "--contenders triton-all: not on --device cpu" in capsys.readouterr().err
+    assert main(["--tf32"]) == 1
+    assert "--tf32 is about float32 products on cuda" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_everybody_computes_in_the_dtype_that_is_asked_for(dtype: torch.dtype) -> None:
+    seen = []
+    for contender in CONTENDERS:
+        if contender.missing(compiled=False) is None:
+            module = contender.build("GRU", SHAPE)
+            module.register_forward_hook(lambda _, args, out: seen.append((args[0].dtype, out[0].dtype)))
+            runner(module, SHAPE, "train", dtype=dtype)()
+    assert len(seen) > 5 and set(seen) == {(dtype, dtype)}
+
+
+def test_a_run_in_another_dtype(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "half.json"
+    command = ["--quick", "--rounds", "2", "--dtype", "bfloat16", "--tasks", "train", "--contenders", "torch,all"]
+    assert main([*command, "--output", str(output)]) == 0
+    results = json.loads(output.read_text())
+    assert (results["device"], results["dtype"]) == ("cpu", "bfloat16")
+    assert not list(criteria.verdicts(results))
+    assert "none is judged here" in capsys.readouterr().out
+    assert "Products in bfloat16" in report.report(results)
+
+
+def test_a_contender_that_fails_is_reported_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+
+    def fails() -> None:
+        raise RuntimeError("no room\nfor more")
+
+    runs, failed = gpu.working({"good": lambda: int, "bad": lambda: fails, "unmade": fails}, lambda _: None)  # type: ignore[dict-item,return-value]
+    assert list(runs) == ["good"]
+    assert failed == {"bad": "RuntimeError: no room", "unmade": "RuntimeError: no room"}
+
+    def dead() -> None:
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", dead)
+    with pytest.raises(gpu.DeviceLost, match="does not answer after good"):
+        gpu.working({"good": lambda: int}, lambda _: None)  # type: ignore[dict-item,return-value]
+
+
+def made_up_gpu_results() -> dict:
+    """A result as a machine with a GPU would write it. Its numbers are round ones: nobody measured them."""
+    results = _results({"torch": [1e-3] * 5, "all": [2e-3] * 5, "triton-all": [3e-3] * 5}, SHAPES[0])
+    train = results["timings"][0]
+    train |= {"first": dict.fromkeys(train["rounds"], 1e-3), "failed": {"recompute": "RuntimeError: no room"}}
+    results["timings"].append({**train, "task": "graph", "rounds": {"all": [1e-3] * 5}, "failed": {}})
+    results["timings"].append({**train, "cell": "GRU", "rounds": {}, "failed": {"torch": "RuntimeError: none"}})
+    results |= {"device": "cuda", "dtype": "float32", "skipped": {"fastai": "the package fastai is not installed"}}
+    results["limits"] = {"copy_gb_s": 1000.0, "launch_s": {"one by one": 4e-6, "in a graph": 2e-6}}
+    results["environment"] = {
+        "command": "python -m bench --device cuda", "processor": "made up", "cores": 1, "caches": {}, "threads": 1,
+        "instruction_set": "none", "torch": "0", "python": "0", "fused_rnn_dropout": "0", "date": "2000-01-01",
+        "gpu": {
+            "name": "Made-up GPU", "capability": "0.0", "multiprocessors": 7, "memory_mib": 1, "l2_mib": 1.0,
+            "cuda": "0", "cudnn": 0, "tf32": False, "backends": {"cuda": "there", "triton": "not installed"},
+            "clocks.sm": "1 MHz", "driver_version": "0.0",
+        },
+    }  # fmt: skip
+    return results
+
+
+def test_report_of_a_gpu() -> None:
+    text = report.report(made_up_gpu_results())
+    for part in (
+        "Made-up GPU, compute capability 0.0, 7 multiprocessors",
+        "triton: not installed",
+        "copies 1000 GB/s, a launch 4.0 us one by one and 2.0 us in a graph",
+        "- LSTM awd train, recompute: RuntimeError: no room",
+        "- GRU awd train, torch: RuntimeError: none",
+        "Nobody ran.",
+        "## Forward and backward, replayed as a CUDA graph",
+        "| ours on Triton, every site",
+        "none is judged here",
+    ):
+        assert part in text, part
+    assert "none is judged here" in report.summary(made_up_gpu_results())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_quick_run_on_a_gpu(dtype: str, tmp_path: Path) -> None:
+    output = tmp_path / "gpu.json"
+    assert main(["--quick", "--rounds", "2", "--device", "cuda", "--dtype", dtype, "--output", str(output)]) == 0
+    results = json.loads(output.read_text())
+    assert not report.failures(results)
+    assert {entry["task"] for entry in results["timings"]} == {"train", "forward", "eval", "graph"}
+    assert all(min(seconds) > 0 for entry in results["timings"] for seconds in entry["rounds"].values())
+    assert {"torch", "all"} <= set(results["timings"][0]["rounds"])
+    assert all(entry["mib"] > 0 for entry in results["memory"]) and results["memory"]
+    assert results["limits"]["copy_gb_s"] > 0
+    assert results["environment"]["gpu"]["multiprocessors"] > 0
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <utility>
 
 namespace py = pybind11;
 using namespace py::literals;
@@ -27,6 +28,9 @@ void add_shim(py::module_& m) {
   m.def(
       "set_multiprocessors", [](int count) { Runtime::get().device.multiprocessors = count; }, "count"_a,
       "How many blocks a cooperative launch may have (16 to begin with).");
+  m.def(
+      "take_launches", [] { return std::exchange(Runtime::get().launches, {}); },
+      "How often each kernel, by its name in the source, was launched since the last call.");
 }
 
 void add_selftest(py::module_& m) {

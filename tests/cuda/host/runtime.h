@@ -96,6 +96,7 @@ class Runtime {
   std::vector<std::unique_ptr<CUstream_st>> streams;
   std::map<const void*, size_t> shared_limits;  // of kernels that asked for more than 48 KiB
   cudaError_t last_error = cudaSuccess;
+  std::map<std::string, int64_t> launches;  // by the kernel's name, since somebody last took them
 
   // What follows is a function of the seed and of what is asked for. 0: everything in order.
   void set_seed(uint64_t seed) {
@@ -106,6 +107,7 @@ class Runtime {
   cudaError_t launch(Launch launch, const void* kernel, cudaStream_t stream) {
     const std::lock_guard lock(mutex);
     if (const cudaError_t error = refuse(launch, kernel); error != cudaSuccess) return error;
+    ++launches[launch.name];
     enqueue(stream, [this, launch = std::move(launch)] {
       Unchecked own;
       const uint64_t seed = seed_ ? random_.next() | 1 : 0;
