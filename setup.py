@@ -1,5 +1,5 @@
-"""Builds the compiled parts of the package: ``fused_rnn_dropout._C``, operator schemas and CPU kernels, and, where torch
-is a CUDA build and an nvcc of its major version is found, ``_cuda12`` or ``_cuda13``, the same operators for a GPU.
+"""Builds the compiled parts of the package: ``fused_rnn_dropout._C``, operator schemas and CPU kernels, and, where
+torch is a CUDA build and an nvcc of its major version is found, ``_cuda12`` or ``_cuda13``, the same for a GPU.
 
 They use LibTorch's stable ABI and Python's limited API, so one wheel serves every CPython >= 3.10 and torch >= 2.10,
 whichever torch it was built against. No -march flag is given for the same reason: the CPU kernels choose among their

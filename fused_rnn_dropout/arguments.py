@@ -142,7 +142,7 @@ def obstacle(backend: str, plan: Plan, device_type: str) -> str | None:
 
 def best_backend(plan: Plan, device_type: str) -> str | None:
     """The fused backend that ``backend=None`` takes, or None where there is none (the reference is never a default)."""
-    for backend in ("cuda", "cpu", "triton"):  # an interpreted Triton takes CPU tensors, but only when asked to
+    for backend in ("cpu", "cuda", "triton"):  # an interpreted Triton takes CPU tensors, but only when asked to
         if obstacle(backend, plan, device_type) is None:
             return backend
     return None

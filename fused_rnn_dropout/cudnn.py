@@ -1,8 +1,8 @@
 """A GPU's schedules, how one is chosen, and the one that is torch's own: cuDNN with masked weights.
 
-Where no site acts inside a step, a layer is ``torch.nn``'s on other weights. One operator writes them, masked, scaled and
-in the dtype of the results, into one flat buffer laid out as cuDNN wants it, so that torch takes its views without a copy
-or a warning; its gradient puts the masks on the way back.
+Where no site acts inside a step, a layer is ``torch.nn``'s on other weights. One operator writes them, masked, scaled
+and in the dtype of the results, into one flat buffer laid out as cuDNN wants it, so that torch takes its views without
+a copy or a warning; its gradient puts the masks on the way back.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.backends.cudnn import rnn as cudnn_rnn
 
 from . import library
@@ -55,11 +56,17 @@ def choose(plan: Plan, masks_on: bool, recompute: bool, input: Tensor, dtype: to
         return Schedule(ALTERNATING, f"{', '.join(inside)} act{'s' if len(inside) == 1 else ''} inside a step")
     if recompute:
         return Schedule(ALTERNATING, "recompute=True, and cuDNN keeps what it likes")
-    if torch.compiler.is_compiling():
-        return Schedule(ALTERNATING, "a compiler would unroll torch's own layers")
+    if torch.compiler.is_compiling() or _fake(input):
+        return Schedule(ALTERNATING, "a tracer would unroll torch's own layers")
     if not _takes(input, dtype):
         return Schedule(ALTERNATING, f"cuDNN does not take this {str(dtype)[6:]} input, or is off")
     return Schedule(CUDNN, "no site acts inside a step")
+
+
+def _fake(input: Tensor) -> bool:
+    """Whether a tracer runs this without numbers: cuDNN could not be asked for its layout then."""
+    active = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    return active is not None or isinstance(input, FakeTensor)
 
 
 def _takes(input: Tensor, dtype: torch.dtype) -> bool:
@@ -105,7 +112,7 @@ def layout(
         flat = torch._cudnn_rnn_flatten_weight(
             weights, each, shapes[0][1], cudnn_rnn.get_cudnn_mode(cell), hidden, projected, layers, False, bidirectional
         )
-        return Layout(tuple(w.storage_offset() for w in weights), flat.numel())
+        return Layout(tuple(int(w.storage_offset()) for w in weights), flat.numel())
 
 
 def _pieces(flat: Tensor, where: Layout, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -272,7 +279,8 @@ def layers(
     given = (rng, thresholds) if flags else (None, None)
     buffer = _ops.masked_weights(flat, streams, list(where.offsets), where.size, *given, dtype, flags)
 
-    x, buffer, *states = _once_differentiable(cell.lower(), x.to(dtype), buffer, *(s.to(dtype) for s in states))
+    states = [state.to(dtype).contiguous() for state in states]  # which cuDNN insists on
+    x, buffer, *states = _once_differentiable(cell.lower(), x.to(dtype), buffer, *states)
     pieces = _pieces(buffer, where, shapes)
     hx: Any = tuple(states) if cell == "LSTM" else states[0]
     has_bias, count = weights[0][0][2] is not None, len(weights)

@@ -1,9 +1,9 @@
 """Runs whole modules through the CUDA launchers on the host: :func:`install`, or ``with run_on_host():``.
 
-The operators of ``fused_rnn_dropout`` then have the CUDA bindings for CPU tensors too: the same schedules and kernels as
-on a GPU, run by the host shim, with torch's CPU matrix products between them. So any ``frd.LSTM`` or ``frd.GRU`` on CPU
-tensors, forward and backward, goes through them, with ``backend="cpu"`` as well as with ``backend="cuda"``, which is
-said to be there. ``FRD_CUDA_ON_HOST=1 pytest ...`` does it for a whole run of the tests.
+The operators of ``fused_rnn_dropout`` then have the CUDA bindings for CPU tensors too: the same schedules and kernels
+as on a GPU, run by the host shim, with torch's CPU matrix products between them. So any ``frd.LSTM`` or ``frd.GRU`` on
+CPU tensors, forward and backward, goes through them, with ``backend="cpu"`` as well as with ``backend="cuda"``, which
+is said to be there. ``FRD_CUDA_ON_HOST=1 pytest ...`` does it for a whole run of the tests.
 """
 
 from __future__ import annotations

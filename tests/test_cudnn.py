@@ -1,4 +1,4 @@
-"""cuDNN with masked weights, and how a GPU's schedule is chosen. Without a GPU, torch's CPU layers stand in for cuDNN."""
+"""cuDNN with masked weights, and how a GPU's schedule is chosen. Without one, torch's CPU layers stand in for cuDNN."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from grids import (
     pack,
     tolerance,
 )
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import WeightDropout, cudnn
@@ -148,6 +149,26 @@ def test_double_backward_is_refused(device: torch.device, cell: str, leaf: str) 
     for other in ("x", "weight_hh_l0"):
         with pytest.raises(RuntimeError, match="double backward is not implemented.*backend='reference'"):
             torch.autograd.grad(gradient.sum(), leaves[other], retain_graph=True)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_states_that_are_not_contiguous(device: torch.device, cell: str) -> None:
+    rnn = module(cell, {"weight_dropout": 0.4}, backend="cuda", device=device)
+    x, states = inputs_for(rnn, T, B)
+    rng = frd.draw_rng("cpu").to(device)
+    turned = tuple(state.detach().transpose(0, 2).contiguous().transpose(0, 2) for state in states)
+    assert not turned[0].is_contiguous()
+    assert_equal(call(rnn, x, turned, rng=rng), call(rnn, x, states, rng=rng))
+
+
+def test_a_tracer_gets_operators(device: torch.device) -> None:
+    """Without numbers cuDNN cannot be asked for its layout, and torch's own layers would be unrolled."""
+    rnn = module("LSTM", {"weight_dropout": 0.4}, backend="cuda", device=device)
+    x, _ = inputs_for(rnn, T, B)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = mode.from_tensor(x.detach())
+        assert cudnn.choose(rnn._plan, True, False, fake, x.dtype).name == cudnn.ALTERNATING
+        assert rnn(fake)[0].shape == (T, B, 2 * rnn.hidden_size)
 
 
 def test_gradient_in_eval_mode(device: torch.device) -> None:

@@ -114,6 +114,12 @@ class Device {
   static void multiply(void* context, cuda::Type type, const cuda::Matrix& a, bool turn_a, const cuda::Matrix& b,
                        bool turn_b, const cuda::Matrix& c) {
     const Device& device = *static_cast<Device*>(context);
+    if (c.rows * c.columns == 0) return;
+    if ((turn_a ? a.rows : a.columns) == 0) {  // an empty batch has no memory that a tensor could be a view of
+      torch::stable::Tensor nothing = device.view(type, c, false);
+      torch::stable::zero_(nothing);
+      return;
+    }
     using torch::stable::detail::from;
     std::array<StableIValue, 3> stack{from(device.view(type, a, turn_a)), from(device.view(type, b, turn_b)),
                                       from(device.view(type, c, false))};

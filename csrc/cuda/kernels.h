@@ -65,12 +65,12 @@ struct LstmForwardStep {
   D* c_n;             // [B, H]
   // With a projection, what it reads; the rest is then lstm_projection's.
   D* outputs;   // [active, H], or null
-  const S* h0;  // [B, H]
-  S* h;         // [B, H], the running state, or null without zoneout_h, which alone reads it
-  D* read;      // [B, H]: what the next recurrent product reads
-  D* out;       // [active, H]
-  D* states;    // [active, H], or null where `out` is the same or nothing is kept
-  D* h_n;       // [B, H]
+  const S* h0;  // [B, P]
+  S* h;         // [B, P], the running state, or null without zoneout_h, which alone reads it
+  D* read;      // [B, P]: what the next recurrent product reads
+  D* out;       // [active, P]
+  D* states;    // [active, P], or null where `out` is the same or nothing is kept
+  D* h_n;       // [B, P]
 };
 template <class D>
 cudaError_t lstm_forward(const LstmForwardStep<D>& p, cudaStream_t stream);

@@ -41,8 +41,8 @@ struct Prepared {
   double weight_scale;
 };
 
-// Masks that are drawn once per sequence: a byte for each unit of each example, drawn once per call. Philox for each of
-// them at each step would cost a step more than reading all of its gates.
+// Masks that are drawn once per sequence: a byte for each unit of each example, drawn once per call, so that a step
+// reads a byte where it would have to call Philox twice.
 inline constexpr uint8_t BIT_ZONE_C = 1, BIT_ZONE_H = 2, BIT_UPDATE = 4, BIT_MEMORY = 8, BIT_HIDDEN = 16;
 
 // How a kernel finds the masks of the state sites and of hidden dropout.

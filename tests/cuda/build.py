@@ -1,7 +1,8 @@
 """Builds and loads the tests' module that runs CUDA kernels on the host: ``load()``.
 
-It is compiled from module.cpp, operators.cpp and selftest.cu beside this file, csrc/cuda/*.cu as C++, and csrc/bind/cuda_*.cpp against
-torch's stable ABI, with the compiler that CXX names (default c++). No CUDA toolkit is needed.
+It is compiled from module.cpp, operators.cpp and selftest.cu beside this file, csrc/cuda/*.cu as C++, and
+csrc/bind/cuda_*.cpp against torch's stable ABI,
+with the compiler that CXX names (default c++). No CUDA toolkit is needed.
 
 Objects are kept in build/cuda-host under a fingerprint of what they were made from, so that only what changed is
 compiled, and two processes that ask at once share one build. FRD_EXTRA_CXXFLAGS is appended to the compiler's and the
