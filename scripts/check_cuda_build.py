@@ -3,9 +3,9 @@
     python scripts/check_cuda_build.py [--torch VERSION]
 
 A virtual environment with that torch is kept in build/cuda/, with the wheel (5.5 GB). In it, the library must load,
-leave no C++ symbol of torch undefined, and have a kernel for every operator; whole modules must run forward and backward
-on FakeTensors of device cuda, with the right shapes and dtypes; `explain` and `doctor` must say what is there. The CPU's
-results must be those of the interpreter that runs this script, which needs a torch and this package's dependencies.
+leave no C++ symbol of torch undefined, and have a kernel for every operator; whole modules must run forward and
+backward on FakeTensors of device cuda, with the right shapes and dtypes; `explain` and `doctor` must say what is there.
+The CPU's results must be those of the interpreter that runs this script, which needs a torch and the dependencies.
 
 Needs nvcc of torch's CUDA (CUDA_HOME or the PATH), a C++ compiler and nm.
 """
@@ -135,12 +135,12 @@ def check_words() -> None:
     assert told.backend == "cuda" and told.schedule.startswith("alternating"), told
     on_cpu = frd.explain(frd.LSTM(INPUT, HIDDEN, zoneout_h=0.1), torch.zeros(STEPS, BATCH, INPUT))
     assert on_cpu.backend == "cpu" and "cuda" in on_cpu.others["cuda"], on_cpu
+    refusal = ""
     try:
         frd.LSTM(INPUT, HIDDEN, zoneout_h=0.1, backend="cuda")(torch.zeros(STEPS, BATCH, INPUT))
     except (ValueError, RuntimeError) as error:
-        assert "cuda tensors" in str(error), error
-    else:
-        raise AssertionError("backend='cuda' took a CPU tensor")
+        refusal = str(error)
+    assert "cuda tensors" in refusal, refusal or "backend='cuda' took a CPU tensor"
     doctor = subprocess.run([sys.executable, "-m", "fused_rnn_dropout", "doctor"], capture_output=True, text=True)
     (line,) = re.findall(r"^backend cuda +(.*)$", doctor.stdout, re.MULTILINE)
     assert doctor.returncode == 0 and line.startswith("there") == torch.cuda.is_available(), doctor

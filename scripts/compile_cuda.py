@@ -11,7 +11,7 @@ budget without a kernel are errors (exit status 1).
 --update writes the figures found into the table. It takes no spill and no atomic, and it drops no opcode that the table
 asks for: that is done by hand.
 
-Needs nvcc (CUDA_HOME or the PATH), c++filt (binutils) and nvdisasm (the toolkit, or pip's nvidia-cuda-nvdisasm).
+Needs nvcc 12.8 or later (CUDA_HOME or the PATH), c++filt (binutils) and nvdisasm (the toolkit, or pip's nvidia-cuda-nvdisasm).
 Occupancy is arithmetic on each architecture's limits, for the block that the launcher starts. None of this is timing.
 """
 
@@ -196,7 +196,6 @@ def compile_all(sources: list[Path], targets: list[int], jobs: int) -> dict[str,
     nvcc = find_nvcc()
     nvdisasm = find_nvdisasm(nvcc)
     found: dict[str, dict[int, Figures]] = {}
-    left = {source: len(targets) for source in sources}
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as name, ThreadPoolExecutor(jobs) as pool:
         work = {
@@ -355,11 +354,8 @@ def main() -> int:
             ]
     for sentence in wrong:
         print(f"WRONG  {sentence}")
-    count = sum(map(len, found.values()))
-    print(
-        f"{len(found)} kernels, {count} with targets: "
-        + (f"{len(wrong)} figures out of budget" if wrong else "all within budget")
-    )
+    verdict = f"{len(wrong)} figures out of budget" if wrong else "all within budget"
+    print(f"{len(found)} kernels, {sum(map(len, found.values()))} with their targets: {verdict}")
     return 1 if wrong else 0
 
 
