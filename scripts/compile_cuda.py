@@ -11,7 +11,8 @@ budget without a kernel are errors (exit status 1).
 --update writes the figures found into the table. It takes no spill and no atomic, and it drops no opcode that the table
 asks for: that is done by hand.
 
-Needs nvcc 12.8 or later (CUDA_HOME or the PATH), c++filt (binutils) and nvdisasm (the toolkit, or pip's nvidia-cuda-nvdisasm).
+Needs nvcc 12.8 or later (CUDA_HOME or the PATH), c++filt (binutils) and nvdisasm (the toolkit, or pip's
+nvidia-cuda-nvdisasm, which is in the extra `dev`).
 Occupancy is arithmetic on each architecture's limits, for the block that the launcher starts. None of this is timing.
 """
 
