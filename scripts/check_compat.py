@@ -159,15 +159,19 @@ def build_wheel(folder: Path) -> Path:
     return wheel
 
 
+def make_environment(folder: Path, torch_version: str, *more: str) -> Path:
+    """A virtual environment with that torch; returns its interpreter."""
+    run(sys.executable, "-m", "venv", folder)
+    python = folder / "bin/python"
+    run(python, "-m", "pip", "install", "--quiet", "--no-cache-dir", f"torch=={torch_version}", "numpy", *more)
+    return python
+
+
 @contextmanager
 def new_environment(torch_version: str) -> Iterator[tuple[Path, Path]]:
     """A new interpreter with that torch, and a folder beside it; both go when done with: they take gigabytes."""
     with tempfile.TemporaryDirectory(prefix="frd-torch-") as name:
-        environment = Path(name, "environment")
-        run(sys.executable, "-m", "venv", environment)
-        python = environment / "bin/python"
-        run(python, "-m", "pip", "install", "--quiet", "--no-cache-dir", f"torch=={torch_version}", "numpy")
-        yield python, Path(name, "results")
+        yield make_environment(Path(name, "environment"), torch_version), Path(name, "results")
 
 
 def results_under(python: Path, wheel: Path, folder: Path) -> tuple[dict[str, Any], dict[str, np.ndarray]]:

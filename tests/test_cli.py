@@ -55,8 +55,8 @@ def test_doctor_reports_and_checks(capsys):
         assert expected in shown
     assert re.search(r"^self check +ok", shown, re.M)
     missing = library.obstacle("cuda", "cuda")
-    there = "there: float32" if torch.cuda.is_available() else "no CUDA device"
-    assert re.search(rf"^backend cuda +{re.escape(f'missing: {missing}' if missing else there)}", shown, re.M)
+    found = "there: kernels" if torch.cuda.is_available() else "its kernels for CUDA"
+    assert re.search(rf"^backend cuda +{re.escape(f'not there: {missing}' if missing else found)}", shown, re.M)
 
 
 def test_doctor_fails_where_the_kernels_are_wrong(capsys, monkeypatch):

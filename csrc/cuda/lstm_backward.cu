@@ -7,7 +7,7 @@ namespace frd::cuda {
 namespace {
 
 template <int N, class D>
-__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) lstm_backward_kernel(LstmBackwardStep<D> p) {
+__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, LEAST_BLOCKS) lstm_backward_kernel(LstmBackwardStep<D> p) {
   using S = State<D>;
   const int64_t H = p.units, u = FRD_UNIT_GROUP * N;
   if (u >= H) return;

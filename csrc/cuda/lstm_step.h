@@ -18,7 +18,7 @@ FRD_INLINE void finish_h(const LstmForwardStep<D>& p, const StateSites<Math<Stat
                          const Pack<uint8_t, N>& bits, const Pack<bool, N>& keep, const Pack<State<D>, N>& h_new) {
   using S = State<D>;
   const int64_t at = b * p.projected + u;
-  Pack<S, N> h = h_new, read;
+  Pack<S, N> h = h_new, read, out;
   if (p.h) {
     const Pack<S, N> before = load<N>((b < p.step.continued ? p.h : p.h0) + at);
     FRD_UNROLL
@@ -26,9 +26,12 @@ FRD_INLINE void finish_h(const LstmForwardStep<D>& p, const StateSites<Math<Stat
     store<N>(p.h + at, h);
   }
   FRD_UNROLL
-  for (int i = 0; i < N; ++i) read.at[i] = hidden_of(p.masks, bits.at[i], h.at[i]);
+  for (int i = 0; i < N; ++i) {
+    read.at[i] = hidden_of(p.masks, bits.at[i], h.at[i]);
+    out.at[i] = sites.unzoned ? h_new.at[i] : h.at[i];  // one at a time: a choice of packs would put both in memory
+  }
   store<N>(p.read + at, read);
-  store<N>(p.out + at, sites.unzoned ? h_new : h);
+  store<N>(p.out + at, out);
   if (p.states) store<N>(p.states + at, h);
   if (b >= p.step.continuing) store<N>(p.h_n + at, h);
 }

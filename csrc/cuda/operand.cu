@@ -19,7 +19,7 @@ FRD_INLINE void write_operand(const Operand<D>& p, const StateSites<Math<State<D
 }
 
 template <int N, class D>
-__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) operand_kernel(Operand<D> p, Steps steps) {
+__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, LEAST_BLOCKS) operand_kernel(Operand<D> p, Steps steps) {
   const int64_t u = FRD_UNIT_GROUP * N, width = p.width;
   if (u >= width) return;
   const StateSites<Math<State<D>>> sites = sites_of(p.masks);
@@ -33,7 +33,8 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) operand_kernel(Operan
 }
 
 template <int N, class D>
-__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) first_operand_kernel(Operand<D> p, int64_t batch) {
+__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, LEAST_BLOCKS)
+    first_operand_kernel(Operand<D> p, int64_t batch) {
   const int64_t u = FRD_UNIT_GROUP * N;
   if (u >= p.width) return;
   const StateSites<Math<State<D>>> sites = sites_of(p.masks);

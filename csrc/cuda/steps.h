@@ -65,6 +65,9 @@ FRD_INLINE Step step_of(const Steps& steps, int64_t index) {
 
 // Blocks of 32 x 4 threads over (units, rows): a warp reads neighbouring units of one row.
 inline constexpr unsigned BLOCK_UNITS = 32, BLOCK_ROWS = 4;
+// Of some kernels, blocks that must fit on a multiprocessor: 128 registers a thread. Without a bound the compiler aims
+// at a round number of blocks and spills the few registers that are over.
+inline constexpr unsigned LEAST_BLOCKS = 4;
 inline constexpr int64_t MOST_BLOCKS = 65535;  // in y and z
 
 inline dim3 block_of_rows() { return dim3(BLOCK_UNITS, BLOCK_ROWS); }

@@ -1,0 +1,134 @@
+"""The table of what the GPU's kernels may use, csrc/cuda/budgets.json, names the kernels of the sources and no others.
+
+That they keep to it is checked by scripts/compile_cuda.py, which needs nvcc.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = {path: path.read_text() for path in sorted((ROOT / "csrc/cuda").glob("*.cu"))}
+KERNEL = re.compile(r"(?:template <([^>]*)>\s*)?__global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(")
+TYPES = {"float", "double", "half", "bfloat16"}
+
+
+@pytest.fixture(scope="module")
+def table() -> dict[str, Any]:
+    return json.loads((ROOT / "csrc/cuda/budgets.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("compile_cuda", ROOT / "scripts/compile_cuda.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where its dataclasses look for themselves
+    spec.loader.exec_module(module)
+    return module
+
+
+def kernels_of_the_sources() -> dict[str, tuple[str, str]]:
+    """Name: template parameters, source."""
+    found = {name: (parameters, text) for text in SOURCES.values() for parameters, name in KERNEL.findall(text)}
+    assert len(found) == sum(text.count("__global__") for text in SOURCES.values()), "a kernel that KERNEL overlooks"
+    return found
+
+
+def own(table: dict[str, Any]) -> dict[str, Any]:
+    return {name: budget for name, budget in table["kernels"].items() if not name.startswith("selftest::")}
+
+
+def test_every_kernel_has_a_budget_and_every_budget_a_kernel(table):
+    assert {name.split("<")[0] for name in own(table)} == set(kernels_of_the_sources())
+
+
+@pytest.mark.parametrize("kernel", kernels_of_the_sources())
+def test_every_instantiation_has_one(table, kernel):
+    parameters, _ = kernels_of_the_sources()[kernel]
+    arguments = [re.findall(r"[\w]+", name.partition("<")[2]) for name in own(table) if name.split("<")[0] == kernel]
+    kinds = [parameter.strip().rsplit(" ", 1) for parameter in parameters.split(",") if parameter]
+    assert all(len(given) == len(kinds) for given in arguments)
+    for index, (kind, name) in enumerate(kinds):
+        given = {each[index] for each in arguments}
+        if kind == "bool":
+            assert given == {"true", "false"}
+        elif kind == "int":
+            assert len(given) >= 2, "one for whole rows and one for the others"
+        elif name == "S":
+            assert given == {"float", "double"}
+        else:
+            assert given == TYPES
+
+
+def test_every_target_has_a_figure(table, script):
+    assert table["targets"] == list(script.TARGETS)
+    for name, budget in table["kernels"].items():
+        targets = [t for t in table["targets"] if t >= 80 or not name.startswith("selftest::")]
+        figures = [*budget["opcodes"].values(), *(budget[key] for key in ("registers", "shared", "blocks", "limit"))]
+        for figure in figures:
+            assert not isinstance(figure, dict) or list(map(int, figure)) == targets, name
+
+
+def test_vectorised_kernels_are_held_to_their_wide_accesses(table, script):
+    wide = {name: budget["opcodes"] for name, budget in own(table).items() if script.vectorised(name)}
+    assert len(wide) >= 4 * 8
+    for name, opcodes in wide.items():
+        for access in ("LDG", "STG"):
+            assert any(opcode.startswith(f"{access}.E.") for opcode in opcodes), name
+
+
+def test_wrappers_of_instructions_are_held_to_them(table):
+    found = {opcode for name, budget in table["kernels"].items() if "::" in name for opcode in budget["opcodes"]}
+    assert found == {"HMMA", "LDGSTS", "LDSM"}
+
+
+@pytest.mark.parametrize("kernel", kernels_of_the_sources())
+def test_blocks_are_as_large_as_the_budget_takes_them_for(table, script, kernel):
+    steps = (ROOT / "csrc/cuda/steps.h").read_text()
+    units, rows = re.search(r"BLOCK_UNITS = (\d+), BLOCK_ROWS = (\d+);", steps).groups()
+    assert int(units) * int(rows) == script.THREADS
+    _, text = kernels_of_the_sources()[kernel]
+    if kernel not in script.OTHER_THREADS:
+        assert "block_of_rows()" in text
+    for name, budget in own(table).items():
+        assert budget["threads"] == script.threads_of(name)
+
+
+@pytest.mark.parametrize(
+    ("target", "threads", "registers", "shared", "blocks", "limit"),
+    [  # by hand, from the limits of each architecture
+        (80, 128, 32, 0, 16, "warps"),
+        (80, 128, 40, 0, 12, "registers"),
+        (80, 128, 128, 0, 4, "registers"),
+        (90, 1, 16, 0, 32, "blocks"),
+        (86, 256, 20, 0, 6, "warps"),
+        (75, 256, 65, 0, 3, "registers"),
+        (80, 128, 32, 32 << 10, 4, "shared memory"),
+        (75, 128, 32, 32 << 10, 2, "shared memory"),
+    ],
+)
+def test_occupancy(script, target, threads, registers, shared, blocks, limit):
+    assert script.occupancy(script.TARGETS[target], threads, registers, shared) == (blocks, limit)
+
+
+def test_what_is_over_budget_is_named(script):
+    budget = {"threads": 128, "registers": {"80": 32, "90": 40}, "shared": 0, "blocks": 12, "opcodes": {"LDG.E.128": 2}}
+    good = script.Figures(registers=40, opcodes={"LDG.E.128": 2})
+    assert script.over_budget("k<4>", 90, good, budget) == []
+    assert script.over_budget("k<4>", 80, good, budget) == ["k<4> on sm_80: registers 40, budget 32"]
+    worse = script.Figures(registers=48, shared=16, opcodes={"LDG.E.128": 1})
+    assert script.over_budget("k<4>", 90, worse, budget) == [
+        "k<4> on sm_90: registers 48, budget 40",
+        "k<4> on sm_90: bytes of shared memory 16, budget 0",
+        "k<4> on sm_90: blocks per multiprocessor 10, budget 12, limited by registers",
+        "k<4> on sm_90: LDG.E.128 1, budget 2",
+    ]
