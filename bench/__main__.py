@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from . import gpu, gpu_report, memory, plots
+from . import floor, gpu, gpu_report, memory, plots
 from .contenders import BY_NAME, TASKS, contenders_of
 from .profile import profile
 from .report import criteria_table, into_readme, report
@@ -68,6 +68,11 @@ def parser() -> argparse.ArgumentParser:
     taken_apart.add_argument("--cells", type=_choice("cell", _CELLS), default=_CELLS)
     taken_apart.add_argument("--task", choices=TASKS, default="train")
     taken_apart.add_argument("--threads", type=int, default=2)
+    least = commands.add_parser("floor", help="what a GPU cannot do without, by arithmetic alone; needs no GPU")
+    least.add_argument("page", type=Path, nargs="?", help="put the tables between the markers of this page")
+    least.add_argument("--shapes", type=_choice("shape", shapes), default=tuple(shapes))
+    least.add_argument("--cells", type=_choice("cell", _CELLS), default=_CELLS)
+    least.add_argument("--dtypes", type=_choice("dtype", tuple(floor.BYTES)), default=tuple(floor.BYTES))
     whole = commands.add_parser("gpu-report", help="one page of tests and results; scripts/gpu.sh calls it")
     whole.add_argument("--tests", type=Path, required=True, help="what pytest --junitxml wrote")
     whole.add_argument("--results", type=Path, action="append", default=[], help="a result, once for each")
@@ -119,6 +124,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"wrote {path}", file=sys.stderr)
         elif options.command == "readme":
             into_readme(load(options.results), options.page)
+        elif options.command == "floor":
+            chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
+            text = floor.page(options.cells, chosen_shapes, options.dtypes)
+            floor.into(text, options.page) if options.page else print(text)
         elif options.command == "gpu-report":
             good = gpu_report.write(options.tests, options.results, options.failed, options.output)
             print(f"wrote {options.output}: {'nothing failed' if good else 'SOMETHING FAILED, it says what'}")

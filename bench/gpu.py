@@ -105,22 +105,21 @@ def limits() -> dict[str, Any]:
 
 def working(
     makers: Mapping[str, Callable[[], Callable[[], None]]], tick: Callable[[str], None]
-) -> tuple[dict[str, Callable[[], None]], dict[str, str]]:
+) -> tuple[dict[str, Callable[[], None]], dict[str, float], dict[str, str]]:
     """Makes each run and calls it once.
 
     Returns:
-        The runs that did, and for the others what they said.
+        The runs that did, the seconds of that call, and for the others what they said.
 
     Raises:
         DeviceLost: the device is of no use after such a failure.
     """
-    runs, failed = {}, {}
+    runs, first, failed = {}, {}, {}
     for name, make in makers.items():
         tick(name)
         try:
             run = make()
-            run()
-            torch.cuda.synchronize()
+            first[name] = timed(run, "cuda")
             runs[name] = run
         except Exception as error:  # whatever it is, it goes into the report, and the others are still measured
             failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
@@ -128,7 +127,7 @@ def working(
                 torch.cuda.synchronize()
             except RuntimeError as lost:
                 raise DeviceLost(f"the device does not answer after {name}: {failed[name]}") from lost
-    return runs, failed
+    return runs, first, failed
 
 
 def graphed(run: Callable[[], None]) -> Callable[[], None]:
@@ -142,7 +141,11 @@ def graphed(run: Callable[[], None]) -> Callable[[], None]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         run()
-    return graph.replay
+
+    def replay(_kept: object = run) -> None:  # what it reads must live as long as the graph
+        graph.replay()
+
+    return replay
 
 
 def peak_mib(run: Callable[[], None]) -> float:

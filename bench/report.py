@@ -219,14 +219,19 @@ def summary(results: dict[str, Any]) -> str:
     return "\n\n".join(lines)
 
 
-def into_readme(results: dict[str, Any], path: Path) -> None:
-    """Replaces what stands between the markers.
+def between(path: Path, begin: str, end: str, inside: str) -> None:
+    """Replaces what stands between the markers of a page.
 
     Raises:
         ValueError: the markers are not there, once and in order.
     """
     text = path.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{path} should hold {BEGIN} and {END} once each, in this order")
-    before, rest = text.split(BEGIN)
-    path.write_text(f"{before}{BEGIN}\n{summary(results)}\n{END}{rest.split(END)[1]}")
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"{path} should hold {begin} and {end} once each, in this order")
+    before, rest = text.split(begin)
+    path.write_text(f"{before}{begin}\n{inside}\n{end}{rest.split(end)[1]}")
+
+
+def into_readme(results: dict[str, Any], path: Path) -> None:
+    """Puts the summary between the markers of a page."""
+    between(path, BEGIN, END, summary(results))

@@ -95,13 +95,19 @@ def _makers(settings: Settings, cell: str, shape: Shape, task: str) -> dict[str,
 def _group(settings: Settings, cell: str, shape: Shape, task: str, tick: Callable[[str], None]) -> dict[str, Any]:
     """All contenders of one task, in one process, in paired order."""
     makers = _makers(settings, cell, shape, task)
-    failed: dict[str, str] = {}
-    if settings.device == "cpu":
-        runs = {name: make() for name, make in makers.items()}
-    else:
-        runs, failed = gpu.working(makers, tick)
-    entry = _entry(cell, shape, task, _paired(settings, runs, tick))
-    return entry | {"failed": failed} if failed else entry
+    if settings.device != "cpu":
+        return _measured_on_gpu(settings, cell, shape, task, makers, tick)
+    runs = {name: make() for name, make in makers.items()}
+    return _entry(cell, shape, task, _paired(settings, runs, tick))
+
+
+def _measured_on_gpu(
+    settings: Settings, cell: str, shape: Shape, task: str, makers: dict[str, Any], tick: Callable[[str], None]
+) -> dict[str, Any]:
+    """The same where one that fails must not cost the others their measurement."""
+    runs, first, failed = gpu.working(makers, tick)
+    timings = _paired(settings, runs, tick)._replace(first=first)
+    return _entry(cell, shape, task, timings) | ({"failed": failed} if failed else {})
 
 
 def _paired(settings: Settings, runs: dict[str, Callable[[], None]], tick: Callable[[str], None]) -> Timings:
@@ -117,9 +123,7 @@ def _graph_group(settings: Settings, cell: str, shape: Shape, tick: Callable[[st
         for name, make in _makers(settings, cell, shape, "train").items()
         if name in graphs
     }
-    runs, failed = gpu.working(makers, tick)
-    entry = _entry(cell, shape, "graph", _paired(settings, runs, tick))
-    return entry | {"failed": failed} if failed else entry
+    return _measured_on_gpu(settings, cell, shape, "graph", makers, tick)
 
 
 def _scaling(settings: Settings, cell: str, shape: Shape, tick: Callable[[str], None]) -> dict[str, Any]:
@@ -157,7 +161,7 @@ def _memory(
             mib = memory.in_process(cell, shape, name, settings.threads, settings.dtype)
         else:
             makers = {name: functools.partial(settings.runner, contender, cell, shape, "train")}
-            runs, _ = gpu.working(makers, tick)  # a failure is in the record of the timings
+            runs, _, _ = gpu.working(makers, tick)  # a failure is in the record of the timings
             if not runs:
                 continue
             mib = gpu.peak_mib(runs[name])

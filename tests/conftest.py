@@ -28,6 +28,12 @@ if not torch.cuda.is_available():
 def pytest_configure(config: pytest.Config) -> None:
     if host_run.wanted:
         host_run.install()
+    if torch.cuda.is_available():
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:2")  # without it cuDNN's layers may add in any order
+        # By default cuDNN rounds float32 to TF32, and products in 16 bits may add up in 16 bits.
+        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+        torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
 
 def pytest_report_header(config: pytest.Config) -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 pytest.importorskip("bench", reason="the bench is part of a checkout, not of the installed package")
-from bench import criteria, gpu, memory, report
+from bench import criteria, gpu, memory, report, run
 from bench.__main__ import main
 from bench.contenders import BY_NAME, CONTENDERS, RATES, contenders_of, rates_of, runner
 from bench.loops import Loop, WeightDrop
@@ -224,14 +225,16 @@ def test_a_contender_that_fails_is_reported_and_the_others_run(monkeypatch: pyte
     def fails() -> None:
         raise RuntimeError("no room\nfor more")
 
-    runs, failed = gpu.working({"good": lambda: int, "bad": lambda: fails, "unmade": fails}, lambda _: None)  # type: ignore[dict-item,return-value]
-    assert list(runs) == ["good"]
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
+    runs, first, failed = gpu.working({"good": lambda: int, "bad": lambda: fails, "unmade": fails}, lambda _: None)  # type: ignore[dict-item,return-value]
+    assert list(runs) == list(first) == ["good"]
     assert failed == {"bad": "RuntimeError: no room", "unmade": "RuntimeError: no room"}
 
     def dead() -> None:
         raise RuntimeError("an illegal memory access was encountered")
 
     monkeypatch.setattr(torch.cuda, "synchronize", dead)
+    monkeypatch.setattr(torch.accelerator, "synchronize", dead)
     with pytest.raises(gpu.DeviceLost, match="does not answer after good"):
         gpu.working({"good": lambda: int}, lambda _: None)  # type: ignore[dict-item,return-value]
 
@@ -272,6 +275,42 @@ def test_report_of_a_gpu() -> None:
     ):
         assert part in text, part
     assert "none is judged here" in report.summary(made_up_gpu_results())
+
+
+def test_the_way_of_a_run_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the CPU in the place of the device: what is asked of whom, and what comes into the record."""
+    made_up = made_up_gpu_results()
+    graphs: list[Any] = []
+
+    def on_the_cpu(settings: run.Settings, contender: Any, cell: str, shape: Shape, task: str, **kwargs: Any) -> Any:
+        if contender.name == "careful-loop":
+            raise RuntimeError("no room")
+        return runner(contender.build(cell, shape), shape, task, dtype=run.DTYPES[settings.dtype], **kwargs)
+
+    monkeypatch.setattr(run.Settings, "runner", on_the_cpu)
+    monkeypatch.setattr(run, "sgemm", lambda *_, **__: {"best": 1.0, "products": {}})
+    monkeypatch.setattr(gpu, "check", lambda _: None)
+    monkeypatch.setattr(gpu, "fp32_products", lambda _: None)
+    monkeypatch.setattr(gpu, "environment", lambda: made_up["environment"]["gpu"])
+    monkeypatch.setattr(gpu, "limits", lambda: made_up["limits"])
+    monkeypatch.setattr(gpu, "graphed", lambda run: graphs.append(run) or run)
+    monkeypatch.setattr(gpu, "peak_mib", lambda run: run() or 7.0)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
+    monkeypatch.setattr(library, "obstacle", lambda backend, device: "not in this test")
+    output = tmp_path / "gpu.json"
+    command = ["--quick", "--rounds", "2", "--device", "cuda", "--dtype", "bfloat16", "--output", str(output)]
+    assert main(command) == 0
+    results = json.loads(output.read_text())
+    assert {"all", "triton-all", "compiled"} <= set(results["skipped"])
+    by_task = {(e["cell"], e["shape"], e["task"]): e for e in results["timings"]}
+    assert {task for _, _, task in by_task} == {"train", "forward", "eval", "graph"}
+    train, graph = (by_task["GRU", "quick", task] for task in ("train", "graph"))
+    assert {"torch", "loop"} <= set(train["rounds"]) == set(train["first"])
+    assert train["failed"] == graph["failed"] == {"careful-loop": "RuntimeError: no room"}
+    assert set(graph["rounds"]) == {"torch"} and len(graphs) == 2  # both cells, the padded shape
+    assert {(e["contender"], e["mib"]) for e in results["memory"]} == {("torch", 7.0)}
+    assert "- GRU quick train, careful-loop: RuntimeError: no room" in report.report(results)
 
 
 @pytest.mark.gpu

@@ -238,6 +238,7 @@ def replayed(device: torch.device, run: Callable[[], tuple[Tensor, ...]]) -> Cal
     if device.type != "cuda":
         return lambda: list(run())
     side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         run()
     torch.cuda.current_stream().wait_stream(side)

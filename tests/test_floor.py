@@ -1,0 +1,167 @@
+"""What ``python -m bench floor`` says: its counts are those of runs, its page is what the command prints."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import host_run
+import pytest
+import torch
+
+pytest.importorskip("bench", reason="the bench is part of a checkout, not of the installed package")
+import fused_rnn_dropout as frd
+from bench import count, floor
+from bench.__main__ import main
+from bench.contenders import contenders_of
+from bench.count import SCHEDULES, Layer, launches
+from bench.shapes import SHAPES, Shape
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "docs" / "gpu.md"
+SMALL = [
+    Shape("few rows", 7, 5, 6, 8, "small", ""),
+    Shape("two passes of sums", 40, 8, 3, 5, "small", ""),
+    Shape("packed", 70, 6, 4, 8, "packed", ""),
+]
+
+
+def build(cell: str, shape: Shape, name: str = "all") -> torch.nn.Module:
+    return next(c for c in contenders_of("cuda") if c.name == name).build(cell, shape)
+
+
+def products(profile: torch.profiler.profile) -> tuple[int, float]:
+    """Number and FLOPs of matrix products."""
+    found = [event for event in profile.events() if event.name == "aten::mm"]
+    return len(found), sum(event.flops for event in found)
+
+
+@pytest.mark.parametrize("shape", SMALL, ids=lambda shape: shape.name)
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_alternating_launches_what_is_counted(cell: str, shape: Shape) -> None:
+    """Kernels, products and FLOPs, forward and backward, in a run on the host; and the bytes that are kept."""
+    torch.set_num_threads(1)
+    with host_run.run_on_host():
+        host = host_run.host_module()
+        rnn = build(cell, shape)
+        lengths = shape.lengths()
+        x = torch.randn(shape.steps, shape.batch, shape.inputs, requires_grad=True)
+        given = x if lengths is None else torch.nn.utils.rnn.pack_padded_sequence(x, lengths)
+        explained, again = (frd.explain(module, given) for module in (rnn, build(cell, shape, "recompute")))
+        measured = []
+        host.take_launches()
+        with torch.profiler.profile(with_flops=True) as forward:
+            out = rnn(given)[0]
+        measured.append((sum(host.take_launches().values()), *products(forward)))
+        with torch.profiler.profile(with_flops=True) as backward:
+            (out if lengths is None else out.data).sum().backward()
+        measured.append((sum(host.take_launches().values()), *products(backward)))
+    layer = Layer(cell, shape, 4)
+    for part, found in zip(count.alternating(layer), measured, strict=True):
+        flops = sum(work.times * work.flops for work in part if work.product)
+        assert (launches(part, False), launches(part, True), flops) == found
+    assert explained.schedule.startswith("alternating")
+    # The dropped input is kept too, and h, which is the output before its own dropout.
+    around = layer.rows * (shape.inputs + shape.units) * 4
+    assert explained.bytes_for_backward == layer.kept + around
+    assert again.bytes_for_backward == layer.kept_states + around
+
+
+TRITON = """
+import sys, torch
+import fused_rnn_dropout.triton.operators
+import fused_rnn_dropout.triton as package
+from bench.contenders import contenders_of
+from bench.shapes import Shape
+calls = {"kernels": 0, "products": 0}
+for name, module in list(sys.modules.items()):
+    if name.startswith(package.__name__ + "."):
+        for attribute, key in (("launch", "kernels"), ("product", "products")):
+            function = getattr(module, attribute, None)
+            if callable(function):
+                def counted(*args, _function=function, _key=key, **kwargs):
+                    calls[_key] += 1
+                    return _function(*args, **kwargs)
+                setattr(module, attribute, counted)
+torch.set_num_threads(1)
+cell, *sizes = sys.argv[1:]
+shape = Shape("s", *map(int, sizes[:4]), sizes[4], "")
+rnn = next(c for c in contenders_of("cuda") if c.name == "triton-all").build(cell, shape)
+x = torch.randn(shape.steps, shape.batch, shape.inputs, requires_grad=True)
+lengths = shape.lengths()
+given = x if lengths is None else torch.nn.utils.rnn.pack_padded_sequence(x, lengths)
+out = rnn(given)[0]
+print(*calls.values())
+calls.update(kernels=0, products=0)
+(out if lengths is None else out.data).sum().backward()
+print(*calls.values())
+"""
+
+
+@pytest.mark.skipif(
+    any(importlib.util.find_spec(name) is None for name in ("triton", "fused_rnn_dropout.triton")),
+    reason="needs triton, and the library's kernels for it",
+)
+@pytest.mark.parametrize("schedule", ["alternating", "sequence"])
+@pytest.mark.parametrize("shape", SMALL[::2], ids=lambda shape: shape.name)
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_triton_launches_what_is_counted(cell: str, shape: Shape, schedule: str) -> None:
+    """In Triton's interpreter."""
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "FRD_TRITON_SCHEDULE": schedule}
+    sizes = map(str, (cell, shape.steps, shape.batch, shape.inputs, shape.units, shape.kind))
+    done = subprocess.run(
+        [sys.executable, "-c", TRITON, *sizes], capture_output=True, text=True, env=environment, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    found = [tuple(map(int, line.split())) for line in done.stdout.splitlines()]
+    parts = SCHEDULES[f"Triton, {schedule}"](Layer(cell, shape, 4))
+    assert [(launches(part, False), launches(part, True)) for part in parts] == found
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_products_are_those_of_the_layer(cell: str, shape: Shape) -> None:
+    """The alternating schedules compute nothing twice; tiles of 16 rows do where there are fewer."""
+    layer = Layer(cell, shape, 4)
+    for name in ("alternating", "Triton, alternating"):
+        total = sum(work.times * work.flops for part in SCHEDULES[name](layer) for work in part)
+        assert total == pytest.approx(shape.flops(cell, "train"))
+    filled = sum(work.times * work.flops for part in count.triton_sequence(layer) for work in part)
+    assert (filled > shape.flops(cell, "train")) or shape.batch % count.TILE_ROWS == 0
+
+
+def test_floors_are_bounded_by_what_they_are_made_of() -> None:
+    gpu, latency = floor.GPUS[0], 2e-6
+    for shape in SHAPES:
+        for cell in ("LSTM", "GRU"):
+            for dtype, e in floor.BYTES.items():
+                layer = Layer(cell, shape, e)
+                works = [work for part in count.alternating(layer) for work in part]
+                least = floor.floor("alternating", layer, gpu, dtype, latency)
+                assert least >= latency * sum(work.times for work in works)
+                assert least >= sum(work.times * work.flops for work in works) / gpu.peak[dtype]
+                assert floor.floor("alternating", layer, gpu, dtype, 2 * latency) <= 2 * least
+                held = floor.persistent(layer, gpu, dtype, latency)
+                assert held is None or held < least
+    tiny = count.Work("k", False, 3, 0, 10, 10)
+    assert floor.seconds(tiny, gpu, "float32", latency, 1e12) == 3 * latency
+    large = count.Work("k", False, 1, 0, 1555e9, 1555e9)
+    assert floor.seconds(large, gpu, "float32", latency, 1e12) == 1
+    assert floor.seconds(large, gpu, "float32", latency, 1e6) == latency  # it never leaves L2
+    weight = count.Work("U h", True, 1, 0, 0, 0, weight=gpu.l2)
+    assert floor.seconds(weight, gpu, "float32", latency, 1e6) == pytest.approx(gpu.l2 / gpu.bandwidth)
+
+
+def test_the_page_is_what_the_command_prints(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["floor"]) == 0
+    printed = capsys.readouterr().out.strip()
+    inside = PAGE.read_text().split(floor.BEGIN)[1].split(floor.END)[0].strip()
+    assert inside == printed, "out of date: python -m bench floor docs/gpu.md"
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{floor.BEGIN}\nold\n{floor.END}\nafter\n")
+    assert main(["floor", str(page), "--shapes", "small", "--cells", "GRU", "--dtypes", "bfloat16"]) == 0
+    assert "old" not in page.read_text() and "| GRU | small" in page.read_text()
+    assert "LSTM" not in page.read_text() and "float32" not in page.read_text()
