@@ -198,6 +198,9 @@ def _begun(settings: Settings) -> dict[str, Any]:
     for part in ("device", "dtype", "shapes", "skipped"):
         if earlier[part] != found[part]:
             raise ValueError(f"{settings.output} was measured with other {part}: it cannot be resumed")
+    before, now = earlier["environment"]["command"], found["environment"]["command"]
+    if now not in before.split("; then "):
+        earlier["environment"]["command"] = f"{before}; then {now}"
     return earlier
 
 
