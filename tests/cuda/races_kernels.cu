@@ -56,7 +56,7 @@ using namespace frd::cuda;
 
 namespace {
 
-constexpr int64_t T = 3, B = 3, I = 5, H = 37, P = 6;
+constexpr int64_t T = 2, B = 3, I = 5, H = 37, P = 6;
 
 void require(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
