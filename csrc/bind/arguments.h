@@ -14,6 +14,7 @@
 
 #include "core/counters.h"
 #include "core/flags.h"
+#include "core/sequence.h"
 
 namespace frd::bind {
 
@@ -94,12 +95,11 @@ inline std::vector<int64_t> integers(const char* name, const Tensor& t, int64_t 
 }
 
 // A batch of sequences: padded [T, B, width] or packed [N, width].
-template <class Sequence>
-struct BatchOf {
+struct Batch {
   Sequence sequence{};
   std::vector<int64_t> batch_sizes, offsets;
 
-  BatchOf(const Tensor& x, const MaybeTensor& sizes, int64_t batch, bool reverse) {
+  Batch(const Tensor& x, const MaybeTensor& sizes, int64_t batch, bool reverse) {
     STD_TORCH_CHECK(x.dim() == (sizes ? 2 : 3), "x must be (T, B, width), or (N, width) with batch_sizes");
     sequence.reverse = reverse;
     if (!sizes) {
@@ -128,7 +128,7 @@ struct BatchOf {
     STD_TORCH_CHECK(batch < 0 || batch == sequence.batch, "the initial state is for a batch of ", batch, ", x has ",
                     sequence.batch);
   }
-  BatchOf(const BatchOf&) = delete;  // `sequence` points into the vectors
+  Batch(const Batch&) = delete;  // `sequence` points into the vectors
 
   // A tensor of x's leading shape with another width.
   std::vector<int64_t> shape(int64_t width) const {

@@ -19,8 +19,6 @@
 
 namespace frd::bind {
 
-using Batch = BatchOf<Sequence>;
-
 template <class T>
 inline constexpr ScalarType scalar_type = std::is_same_v<T, double>   ? ScalarType::Double
                                           : std::is_same_v<T, float>  ? ScalarType::Float

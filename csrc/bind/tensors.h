@@ -7,8 +7,6 @@
 
 namespace frd::bind {
 
-using Batch = BatchOf<cpu::Sequence>;
-
 template <class T>
 inline constexpr ScalarType scalar_type = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
 
