@@ -24,6 +24,7 @@ Forward forward(const Tensor& x_, const Tensor& h0_, const Tensor& w_ih_, const 
   kernels().of<T>().gru_forward({.parallel = parallel(),
                                  .sequence = batch.sequence,
                                  .masks = masks,
+                                 .sparing = save == SAVE_STATES,
                                  .inputs = shapes.inputs,
                                  .units = H,
                                  .x = read<T>(x),

@@ -22,6 +22,7 @@ Forward forward(const Tensor& x_, const Tensor& h0_, const Tensor& c0_, const Te
   kernels().of<T>().lstm_forward({.parallel = parallel(),
                                   .sequence = batch.sequence,
                                   .masks = masks,
+                                  .sparing = save == SAVE_STATES,
                                   .inputs = shapes.inputs,
                                   .units = H,
                                   .projected = P,

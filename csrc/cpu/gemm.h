@@ -86,24 +86,26 @@ struct Columns {
   }
   int64_t first(int64_t tile) const { return vectors * tile / tiles; }  // in registers
   int64_t width(int64_t tile) const { return first(tile + 1) - first(tile); }
+  // Numbers before a tile where the tiles of k rows lie one after the other, and the most that one takes.
+  int64_t start(int64_t tile, int64_t k) const { return first(tile) * LANES * k; }
+  int64_t largest(int64_t k) const { return least(vectors, 4) * LANES * k; }
 };
 
-// The same with one tile of `columns`; `each(row, column, sum)` is called for each register, `fetch(row, column, n)`
-// for the n columns of the tile.
+// The same with tile `index` of `columns`, packed at `tile`; `each(row, column, sum)` is called for each register,
+// `fetch(row, column, n)` for the n columns of the tile.
 template <class T, class Row, class Fetch, class Each>
-FRD_INLINE void product(const Columns& columns, int64_t tile, int64_t begin, int64_t end, Row&& row, const T* packed,
+FRD_INLINE void product(const Columns& columns, int64_t index, int64_t begin, int64_t end, Row&& row, const T* tile,
                         int64_t k, Fetch&& fetch, Each&& each) {
-  const int64_t first = columns.first(tile);
+  const int64_t first = columns.first(index);
   const auto run = [&](auto width) {
     constexpr int NV = decltype(width)::value;
     product<NV>(
-        begin, end, row, packed + first * LANES * k, k,
-        [&](int64_t b) { fetch(b, first * LANES, int64_t{NV * LANES}); },
+        begin, end, row, tile, k, [&](int64_t b) { fetch(b, first * LANES, int64_t{NV * LANES}); },
         [&](int64_t b, const Vec<T>* sums) {
           for (int v = 0; v < NV; ++v) each(b, (first + v) * LANES, sums[v]);
         });
   };
-  switch (columns.width(tile)) {
+  switch (columns.width(index)) {
   case 1:
     return run(std::integral_constant<int, 1>{});
   case 2:
@@ -116,9 +118,9 @@ FRD_INLINE void product(const Columns& columns, int64_t tile, int64_t begin, int
 }
 
 template <class T, class Row, class Each>
-FRD_INLINE void product(const Columns& columns, int64_t tile, int64_t begin, int64_t end, Row&& row, const T* packed,
+FRD_INLINE void product(const Columns& columns, int64_t index, int64_t begin, int64_t end, Row&& row, const T* tile,
                         int64_t k, Each&& each) {
-  product(columns, tile, begin, end, row, packed, k, [](int64_t, int64_t, int64_t) {}, each);
+  product(columns, index, begin, end, row, tile, k, [](int64_t, int64_t, int64_t) {}, each);
 }
 
 // Into how many groups a step's tiles are cut: one per thread, fewer where a step is too small to share.

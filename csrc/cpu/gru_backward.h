@@ -15,7 +15,7 @@ class GruBackwardPass {
       : p_(p),
         H_(p.units),
         B_(p.sequence.batch),
-        most_(chunk_rows<T>(WIDE * H_, !p.gates)),
+        most_(chunk_rows<T>(p.sequence, WIDE * H_, !p.gates)),
         largest_(largest_chunk(p.sequence, most_)),
         groups_(groups_for(p.parallel, tiles_of(H_, LANES), 6.0 * B_ * H_ * H_)),
         sites_(state_sites<Math>(p.masks.flags, p.masks.thresholds)),
@@ -23,10 +23,8 @@ class GruBackwardPass {
         bias_(p.b_ih, p.b_hh, H_),
         m_ih_(p.w_ih, NV * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks),
         m_hh_(p.w_hh, NV * H_, H_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks),
-        of_x_(p.inputs, 1),
         of_h_(H_, groups_),
         w_hh_(pack_columns<T>(p.parallel, of_h_, m_hh_, NV * H_)),
-        w_ih_(scratch<T>(p.dx ? of_x_.vectors * LANES * NV * H_ : 0)),
         dgates_(scratch<T>(largest_ * WIDE * H_)),
         later_(scratch<T>(B_ * NV * H_)),
         dh_(scratch<T>(B_ * H_)),
@@ -34,11 +32,9 @@ class GruBackwardPass {
         dw_ih_(p.parallel, p.dw_ih, p.inputs, largest_),
         dw_hh_(p.parallel, p.dw_hh, H_, largest_),
         resets_again_(scratch<T>(p.gates ? 0 : largest_ * H_)),
-        again_(p.gates ? nullptr : new GatesAgain<NV, T>(p, H_, H_, m_ih_, m_hh_, bias_.with_input(), largest_)) {
+        again_(p.gates ? nullptr : new GatesAgain<NV, T>(p, m_ih_, m_hh_, bias_.with_input(), largest_)) {
     // n comes first in a row of gradients and last in W.
-    if (p.dx)
-      pack_columns(
-          p.parallel, of_x_, m_ih_, NV * H_, [this](int64_t k) { return k < H_ ? 2 * H_ + k : k - H_; }, w_ih_.get());
+    if (p.dx) w_ih_.reset(new ColumnTiles<T>(p.parallel, m_ih_, 2 * H_, packing(p)));
     // A caller's h_n is the state times read_scale.
     for (int64_t i = 0; i < B_ * H_; ++i) dh_[i] = p.dh_n ? sites_.read_scale * p.dh_n[i] : T(0);
   }
@@ -67,6 +63,10 @@ class GruBackwardPass {
   }
 
  private:
+  // Twice is the most that W is packed in turn where the caller did not ask for little memory: more often takes time.
+  Packing packing(const GruBackward<T>& p) const {
+    return p.gates ? (p.sequence.rows <= 2 * most_ ? Packing::IN_TURN : Packing::AT_ONCE) : sparing_packing(p, m_ih_);
+  }
   static constexpr int WIDE = 4;  // gradients of a unit in a row
 
   bool weights_wanted() const { return p_.dw_ih || p_.dw_hh || p_.db_ih; }
@@ -103,7 +103,7 @@ class GruBackwardPass {
     const T* from = near ? dgates(after, 0) + H_ : later_.get();
     const int64_t stride = (near ? WIDE : NV) * H_;
     product(
-        of_h_, tile, 0, sent, [&](int64_t b) { return from + b * stride; }, w_hh_.get(), NV * H_,
+        of_h_, tile, 0, sent, [&](int64_t b) { return from + b * stride; }, &w_hh_[of_h_.start(tile, NV * H_)], NV * H_,
         [&](int64_t b, int64_t u, int64_t n) { fetch(t, b, u, n); },
         [&](int64_t b, int64_t u, V sum) { b < active ? at_h(t, b, u, sum) : leave_h(b, u, sum); });
     for (int64_t b = sent; b < active; ++b)
@@ -150,9 +150,7 @@ class GruBackwardPass {
 
   void add_gradients() {
     const int64_t rows = chunk_.rows;
-    if (p_.dx)
-      input_gradient(p_.parallel, dgates_.get(), rows, WIDE * H_, NV * H_, of_x_, w_ih_.get(),
-                     p_.dx + chunk_.row * p_.inputs, p_.inputs);
+    if (p_.dx) input_gradient(p_.parallel, dgates_.get(), rows, WIDE * H_, *w_ih_, p_.dx + chunk_.row * p_.inputs);
     if (!weights_wanted()) return;
     dw_ih_.chunk(p_.x + chunk_.row * p_.inputs, rows);
     dw_hh_.chunk(operand_.get(), rows);
@@ -167,8 +165,8 @@ class GruBackwardPass {
     p_.parallel.each(of_h_.tiles, NV * H_ * H_, [&](int64_t begin, int64_t end) {
       for (int64_t tile = begin; tile < end; ++tile)
         product(
-            of_h_, tile, 0, n, [&](int64_t b) { return &later_[b * NV * H_]; }, w_hh_.get(), NV * H_,
-            [&](int64_t b, int64_t u, V sum) { leave_h(b, u, sum); });
+            of_h_, tile, 0, n, [&](int64_t b) { return &later_[b * NV * H_]; }, &w_hh_[of_h_.start(tile, NV * H_)],
+            NV * H_, [&](int64_t b, int64_t u, V sum) { leave_h(b, u, sum); });
     });
   }
   void leave_h(int64_t b, int64_t u, V sum) {
@@ -184,12 +182,13 @@ class GruBackwardPass {
   const StateMasks<T> masks_;
   const GruBias<T> bias_;
   const MaskedWeight<T> m_ih_, m_hh_;
-  const Columns of_x_, of_h_;
-  Buffer<T> w_hh_, w_ih_;
-  Buffer<T> dgates_;   // [rows of a chunk, 4H]: gradients at the pre-activations, n, r, z, and u
-  Buffer<T> later_;    // [B, 3H]: r, z and u of the step after the chunk
-  Buffer<T> dh_;       // [B, H]: carried from step to step; each unit is touched by its owner alone
-  Buffer<T> operand_;  // [rows of a chunk, H]: what the recurrent product read
+  const Columns of_h_;
+  Buffer<T> w_hh_;
+  std::unique_ptr<ColumnTiles<T>> w_ih_;  // where dx is wanted
+  Buffer<T> dgates_;                      // [rows of a chunk, 4H]: gradients at the pre-activations, n, r, z, and u
+  Buffer<T> later_;                       // [B, 3H]: r, z and u of the step after the chunk
+  Buffer<T> dh_;                          // [B, H]: carried from step to step; each unit is touched by its owner alone
+  Buffer<T> operand_;                     // [rows of a chunk, H]: what the recurrent product read
   WeightGradient<T> dw_ih_, dw_hh_;
   Buffer<T> resets_again_;                    // [rows of a chunk, H]
   std::unique_ptr<GatesAgain<NV, T>> again_;  // where the forward kept no gates

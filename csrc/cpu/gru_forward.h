@@ -32,12 +32,12 @@ class GruForwardPass {
       : p_(p),
         H_(p.units),
         B_(p.sequence.batch),
-        most_(chunk_rows<T>(NV * H_)),
+        most_(chunk_rows<T>(p.sequence, NV * H_)),
         sites_(state_sites<Math>(p.masks.flags, p.masks.thresholds)),
         masks_(p.parallel, p.masks, B_, H_),
         bias_(p.b_ih, p.b_hh, H_),
-        w_ih_(pack_gates<NV>(p.parallel,
-                             MaskedWeight<T>(p.w_ih, NV * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks))),
+        m_ih_(p.w_ih, NV * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks),
+        w_ih_(p.parallel, m_ih_, p.sparing ? sparing_packing(p, m_ih_) : Packing::AT_ONCE),
         w_hh_(
             pack_gates<NV>(p.parallel, MaskedWeight<T>(p.w_hh, NV * H_, H_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks))),
         buffer_(scratch<T>(p.gates ? 0 : largest_chunk(p.sequence, most_) * NV * H_)),
@@ -51,8 +51,7 @@ class GruForwardPass {
     for (int64_t begin = 0; begin < p_.sequence.steps; begin = chunk_.end) {
       chunk_ = Chunk::from(p_.sequence, begin, most_);
       gates_ = p_.gates ? p_.gates + chunk_.row * NV * H_ : buffer_.get();
-      input_product<NV>(p_.parallel, p_.x + chunk_.row * p_.inputs, chunk_.rows, p_.inputs, w_ih_.get(),
-                        bias_.with_input(), H_, gates_);
+      input_product<NV>(p_.parallel, p_.x + chunk_.row * p_.inputs, chunk_.rows, w_ih_, bias_.with_input(), gates_);
       watch.lap(INPUT_PRODUCT);
       steps();
       watch.restart();
@@ -120,7 +119,9 @@ class GruForwardPass {
   const StateSites<Math> sites_;
   const StateMasks<T> masks_;
   const GruBias<T> bias_;
-  Buffer<T> w_ih_, w_hh_;
+  const MaskedWeight<T> m_ih_;
+  const GateTiles<NV, T> w_ih_;
+  Buffer<T> w_hh_;
   Buffer<T> buffer_;  // [rows of a chunk, 3H]: gates that are not kept
   Buffer<T> read_;    // [2, B, H]: h as the recurrent product sees it, of this step and of the next
   Buffer<T> h_;       // [B, H]: the state; each unit is touched by its owner alone

@@ -10,6 +10,8 @@ namespace frd::cpu::FRD_ISA {
 
 #include "cpu/pack.h"
 
+#include "cpu/tiles.h"
+
 #include "cpu/products.h"
 
 #include "cpu/elementwise.h"

@@ -14,7 +14,7 @@ class LstmBackwardPass {
         H_(p.units),
         P_(p.projected),
         B_(p.sequence.batch),
-        most_(chunk_rows<T>(NV * H_, !p.gates)),
+        most_(chunk_rows<T>(p.sequence, NV * H_, !p.gates)),
         largest_(largest_chunk(p.sequence, most_)),
         groups_(groups_for(p.parallel, tiles_of(P_, LANES), 8.0 * B_ * H_ * P_)),
         sites_(state_sites<Math>(p.masks.flags, p.masks.thresholds)),
@@ -22,13 +22,11 @@ class LstmBackwardPass {
         m_ih_(p.w_ih, NV * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks),
         m_hh_(p.w_hh, NV * H_, P_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks),
         m_hr_(p.w_hr, p.w_hr ? P_ : 0, H_, FLAG_WEIGHT_HR, KIND_WEIGHT_HR, p.masks),
-        of_x_(p.inputs, 1),
         of_h_(P_, groups_),
         of_outputs_(H_, groups_),
         w_hh_(pack_columns<T>(p.parallel, of_h_, m_hh_, NV * H_)),
-        w_ih_(nullptr, nullptr),
         w_hr_(nullptr, nullptr),
-        dgates_(scratch<T>(largest_ * NV * H_)),
+        dgates_(scratch<T>(p.gates ? largest_ * NV * H_ : 0)),
         later_(scratch<T>(B_ * NV * H_)),
         dh_(scratch<T>(B_ * P_)),
         dc_(scratch<T>(B_ * H_)),
@@ -39,9 +37,9 @@ class LstmBackwardPass {
         dw_hh_(p.parallel, p.dw_hh, P_, largest_),
         dw_hr_(p.parallel, p.dw_hr, H_, largest_),
         bias_(scratch<T>(p.gates ? 0 : NV * H_)),
-        again_(p.gates ? nullptr : new GatesAgain<NV, T>(p, H_, P_, m_ih_, m_hh_, bias_.get(), largest_)) {
+        again_(p.gates ? nullptr : new GatesAgain<NV, T>(p, m_ih_, m_hh_, bias_.get(), largest_)) {
     for (int64_t i = 0; !p.gates && i < NV * H_; ++i) bias_[i] = p.b_ih ? p.b_ih[i] + p.b_hh[i] : T(0);
-    if (p.dx) w_ih_ = pack_columns<T>(p.parallel, of_x_, m_ih_, NV * H_);
+    if (p.dx) w_ih_.reset(new ColumnTiles<T>(p.parallel, m_ih_, 0, packing(p)));
     if (p.w_hr) w_hr_ = pack_columns<T>(p.parallel, of_outputs_, m_hr_, P_);
     for (int64_t i = 0; i < B_ * P_; ++i) dh_[i] = p.dh_n ? p.dh_n[i] : T(0);
     for (int64_t i = 0; i < B_ * H_; ++i) dc_[i] = p.dc_n ? p.dc_n[i] : T(0);
@@ -53,7 +51,9 @@ class LstmBackwardPass {
       chunk_ = Chunk::upto(p_.sequence, end, most_);
       if (operand_wanted())
         read_operand<false>(p_.parallel, p_.sequence, chunk_, sites_, masks_, p_.states, p_.h0, P_, operand_.get());
-      gates_ = p_.gates ? p_.gates + chunk_.row * NV * H_ : activated();
+      // Gates that were computed again are not read again: their gradients take their place.
+      gradients_ = p_.gates ? dgates_.get() : activated();
+      gates_ = p_.gates ? p_.gates + chunk_.row * NV * H_ : gradients_;
       watch.lap(INPUT_PRODUCT);
       steps();
       watch.restart();
@@ -68,12 +68,16 @@ class LstmBackwardPass {
   }
 
  private:
+  // Twice is the most that W is packed in turn where the caller did not ask for little memory: more often takes time.
+  Packing packing(const LstmBackward<T>& p) const {
+    return p.gates ? (p.sequence.rows <= 2 * most_ ? Packing::IN_TURN : Packing::AT_ONCE) : sparing_packing(p, m_ih_);
+  }
   bool operand_wanted() const { return p_.dw_hh || !p_.gates; }
   int64_t row_in_chunk(int64_t t, int64_t b) const { return p_.sequence.row(t) + b - chunk_.row; }
-  T* dgates(int64_t t, int64_t b) const { return &dgates_[row_in_chunk(t, b) * NV * H_]; }
+  T* dgates(int64_t t, int64_t b) const { return gradients_ + row_in_chunk(t, b) * NV * H_; }
 
   // Activated gates of a chunk whose forward kept none.
-  const T* activated() {
+  T* activated() {
     const int64_t H = H_;
     return again_->run(chunk_, operand_.get(), [H](int64_t, int64_t u, T* gates, const V* sums) {
       const int64_t n = H - u;
@@ -101,8 +105,8 @@ class LstmBackwardPass {
     const int64_t sent = p_.sequence.exists(after) ? p_.sequence.active(after) : 0;
     const T* from = chunk_.contains(s + 1) ? dgates(after, 0) : later_.get();
     product(
-        of_h_, tile, 0, sent, [&](int64_t b) { return from + b * NV * H_; }, w_hh_.get(), NV * H_,
-        [&](int64_t b, int64_t u, int64_t n) { fetch(t, b, u, n); },
+        of_h_, tile, 0, sent, [&](int64_t b) { return from + b * NV * H_; }, &w_hh_[of_h_.start(tile, NV * H_)],
+        NV * H_, [&](int64_t b, int64_t u, int64_t n) { fetch(t, b, u, n); },
         [&](int64_t b, int64_t u, V sum) { b < active ? at_h(t, b, u, sum) : leave_h(b, u, sum); });
     for (int64_t b = sent; b < active; ++b)
       for (int64_t v = of_h_.first(tile); v < of_h_.first(tile + 1); ++v) at_h(t, b, v * LANES, V{});
@@ -142,7 +146,8 @@ class LstmBackwardPass {
   void projected(int64_t t, int64_t tile) {
     const T* from = &dprojected_[row_in_chunk(t, 0) * P_];
     product(
-        of_outputs_, tile, 0, p_.sequence.active(t), [&](int64_t b) { return from + b * P_; }, w_hr_.get(), P_,
+        of_outputs_, tile, 0, p_.sequence.active(t), [&](int64_t b) { return from + b * P_; },
+        &w_hr_[of_outputs_.start(tile, P_)], P_,
         [&](int64_t b, int64_t u, V sum) { at_gates(t, b, u, masks_.drops(b, u, t), sum); });
   }
 
@@ -155,7 +160,7 @@ class LstmBackwardPass {
     V dc = load(&dc_[b * H_ + u], n);
     lstm_backward<Math>(sites_, drops, g, c_prev, dh_new, dc);
     store(&dc_[b * H_ + u], dc, n);
-    T* to = &dgates_[row * NV * H_ + u];
+    T* to = dgates(t, b) + u;
     store(to, g.i, n);
     store(to + H_, g.f, n);
     store(to + 2 * H_, g.g, n);
@@ -173,14 +178,12 @@ class LstmBackwardPass {
   void add_gradients() {
     const int64_t rows = chunk_.rows, width = NV * H_;
     const T* x = p_.x + chunk_.row * p_.inputs;
-    if (p_.dx)
-      input_gradient(p_.parallel, dgates_.get(), rows, width, width, of_x_, w_ih_.get(), p_.dx + chunk_.row * p_.inputs,
-                     p_.inputs);
+    if (p_.dx) input_gradient(p_.parallel, gradients_, rows, width, *w_ih_, p_.dx + chunk_.row * p_.inputs);
     const bool first = chunk_.end == p_.sequence.steps;
     if (p_.dw_ih || p_.dw_hh || p_.db) {
       dw_ih_.chunk(x, rows);
       dw_hh_.chunk(operand_.get(), rows);
-      add_weight_gradients<T>(p_.parallel, dgates_.get(), rows, width, width, width, first,
+      add_weight_gradients<T>(p_.parallel, gradients_, rows, width, width, width, first,
                               {{&dw_ih_, p_.db, 0, width, 0}, {&dw_hh_, nullptr, 0, width, 0}});
     }
     if (p_.dw_hr) {
@@ -195,8 +198,8 @@ class LstmBackwardPass {
     p_.parallel.each(of_h_.tiles, NV * H_ * P_, [&](int64_t begin, int64_t end) {
       for (int64_t tile = begin; tile < end; ++tile)
         product(
-            of_h_, tile, 0, n, [&](int64_t b) { return &later_[b * NV * H_]; }, w_hh_.get(), NV * H_,
-            [&](int64_t b, int64_t u, V sum) { leave_h(b, u, sum); });
+            of_h_, tile, 0, n, [&](int64_t b) { return &later_[b * NV * H_]; }, &w_hh_[of_h_.start(tile, NV * H_)],
+            NV * H_, [&](int64_t b, int64_t u, V sum) { leave_h(b, u, sum); });
     });
     for (int64_t b = 0; b < B_; ++b)
       for (int64_t u = 0; u < H_; u += LANES) {
@@ -221,9 +224,10 @@ class LstmBackwardPass {
   const StateSites<Math> sites_;
   const StateMasks<T> masks_;
   const MaskedWeight<T> m_ih_, m_hh_, m_hr_;
-  const Columns of_x_, of_h_, of_outputs_;
-  Buffer<T> w_hh_, w_ih_, w_hr_;
-  Buffer<T> dgates_;      // [rows of a chunk, 4H]: gradients at the pre-activations
+  const Columns of_h_, of_outputs_;
+  Buffer<T> w_hh_, w_hr_;
+  std::unique_ptr<ColumnTiles<T>> w_ih_;  // where dx is wanted
+  Buffer<T> dgates_;      // [rows of a chunk, 4H]: gradients at the pre-activations; nothing where gates come again
   Buffer<T> later_;       // [B, 4H]: those of the step after the chunk
   Buffer<T> dh_, dc_;     // [B, P], [B, H]: carried from step to step; each unit is touched by its owner alone
   Buffer<T> operand_;     // [rows of a chunk, P]: what the recurrent product read
@@ -234,4 +238,5 @@ class LstmBackwardPass {
   std::unique_ptr<GatesAgain<NV, T>> again_;  // where the forward kept no gates
   Chunk chunk_{};
   const T* gates_ = nullptr;  // of the chunk, activated
+  T* gradients_ = nullptr;    // of the chunk, at its pre-activations
 };

@@ -5,12 +5,14 @@
 inline bool ends(const Sequence& sequence, int64_t t, int64_t b) { return b >= sequence.continued_by(t); }
 
 // Rows of `width` numbers that a chunk may have: enough for the products to run at speed, few enough for the caches.
-// Half of that where a backward computes gates again, whose caller asked for little memory.
+// Fewer where a backward computes gates again, whose caller asked for little memory. Chunks are of like size, so that
+// none takes more room than it must.
 template <class T>
-int64_t chunk_rows(int64_t width, bool again = false) {
-  const int64_t bytes = again ? 2 << 20 : 4 << 20, fewest = again ? 256 : 512;
-  const int64_t rows = bytes / ((width + 1) * static_cast<int64_t>(sizeof(T)));  // a layer may have no units
-  return rows < fewest ? fewest : rows;
+int64_t chunk_rows(const Sequence& sequence, int64_t width, bool again = false) {
+  const int64_t bytes = again ? 1 << 20 : 4 << 20, fewest = again ? 192 : 512;
+  const int64_t fit = bytes / ((width + 1) * static_cast<int64_t>(sizeof(T)));  // a layer may have no units
+  const int64_t most = fit < fewest ? fewest : fit, chunks = tiles_of(sequence.rows, most);
+  return chunks <= 1 ? most : least(most, tiles_of(sequence.rows, chunks) + sequence.batch - 1);
 }
 // The most rows that a chunk of a sequence can come to have.
 inline int64_t largest_chunk(const Sequence& sequence, int64_t most) {
@@ -29,11 +31,11 @@ class LstmForwardPass {
         H_(p.units),
         P_(p.projected),
         B_(p.sequence.batch),
-        most_(chunk_rows<T>(NV * H_)),
+        most_(chunk_rows<T>(p.sequence, NV * H_)),
         sites_(state_sites<Math>(p.masks.flags, p.masks.thresholds)),
         masks_(p.parallel, p.masks, B_, H_),
-        w_ih_(pack_gates<NV>(p.parallel,
-                             MaskedWeight<T>(p.w_ih, NV * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks))),
+        m_ih_(p.w_ih, NV * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks),
+        w_ih_(p.parallel, m_ih_, p.sparing ? sparing_packing(p, m_ih_) : Packing::AT_ONCE),
         w_hh_(
             pack_gates<NV>(p.parallel, MaskedWeight<T>(p.w_hh, NV * H_, P_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks))),
         w_hr_(nullptr, nullptr),
@@ -54,8 +56,8 @@ class LstmForwardPass {
     for (int64_t begin = 0; begin < p_.sequence.steps; begin = chunk_.end) {
       chunk_ = Chunk::from(p_.sequence, begin, most_);
       gates_ = p_.gates ? p_.gates + chunk_.row * NV * H_ : buffer_.get();
-      input_product<NV>(p_.parallel, p_.x + chunk_.row * p_.inputs, chunk_.rows, p_.inputs, w_ih_.get(),
-                        p_.b_ih ? bias_.get() : nullptr, H_, gates_);
+      input_product<NV>(p_.parallel, p_.x + chunk_.row * p_.inputs, chunk_.rows, w_ih_, p_.b_ih ? bias_.get() : nullptr,
+                        gates_);
       watch.lap(INPUT_PRODUCT);
       steps();
       watch.restart();
@@ -150,7 +152,9 @@ class LstmForwardPass {
   const int64_t H_, P_, B_, most_;
   const StateSites<Math> sites_;
   const StateMasks<T> masks_;
-  Buffer<T> w_ih_, w_hh_, w_hr_, bias_;
+  const MaskedWeight<T> m_ih_;
+  const GateTiles<NV, T> w_ih_;
+  Buffer<T> w_hh_, w_hr_, bias_;
   Buffer<T> buffer_;   // [rows of a chunk, 4H]: gates that are not kept
   Buffer<T> read_;     // [2, B, P]: h as the recurrent product sees it, of this step and of the next
   Buffer<T> h_, c_;    // [B, P], [B, H]: the state; each unit is touched by its owner alone

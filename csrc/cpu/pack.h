@@ -46,15 +46,27 @@ class MaskedWeight {
   int64_t rows() const { return plain_.rows; }
   int64_t columns() const { return plain_.columns; }
 
-  // Asks for what read(row, first, ...) will need.
-  FRD_MEMBER void fetch(int64_t row, int64_t first) const {
-    if (first < plain_.columns)
-      prefetch(plain_.data + row * plain_.columns + first, least(QUAD, plain_.columns - first));
+  // Asks for columns first .. first + n of a row, as far as there are any.
+  FRD_MEMBER void fetch(int64_t row, int64_t first, int64_t n = QUAD) const {
+    if (first < plain_.columns) prefetch(plain_.data + row * plain_.columns + first, least(n, plain_.columns - first));
   }
 
   FRD_MEMBER void read(int64_t row, int64_t first, Vec<T>* out) const {
     plain_.read(row, first, out);
     if (on_) mask(row, first, out);
+  }
+  // `width` registers of a row from column `first` on, which need not be a multiple of QUAD.
+  FRD_MEMBER void read(int64_t row, int64_t first, int64_t width, Vec<T>* out) const {
+    Vec<T> quad[4];
+    for (int64_t v = 0; v < width; ++v) {
+      const int64_t column = first + v * LANES, n = plain_.columns - column;
+      if (!on_) {
+        out[v] = load(plain_.data + row * plain_.columns + column, n);
+      } else {
+        if (v == 0 || column % QUAD == 0) read(row, column / QUAD * QUAD, quad);
+        out[v] = quad[column % QUAD / LANES];
+      }
+    }
   }
 
   // The mask on QUAD columns of a row.
@@ -98,38 +110,42 @@ void mask_gradient(const Parallel& parallel, const MaskedWeight<T>& weight, T* g
   });
 }
 
-// W [NV * units, k]: the columns of a tile are LANES units of each of NV gates; tile [unit / LANES][k][NV][LANES].
+// Tile `tile` of W [NV * units, k]: its columns are LANES units of each of NV gates. target [k][NV][LANES].
+template <int NV, class T>
+void pack_gate_tile(const MaskedWeight<T>& w, int64_t tile, T* target) {
+  const int64_t units = w.rows() / NV, k = w.columns();
+  for (int v = 0; v < NV; ++v)
+    for (int64_t first = 0; first < k; first += QUAD) {
+      Vec<T> block[4][LANES] = {};
+      for (int lane = 0; lane < LANES && tile * LANES + lane < units; ++lane) {
+        Vec<T> values[4];
+        const int64_t row = v * units + tile * LANES + lane;
+        w.fetch(row, first + QUAD);  // LANES rows at once are too many streams for the processor to see
+        w.read(row, first, values);
+        for (int q = 0; q < 4; ++q) block[q][lane] = values[q];
+      }
+      for (int q = 0; q < 4 && first + q * LANES < k; ++q) {
+        transpose(block[q]);
+        for (int64_t kk = first + q * LANES, i = 0; i < LANES && kk < k; ++i, ++kk)
+          store(target + (kk * NV + v) * LANES, block[q][i]);
+      }
+    }
+}
+// All of them: [unit / LANES][k][NV][LANES].
 template <int NV, class T>
 Buffer<T> pack_gates(const Parallel& parallel, const MaskedWeight<T>& w) {
-  const int64_t units = w.rows() / NV, k = w.columns(), tiles = tiles_of(units, LANES);
-  Buffer<T> packed = scratch<T>(tiles * k * NV * LANES);
+  const int64_t tiles = tiles_of(w.rows() / NV, LANES), size = w.columns() * NV * LANES;
+  Buffer<T> packed = scratch<T>(tiles * size);
   T* const target = packed.get();
-  parallel.each(tiles, k * NV * LANES, [&](int64_t begin, int64_t end) {
-    for (int64_t tile = begin; tile < end; ++tile)
-      for (int v = 0; v < NV; ++v)
-        for (int64_t first = 0; first < k; first += QUAD) {
-          Vec<T> block[4][LANES] = {};
-          for (int lane = 0; lane < LANES && tile * LANES + lane < units; ++lane) {
-            Vec<T> values[4];
-            const int64_t row = v * units + tile * LANES + lane;
-            w.fetch(row, first + QUAD);  // LANES rows at once are too many streams for the processor to see
-            w.read(row, first, values);
-            for (int q = 0; q < 4; ++q) block[q][lane] = values[q];
-          }
-          for (int q = 0; q < 4 && first + q * LANES < k; ++q) {
-            transpose(block[q]);
-            for (int64_t kk = first + q * LANES, i = 0; i < LANES && kk < k; ++i, ++kk)
-              store(target + ((tile * k + kk) * NV + v) * LANES, block[q][i]);
-          }
-        }
+  parallel.each(tiles, size, [&](int64_t begin, int64_t end) {
+    for (int64_t tile = begin; tile < end; ++tile) pack_gate_tile<NV>(w, tile, target + tile * size);
   });
   return packed;
 }
 
-// A [k, columns] into the tiles of `layout`. `row(kk)`: which row of the matrix comes at kk.
-template <class T, class Matrix, class Row>
-void pack_columns(const Parallel& parallel, const Columns& layout, const Matrix& matrix, int64_t k, Row&& row,
-                  T* target) {
+// A [k, columns] into the tiles of `layout`, one after the other; [k][registers][LANES] each.
+template <class T, class Matrix>
+void pack_columns(const Parallel& parallel, const Columns& layout, const Matrix& matrix, int64_t k, T* target) {
   parallel.each(k, layout.vectors * LANES, [&](int64_t begin, int64_t end) {
     for (int64_t kk = begin; kk < end; ++kk) {
       Vec<T> values[4];
@@ -137,8 +153,8 @@ void pack_columns(const Parallel& parallel, const Columns& layout, const Matrix&
         const int64_t first = layout.first(tile), width = layout.width(tile);
         for (int64_t v = 0; v < width; ++v) {
           const int64_t vector = first + v;
-          if (vector % 4 == 0) matrix.read(row(kk), vector * LANES, values);
-          store(target + (first * k + kk * width + v) * LANES, values[vector % 4]);
+          if (vector % 4 == 0) matrix.read(kk, vector * LANES, values);
+          store(target + layout.start(tile, k) + (kk * width + v) * LANES, values[vector % 4]);
         }
       }
     }
@@ -147,7 +163,7 @@ void pack_columns(const Parallel& parallel, const Columns& layout, const Matrix&
 template <class T, class Matrix>
 Buffer<T> pack_columns(const Parallel& parallel, const Columns& layout, const Matrix& matrix, int64_t k) {
   Buffer<T> packed = scratch<T>(layout.vectors * LANES * k);
-  pack_columns(parallel, layout, matrix, k, [](int64_t kk) { return kk; }, packed.get());
+  pack_columns(parallel, layout, matrix, k, packed.get());
   return packed;
 }
 

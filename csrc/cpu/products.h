@@ -17,29 +17,39 @@ void each_tile(const Parallel& parallel, int64_t tiles, int64_t rows, int64_t wo
   });
 }
 
-// gates[row] = bias + W x[row], for `rows` rows. w as pack_gates<NV> leaves it; bias [NV * units], or null.
-template <int NV, class T>
-void input_product(const Parallel& parallel, const T* x, int64_t rows, int64_t inputs, const T* w, const T* bias,
-                   int64_t units, T* gates) {
-  each_tile(parallel, tiles_of(units, LANES), rows, NV * LANES * inputs, [&](int64_t tile, int64_t begin, int64_t end) {
-    const int64_t u = tile * LANES, n = units - u;
-    Vec<T> start[NV];
-    for (int v = 0; v < NV; ++v) start[v] = bias ? load(bias + v * units + u, n) : Vec<T>{};
+// For each of `rows` rows of x, and LANES units at a time, each(row, unit, sums): W x[row], of each gate.
+template <int NV, class T, class Each>
+void gate_products(const Parallel& parallel, const T* x, int64_t rows, const GateTiles<NV, T>& w, Each&& each) {
+  const int64_t k = w.inputs();
+  each_tile(parallel, tiles_of(w.units(), LANES), rows, NV * LANES * k, [&](int64_t tile, int64_t begin, int64_t end) {
+    const Buffer<T> room = scratch<T>(w.room());
     product<NV>(
-        begin, end, [&](int64_t row) { return x + row * inputs; }, w + u * inputs * NV, inputs,
-        [&](int64_t row, const Vec<T>* sums) {
-          for (int v = 0; v < NV; ++v) store(gates + (row * NV + v) * units + u, start[v] + sums[v], n);
-        });
+        begin, end, [&](int64_t row) { return x + row * k; }, w.at(tile, room.get()), k,
+        [&](int64_t row, const Vec<T>* sums) { each(row, tile * LANES, sums); });
   });
 }
 
-// The gradient of a layer's input: dx[row] = dgates[row][0..k) * W, for `rows` rows of `stride` numbers.
+// gates[row] = bias + W x[row], for `rows` rows. bias [NV * units], or null.
+template <int NV, class T>
+void input_product(const Parallel& parallel, const T* x, int64_t rows, const GateTiles<NV, T>& w, const T* bias,
+                   T* gates) {
+  const int64_t units = w.units();
+  gate_products(parallel, x, rows, w, [&](int64_t row, int64_t u, const Vec<T>* sums) {
+    const int64_t n = units - u;
+    for (int v = 0; v < NV; ++v)
+      store(gates + (row * NV + v) * units + u, sums[v] + (bias ? load(bias + v * units + u, n) : Vec<T>{}), n);
+  });
+}
+
+// The gradient of a layer's input: dx[row] = dgates[row] * W, for `rows` rows of `stride` numbers.
 template <class T>
-void input_gradient(const Parallel& parallel, const T* dgates, int64_t rows, int64_t stride, int64_t k,
-                    const Columns& layout, const T* w, T* dx, int64_t inputs) {
-  each_tile(parallel, layout.tiles, rows, 4 * LANES * k, [&](int64_t tile, int64_t begin, int64_t end) {
+void input_gradient(const Parallel& parallel, const T* dgates, int64_t rows, int64_t stride, const ColumnTiles<T>& w,
+                    T* dx) {
+  const int64_t k = w.rows(), inputs = w.columns();
+  each_tile(parallel, w.layout().tiles, rows, 4 * LANES * k, [&](int64_t tile, int64_t begin, int64_t end) {
+    const Buffer<T> room = scratch<T>(w.room());
     product(
-        layout, tile, begin, end, [&](int64_t row) { return dgates + row * stride; }, w, k,
+        w.layout(), tile, begin, end, [&](int64_t row) { return dgates + row * stride; }, w.at(tile, room.get()), k,
         [&](int64_t row, int64_t column, Vec<T> sum) { store(dx + row * inputs + column, sum, inputs - column); });
   });
 }
@@ -62,13 +72,13 @@ class WeightGradient {
   // The next chunk: what the weight was multiplied with, right [k, columns].
   void chunk(const T* right, int64_t k) {
     if (!target_) return;
-    pack_columns(parallel_, layout_, Plain<T>{right, k, columns_}, k, [](int64_t kk) { return kk; }, packed_.get());
+    pack_columns(parallel_, layout_, Plain<T>{right, k, columns_}, k, packed_.get());
   }
 
   // Rows [row, row + n), the columns of one tile; left [n, k] are the gradients at what the weight gave.
   void add(const T* left, int64_t k, int64_t row, int64_t n, int64_t tile, bool first) const {
     product(
-        layout_, tile, 0, n, [&](int64_t i) { return left + i * k; }, packed_.get(), k,
+        layout_, tile, 0, n, [&](int64_t i) { return left + i * k; }, packed_.get() + layout_.start(tile, k), k,
         [&](int64_t i, int64_t column, Vec<T> sum) {
           T* to = target_ + (row + i) * columns_ + column;
           store(to, first ? sum : load(to, columns_ - column) + sum, columns_ - column);

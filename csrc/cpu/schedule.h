@@ -106,6 +106,7 @@ struct LstmForward {
   Parallel parallel;
   Sequence sequence;
   Masks masks;
+  bool sparing;                      // the caller asked for little memory: recompute=True
   int64_t inputs, units, projected;  // I; H; P, or H where there is no projection
   const T* x;                        // [rows, I]
   const T* w_ih;                     // [4H, I], not masked yet
@@ -157,6 +158,7 @@ struct GruForward {
   Parallel parallel;
   Sequence sequence;
   Masks masks;
+  bool sparing;  // the caller asked for little memory: recompute=True
   int64_t inputs, units;
   const T* x;     // [rows, I]
   const T* w_ih;  // [3H, I], not masked yet

@@ -16,37 +16,35 @@ constexpr size_t KEPT = size_t{64} << 20;  // bytes that a thread keeps at most 
 #endif
 constexpr size_t LINE = 64;
 
-// Pieces are cut from blocks one after the other, and all come back before the next pass begins. What a pass needed in
-// all is then one block for the next, so that forward and backward share their memory whatever sizes they ask for.
+// Pieces are cut from blocks one after the other. The last one that is out gives its place back at once, any other when
+// those after it have come back; all come back before the next pass begins. The most that a pass had out at a time is
+// then one block for the next, so that forward and backward share their memory whatever sizes they ask for.
 class Arena {
  public:
   ~Arena() { release(); }
 
   void* take(size_t bytes) {
     bytes = (bytes + LINE - 1) / LINE * LINE;
+    pieces_.reserve(pieces_.size() + 1);  // before there is a piece that could be lost
     if (blocks_.empty()) {
       grow(bytes < needed_ ? needed_ : bytes);
     } else if (blocks_.back().bytes - blocks_.back().cut < bytes) {
       grow(bytes);
     }
     Block& block = blocks_.back();
-    void* piece = block.memory + block.cut;
+    pieces_.push_back({block.memory + block.cut, bytes, true});
     block.cut += bytes;
     taken_ += bytes;
-    ++pieces_;
-    return piece;
+    if (taken_ > most_) most_ = taken_;
+    return pieces_.back().memory;
   }
 
-  void give() {
-    if (--pieces_ > 0) return;
-    const bool keep = taken_ <= KEPT;
-    if (keep && taken_ > needed_) needed_ = taken_;
-    taken_ = 0;
-    if (keep && blocks_.size() == 1 && blocks_.back().bytes >= needed_) {
-      blocks_.back().cut = 0;
-    } else {
-      release();
-    }
+  void give(void* memory) {
+    size_t last = pieces_.size();
+    while (pieces_[last - 1].memory != memory || !pieces_[last - 1].out) --last;
+    pieces_[last - 1].out = false;
+    while (!pieces_.empty() && !pieces_.back().out) take_back();
+    if (pieces_.empty()) end_pass();
   }
 
  private:
@@ -54,6 +52,32 @@ class Arena {
     char* memory;
     size_t bytes, cut;
   };
+  struct Piece {
+    char* memory;
+    size_t bytes;
+    bool out;
+  };
+
+  void take_back() {
+    while (blocks_.back().cut == 0) drop_block();  // the piece lies in an earlier one
+    blocks_.back().cut -= pieces_.back().bytes;
+    taken_ -= pieces_.back().bytes;
+    pieces_.pop_back();
+    if (KEPT == 0 && blocks_.back().cut == 0) drop_block();
+  }
+
+  void end_pass() {
+    const bool keep = most_ <= KEPT;
+    if (keep && most_ > needed_) needed_ = most_;
+    most_ = 0;
+    if (!keep || blocks_.size() > 1 || blocks_.back().bytes < needed_) release();
+  }
+
+  void drop_block() {
+    const Block& block = blocks_.back();
+    ::operator delete(block.memory, std::align_val_t{alignment(block.bytes)});
+    blocks_.pop_back();
+  }
 
   static size_t alignment(size_t bytes) { return bytes < LARGE_PAGE ? LINE : LARGE_PAGE; }
 
@@ -65,13 +89,14 @@ class Arena {
   }
 
   void release() {
-    for (const Block& block : blocks_) ::operator delete(block.memory, std::align_val_t{alignment(block.bytes)});
-    blocks_.clear();
+    while (!blocks_.empty()) drop_block();
   }
 
   std::vector<Block> blocks_;
-  size_t pieces_ = 0, taken_ = 0;  // that are out now
-  size_t needed_ = 0;              // by the largest pass so far of those that may keep their memory
+  std::vector<Piece> pieces_;  // in the order in which they were taken
+  size_t taken_ = 0;           // bytes of the pieces
+  size_t most_ = 0;            // that were taken at a time in this pass
+  size_t needed_ = 0;          // by the largest pass so far of those that may keep their memory
 };
 
 Arena& arena() {
@@ -82,6 +107,6 @@ Arena& arena() {
 }  // namespace
 
 void* take_scratch(size_t bytes) { return arena().take(bytes); }
-void give_scratch(void*) { arena().give(); }
+void give_scratch(void* memory) { arena().give(memory); }
 
 }  // namespace frd::cpu

@@ -8,8 +8,8 @@
 
 namespace frd::cpu {
 
-// `bytes` at the start of a cache line, not initialised. To be given back by the same thread. What one call has taken
-// is not used again before all of it has come back.
+// `bytes`, at least one, at the start of a cache line, not initialised. To be given back by the same thread, best in
+// the reverse order: what lies before a piece that is still out is not used again before that has come back.
 void* take_scratch(size_t bytes);
 void give_scratch(void* memory);
 
