@@ -40,7 +40,8 @@ class MaskedWeight {
         threshold_(masks.thresholds[SITE_WEIGHT_DROPOUT]),
         scale_(T(keep_scale(threshold_))),
         stream_(stream_of(by_row_ ? KIND_WEIGHT_ROW : kind, masks.layer, masks.direction)),
-        key_(masks.weight) {}
+        key_(masks.weight),
+        keys_(masks.weight) {}
 
   bool on() const { return on_; }
   int64_t rows() const { return plain_.rows; }
@@ -77,7 +78,7 @@ class MaskedWeight {
       const bool drop = dropped(drawn.w[row % 4], threshold_);
       for (int v = 0; v < 4; ++v) out[v] = drop ? zero : scale_ * out[v];
     } else {
-      const VecWords drawn = quad_words(static_cast<uint32_t>(first), static_cast<uint32_t>(row), SEQ, stream_, key_);
+      const VecWords drawn = quad_words(static_cast<uint32_t>(first), static_cast<uint32_t>(row), SEQ, stream_, keys_);
       for (int v = 0; v < 4; ++v)
         out[v] = select(Simd<T>::mask_of(below(drawn.w[v], threshold_)), zero, scale_ * out[v]);
     }
@@ -91,6 +92,7 @@ class MaskedWeight {
   const T scale_;
   const uint32_t stream_;
   const Key key_;
+  const RoundKeys keys_;
 };
 
 // The mask of a weight on its gradient, in place.

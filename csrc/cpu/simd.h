@@ -6,6 +6,7 @@ inline constexpr int LANES = FRD_LANES;
 typedef float VecF __attribute__((vector_size(4 * FRD_LANES)));
 typedef double VecD __attribute__((vector_size(8 * FRD_LANES)));  // two registers
 typedef int32_t VecI __attribute__((vector_size(4 * FRD_LANES)));
+typedef int8_t VecB __attribute__((vector_size(FRD_LANES)));
 typedef int64_t VecL __attribute__((vector_size(8 * FRD_LANES)));
 typedef uint32_t VecU __attribute__((vector_size(4 * FRD_LANES)));
 typedef uint64_t VecUL __attribute__((vector_size(8 * FRD_LANES)));
@@ -29,6 +30,28 @@ template <class T>
 using Vec = typename Simd<T>::Vec;
 template <class T>
 using Mask = typename Simd<T>::Mask;
+
+// Between numbers of one byte and of four; of four only those that fit. The compiler's own conversion takes the lanes
+// one by one.
+FRD_INLINE VecI widen(VecB x) {
+#if FRD_LANES == 16 && defined(__x86_64__)
+  return (VecI)_mm512_cvtepi8_epi32((__m128i)x);
+#elif FRD_LANES == 8 && defined(__x86_64__)
+  return (VecI)_mm256_cvtepi8_epi32(_mm_cvtsi64_si128((int64_t)x));
+#else
+  return __builtin_convertvector(x, VecI);
+#endif
+}
+FRD_INLINE VecB narrow(VecI x) {
+#if FRD_LANES == 16 && defined(__x86_64__)
+  return (VecB)_mm512_cvtepi32_epi8((__m512i)x);
+#elif FRD_LANES == 8 && defined(__x86_64__)
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)x), _mm256_extracti128_si256((__m256i)x, 1));
+  return (VecB)_mm_cvtsi128_si64(_mm_packs_epi16(words, words));
+#else
+  return __builtin_convertvector(x, VecB);
+#endif
+}
 
 template <class V, class M>
 FRD_INLINE V select(M mask, V yes, V no) {
