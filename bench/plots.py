@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .contenders import BY_NAME as CONTENDERS
 from .criteria import ratio
 from .report import shapes_of
 
@@ -48,7 +49,7 @@ def _ratios(results: dict[str, Any], path: Path) -> Path:
 
     shapes = [shape for shape in shapes_of(results) if shape.kind != "packed"]
     labels = [shape.name for shape in shapes]
-    figure, grid = plt.subplots(2, 2, figsize=(12, 8), constrained_layout=True)
+    figure, grid = plt.subplots(2, 2, figsize=(15, 8), constrained_layout=True)
     for column, cell in enumerate(("LSTM", "GRU")):
         above, below = grid[0][column], grid[1][column]
         _bars(above, labels, [(f"ours, {n}", [ratio("train", k, "torch")(results, cell, s) for s in shapes])
@@ -56,19 +57,29 @@ def _ratios(results: dict[str, Any], path: Path) -> Path:
         above.axhline(1, color="black", linewidth=0.8)
         above.set_ylabel(f"time / nn.{cell} without dropout")
         above.set_title(f"{cell}, forward and backward: below 1 is faster")
-        above.legend()
-        todays = [("loop", "Python loop over x[t]"), ("careful-loop", "over x.unbind()"),
-                  ("compiled", "compiled step"),
-                  ("weight-drop", "weight-drop wrapper"), ("torch", f"nn.{cell} without dropout")]  # fmt: skip
+        todays = [
+            ("loop", "Python loop over x[t]"),
+            ("careful-loop", "over x.unbind()"),
+            ("compiled", "compiled step"),
+            ("weight-drop", "weight-drop wrapper"),
+            ("fastai", "fastai's WeightDropout"),
+            ("torch", "torch.nn without dropout"),
+        ]
         series = [(name, [ratio("train", key, "all")(results, cell, s) for s in shapes]) for key, name in todays]
         _bars(below, labels, [(name, values) for name, values in series if any(values)])
         below.set_yscale("log")
         below.axhline(1, color="black", linewidth=0.8)
         below.set_ylabel("time / ours, every site")
-        below.legend()
+    for row in grid:
+        _legend(row[-1])
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+def _legend(axes: Any) -> None:
+    """Beside the last plot of a row, where it hides nothing."""
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1))
 
 
 def _memory(results: dict[str, Any], path: Path) -> Path:
@@ -76,19 +87,20 @@ def _memory(results: dict[str, Any], path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(entry["contender"] for entry in results["memory"]))
-    figure, grid = plt.subplots(1, 2, figsize=(12, 4.5), constrained_layout=True)
+    figure, grid = plt.subplots(1, 2, figsize=(15, 4.5), constrained_layout=True)
     for axes, cell in zip(grid, ("LSTM", "GRU"), strict=True):
         mib = {(e["shape"], e["contender"]): e["mib"] for e in results["memory"] if e["cell"] == cell}
         labels = [shape.name for shape in shapes_of(results)]
         width = 0.8 / max(1, len(names))
         for index, name in enumerate(names):
             found = [(i, mib[label, name]) for i, label in enumerate(labels) if (label, name) in mib]
-            axes.bar([i + index * width - 0.4 for i, _ in found], [value for _, value in found], width, label=name)
+            positions = [i + index * width - 0.4 for i, _ in found]
+            axes.bar(positions, [value for _, value in found], width, label=CONTENDERS[name].meaning)
         axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
         axes.set_yscale("log")
         axes.set_ylabel("MiB at the peak")
         axes.set_title(f"{cell}, one forward and backward")
-        axes.legend()
+    _legend(grid[-1])
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path

@@ -8,7 +8,7 @@ from typing import Any
 
 from . import gpu
 from .contenders import BY_NAME as CONTENDERS
-from .criteria import judged, packed, peak, ratio, verdicts
+from .criteria import Measure, judged, packed, peak, ratio, verdicts
 from .measure import Interval, median_of, ratio_of
 from .shapes import Shape
 
@@ -172,28 +172,52 @@ def report(results: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+_OVER_TORCH = (
+    ("every site / torch, train", ratio("train", "all", "torch")),
+    ("sites on weights, input, output / torch, train", ratio("train", "weights", "torch")),
+    ("no site / torch, train", ratio("train", "none", "torch")),
+    ("every site / torch, eval", ratio("eval", "all", "torch")),
+    ("memory, every site / torch", peak("all")),
+    ("memory, recompute / torch", peak("recompute")),
+)
+_TODAYS = (
+    ("weight-drop wrapper / ours, sites on weights, input, output", ratio("train", "weight-drop", "weights")),
+    ("fastai's WeightDropout / the same", ratio("train", "fastai", "weights")),
+    ("Python loop over x[t] / ours, every site", ratio("train", "loop", "all")),
+    ("over x.unbind()", ratio("train", "careful-loop", "all")),
+    ("that, its step compiled", ratio("train", "compiled", "all")),
+)
+
+
+def _ratios(results: dict[str, Any], columns: Sequence[tuple[str, Measure]]) -> str:
+    """A row for each cell and shape, without the columns and rows for which nothing was measured."""
+    rows = {
+        (cell, shape): [brief(measure(results, cell, shape)) for _, measure in columns]
+        for cell in ("LSTM", "GRU")
+        for shape in shapes_of(results)
+    }
+    found = [index for index in range(len(columns)) if any(values[index] for values in rows.values())]
+    if not found:
+        return ""
+    return table(
+        ("", "shape", "T, B, I, H", *(columns[index][0] for index in found)),
+        [
+            (cell, shape.name, shape.sizes, *(values[index] for index in found))
+            for (cell, shape), values in rows.items()
+            if any(values)
+        ],
+    )
+
+
 def summary(results: dict[str, Any]) -> str:
     """The README's table: ratios, below 1 where the library is faster or smaller."""
-    columns = (
-        ("every site / torch, train", ratio("train", "all", "torch")),
-        ("no site / torch, train", ratio("train", "none", "torch")),
-        ("every site / torch, eval", ratio("eval", "all", "torch")),
-        ("Python loop over x[t] / every site, train", ratio("train", "loop", "all")),
-        ("over x.unbind()", ratio("train", "careful-loop", "all")),
-        ("memory, every site / torch", peak("all")),
-        ("memory, recompute / torch", peak("recompute")),
-    )
-    rows = []
-    for cell in ("LSTM", "GRU"):
-        for shape in shapes_of(results):
-            values = [brief(measure(results, cell, shape)) for _, measure in columns]
-            if any(values):
-                rows.append((cell, shape.name, shape.sizes, *values))
     lines = [
         f"Ratios of medians; torch is `nn.LSTM` or `nn.GRU` **without any dropout**, and above 1 we are slower. "
         f"{machine(results)}",
-        table(("", "shape", "T, B, I, H", *(name for name, _ in columns)), rows),
+        _ratios(results, _OVER_TORCH),
     ]
+    if todays := _ratios(results, _TODAYS):
+        lines += ["What people train with today over ours, forward and backward; above 1 we are faster:", todays]
     for cell in ("LSTM", "GRU"):
         for shape in shapes_of(results):
             value = packed(results, cell, shape) if shape.kind == "packed" else None
