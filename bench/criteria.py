@@ -119,7 +119,7 @@ class Verdict(NamedTuple):
     def __str__(self) -> str:
         if self.met:
             return "met"
-        return f"missed by {abs(self.value.value - self.criterion.bar):.2f}"
+        return f"missed by {abs(self.value.value - self.criterion.bar):.3f}"
 
 
 def judged(results: dict[str, Any]) -> bool:

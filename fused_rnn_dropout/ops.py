@@ -309,9 +309,9 @@ PHASES = ("pack", "input product", "recurrent product", "cell", "wait", "gradien
 def cpu_profile(on: bool) -> dict[str, float]:
     """Seconds that the CPU kernels spent in each phase since the last call, as the threads that called them saw it.
 
-    ``pack`` masks and packs the weights, ``input product`` is W x, ``recurrent product``, ``cell`` (gates, state and
-    their masks) and ``wait`` (for other threads) are the steps, ``gradients`` the products after them, ``dropout`` that
-    of inputs and outputs.
+    ``pack`` masks and packs the weights that are packed at once, ``input product`` is W x, ``recurrent product``,
+    ``cell`` (gates, state and their masks) and ``wait`` (for other threads) are the steps, ``gradients`` the products
+    after them, ``dropout`` that of inputs and outputs.
 
     Args:
         on: whether to count from now on; it costs a clock reading per block of rows.

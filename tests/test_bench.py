@@ -135,7 +135,7 @@ def test_criteria_say_what_is_missed_and_by_how_much() -> None:
     }
     every = found["every site / nn.LSTM without, train", "LSTM"]
     assert not every.met
-    assert str(every) == "missed by 0.10"
+    assert str(every) == "missed by 0.100"
     assert found["ours without / nn.LSTM without, train", "LSTM"].met
     share = found["share of the sgemm rate, train", "LSTM"]
     assert share.value.value == pytest.approx(shape.flops("LSTM", "train") / 1.2 / 100e9)

@@ -15,7 +15,7 @@ from fused_rnn_dropout import ops
 pytestmark = pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout")
 
 ISAS = ops.cpu_isas()
-SIZES = (9, 150, 60)  # I, H, P: a chunk holds 873 rows of an LSTM's gates in fp64
+SIZES = (9, 150, 60)  # I, H, P: a chunk holds at most 873 rows of an LSTM's gates in fp64
 T, B = 50, 40
 LENGTHS = [1 + (29 * b) % T for b in range(B)]
 

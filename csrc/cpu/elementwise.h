@@ -14,7 +14,8 @@ class DropRowsPass {
     p_.parallel.each(sequence.steps, sequence.batch * p_.width, [&](int64_t begin, int64_t end) {
       const int64_t drawn = p_.per_step ? 1 : sequence.active(begin);  // later steps have no more rows
       const Buffer<int8_t> masks = scratch<int8_t>(drawn * padded_);
-      for (int64_t b = 0; !p_.per_step && b < drawn; ++b) draw(b, SEQ, &masks[b * padded_]);
+      if (!p_.per_step)
+        for (int64_t b = 0; b < drawn; ++b) draw(b, SEQ, &masks[b * padded_]);
       for (int64_t t = begin; t < end; ++t)
         for (int64_t b = 0; b < sequence.active(t); ++b) {
           if (p_.per_step) draw(b, p_.step_offset + static_cast<uint32_t>(t), masks.get());

@@ -63,9 +63,8 @@ class GruBackwardPass {
   }
 
  private:
-  // Twice is the most that W is packed in turn where the caller did not ask for little memory: more often takes time.
   Packing packing(const GruBackward<T>& p) const {
-    return p.gates ? (p.sequence.rows <= 2 * most_ ? Packing::IN_TURN : Packing::AT_ONCE) : sparing_packing(p, m_ih_);
+    return p.gates ? usual_packing(p, m_ih_, most_) : sparing_packing(p, m_ih_);
   }
   static constexpr int WIDE = 4;  // gradients of a unit in a row
 

@@ -68,9 +68,8 @@ class LstmBackwardPass {
   }
 
  private:
-  // Twice is the most that W is packed in turn where the caller did not ask for little memory: more often takes time.
   Packing packing(const LstmBackward<T>& p) const {
-    return p.gates ? (p.sequence.rows <= 2 * most_ ? Packing::IN_TURN : Packing::AT_ONCE) : sparing_packing(p, m_ih_);
+    return p.gates ? usual_packing(p, m_ih_, most_) : sparing_packing(p, m_ih_);
   }
   bool operand_wanted() const { return p_.dw_hh || !p_.gates; }
   int64_t row_in_chunk(int64_t t, int64_t b) const { return p_.sequence.row(t) + b - chunk_.row; }

@@ -5,13 +5,14 @@
 inline bool ends(const Sequence& sequence, int64_t t, int64_t b) { return b >= sequence.continued_by(t); }
 
 // Rows of `width` numbers that a chunk may have: enough for the products to run at speed, few enough for the caches.
-// Fewer where a backward computes gates again, whose caller asked for little memory. Chunks are of like size, so that
-// none takes more room than it must.
+// Fewer where a backward computes gates again, whose caller asked for little memory. Chunks are of like size, as far as
+// whole steps allow, so that none takes more room than it must.
 template <class T>
 int64_t chunk_rows(const Sequence& sequence, int64_t width, bool again = false) {
   const int64_t bytes = again ? 1 << 20 : 4 << 20, fewest = again ? 192 : 512;
   const int64_t fit = bytes / ((width + 1) * static_cast<int64_t>(sizeof(T)));  // a layer may have no units
   const int64_t most = fit < fewest ? fewest : fit, chunks = tiles_of(sequence.rows, most);
+  // A chunk ends with a whole step: what is left over of an even share may be a row less than one.
   return chunks <= 1 ? most : least(most, tiles_of(sequence.rows, chunks) + sequence.batch - 1);
 }
 // The most rows that a chunk of a sequence can come to have.

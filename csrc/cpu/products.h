@@ -3,11 +3,12 @@
 //
 // They run over a chunk of steps at a time, whose operands stay in the caches between a product and the recurrence.
 
-// Calls body(tile, begin, end) so that all of [0, tiles) x [0, rows) is covered; rows are cut where tiles are too few.
+// Calls body(tile, begin, end) so that all of [0, tiles) x [0, rows) is covered; rows are cut where tiles are too few,
+// but not below `fewest`.
 template <class Body>
-void each_tile(const Parallel& parallel, int64_t tiles, int64_t rows, int64_t work, Body&& body) {
+void each_tile(const Parallel& parallel, int64_t tiles, int64_t rows, int64_t fewest, int64_t work, Body&& body) {
   if (tiles == 0 || rows == 0) return;
-  const int64_t wanted = 4 * int64_t{parallel.threads}, most = tiles_of(rows, 16);
+  const int64_t wanted = 4 * int64_t{parallel.threads}, most = tiles_of(rows, fewest);
   const int64_t parts = tiles >= wanted ? 1 : least(tiles_of(wanted, tiles), most);
   parallel.each(tiles * parts, tiles_of(rows, parts) * work, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) {
@@ -21,12 +22,13 @@ void each_tile(const Parallel& parallel, int64_t tiles, int64_t rows, int64_t wo
 template <int NV, class T, class Each>
 void gate_products(const Parallel& parallel, const T* x, int64_t rows, const GateTiles<NV, T>& w, Each&& each) {
   const int64_t k = w.inputs();
-  each_tile(parallel, tiles_of(w.units(), LANES), rows, NV * LANES * k, [&](int64_t tile, int64_t begin, int64_t end) {
-    const Buffer<T> room = scratch<T>(w.room());
-    product<NV>(
-        begin, end, [&](int64_t row) { return x + row * k; }, w.at(tile, room.get()), k,
-        [&](int64_t row, const Vec<T>* sums) { each(row, tile * LANES, sums); });
-  });
+  each_tile(parallel, tiles_of(w.units(), LANES), rows, w.fewest_rows(), NV * LANES * k,
+            [&](int64_t tile, int64_t begin, int64_t end) {
+              const Buffer<T> room = scratch<T>(w.room());
+              product<NV>(
+                  begin, end, [&](int64_t row) { return x + row * k; }, w.at(tile, room.get()), k,
+                  [&](int64_t row, const Vec<T>* sums) { each(row, tile * LANES, sums); });
+            });
 }
 
 // gates[row] = bias + W x[row], for `rows` rows. bias [NV * units], or null.
@@ -46,12 +48,13 @@ template <class T>
 void input_gradient(const Parallel& parallel, const T* dgates, int64_t rows, int64_t stride, const ColumnTiles<T>& w,
                     T* dx) {
   const int64_t k = w.rows(), inputs = w.columns();
-  each_tile(parallel, w.layout().tiles, rows, 4 * LANES * k, [&](int64_t tile, int64_t begin, int64_t end) {
-    const Buffer<T> room = scratch<T>(w.room());
-    product(
-        w.layout(), tile, begin, end, [&](int64_t row) { return dgates + row * stride; }, w.at(tile, room.get()), k,
-        [&](int64_t row, int64_t column, Vec<T> sum) { store(dx + row * inputs + column, sum, inputs - column); });
-  });
+  each_tile(
+      parallel, w.layout().tiles, rows, w.fewest_rows(), 4 * LANES * k, [&](int64_t tile, int64_t begin, int64_t end) {
+        const Buffer<T> room = scratch<T>(w.room());
+        product(
+            w.layout(), tile, begin, end, [&](int64_t row) { return dgates + row * stride; }, w.at(tile, room.get()), k,
+            [&](int64_t row, int64_t column, Vec<T> sum) { store(dx + row * inputs + column, sum, inputs - column); });
+      });
 }
 
 // The gradient of a weight [., columns], summed over chunks of steps.

@@ -1,6 +1,7 @@
 // One arena a thread: no locks, so that a forked child finds nothing held by a thread that it does not have.
 #include "cpu/scratch.h"
 
+#include <cstdlib>
 #include <new>
 #include <vector>
 
@@ -29,6 +30,7 @@ class Arena {
     if (blocks_.empty()) {
       grow(bytes < needed_ ? needed_ : bytes);
     } else if (blocks_.back().bytes - blocks_.back().cut < bytes) {
+      if (blocks_.back().cut == 0) drop_block();  // nothing of it is out
       grow(bytes);
     }
     Block& block = blocks_.back();
@@ -41,7 +43,8 @@ class Arena {
 
   void give(void* memory) {
     size_t last = pieces_.size();
-    while (pieces_[last - 1].memory != memory || !pieces_[last - 1].out) --last;
+    while (last > 0 && (pieces_[last - 1].memory != memory || !pieces_[last - 1].out)) --last;
+    if (last == 0) std::abort();  // another thread's, or given back before
     pieces_[last - 1].out = false;
     while (!pieces_.empty() && !pieces_.back().out) take_back();
     if (pieces_.empty()) end_pass();

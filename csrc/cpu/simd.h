@@ -31,7 +31,7 @@ using Vec = typename Simd<T>::Vec;
 template <class T>
 using Mask = typename Simd<T>::Mask;
 
-// Between numbers of one byte and of four; of four only those that fit. The compiler's own conversion takes the lanes
+// Between numbers of one byte and of four; those of four must fit a byte. The compiler's own conversion takes the lanes
 // one by one.
 FRD_INLINE VecI widen(VecB x) {
 #if FRD_LANES == 16 && defined(__x86_64__)

@@ -1,5 +1,5 @@
 // Weights as the products over many steps read them: packed all at once, or each tile in its turn, which takes the room
-// of one tile a thread and packs anew for every chunk of steps.
+// of one tile a thread and packs anew for every chunk of steps, and for every part that a chunk's rows are cut into.
 // No include guard on purpose: once per isa_*.cpp, inside its namespace.
 
 enum class Packing : bool { AT_ONCE, IN_TURN };
@@ -9,6 +9,17 @@ enum class Packing : bool { AT_ONCE, IN_TURN };
 template <class Arguments, class T>
 Packing sparing_packing(const Arguments& p, const MaskedWeight<T>& w) {
   return 5 * w.rows() * w.columns() > p.sequence.rows * p.units ? Packing::IN_TURN : Packing::AT_ONCE;
+}
+
+// Rows that are worth a packing of their own; where there is none, those that are worth a call.
+inline int64_t fewest_rows(Packing packing) { return packing == Packing::IN_TURN ? 128 : 16; }
+
+// Where nobody asked for that: in turn where W is packed about twice at most and reading it is all that this takes. p:
+// the arguments of a backward, whose chunks have `most` rows; w: the weight whose columns dx is made of.
+template <class Arguments, class T>
+Packing usual_packing(const Arguments& p, const MaskedWeight<T>& w, int64_t most) {
+  const bool uncut = Columns(w.columns(), 1).tiles >= 4 * int64_t{p.parallel.threads};
+  return !w.on() && uncut && p.sequence.rows <= 2 * most ? Packing::IN_TURN : Packing::AT_ONCE;
 }
 
 template <int NV, class T>
@@ -21,6 +32,7 @@ class GateTiles {
 
   int64_t inputs() const { return w_.columns(); }
   int64_t units() const { return w_.rows() / NV; }
+  int64_t fewest_rows() const { return FRD_ISA::fewest_rows(packed_ ? Packing::AT_ONCE : Packing::IN_TURN); }
   int64_t room() const { return packed_ ? 0 : size_; }  // that at(...) needs
   const T* at(int64_t tile, T* room) const {
     if (packed_) return packed_.get() + tile * size_;
@@ -47,6 +59,7 @@ class ColumnTiles {
   const Columns& layout() const { return layout_; }
   int64_t rows() const { return matrix_.w.rows(); }
   int64_t columns() const { return matrix_.w.columns(); }
+  int64_t fewest_rows() const { return FRD_ISA::fewest_rows(packed_ ? Packing::AT_ONCE : Packing::IN_TURN); }
   int64_t room() const { return packed_ ? 0 : layout_.largest(rows()); }
   const T* at(int64_t tile, T* room) const {
     const int64_t k = rows(), width = layout_.width(tile);
