@@ -287,3 +287,17 @@ def assert_equal(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
     assert got.keys() == want.keys()
     for name in want:
         assert torch.equal(got[name], want[name]), name
+
+
+def check_finite_differences(rnn: nn.Module, x: Tensor, states: tuple[Tensor, ...], **given: Any) -> None:
+    """Every gradient of a padded call against finite differences, with the reference out of play; in float64."""
+    leaves = leaves_of(rnn, x, states)
+
+    def run(*values: Tensor) -> tuple[Tensor, ...]:
+        named = dict(zip(leaves, values, strict=True))
+        named_states = [named.pop(name) for name in ("h0", "c0") if name in named]
+        hx = tuple(named_states) if rnn.mode == "LSTM" else named_states[0]
+        out, last = torch.func.functional_call(rnn, named, (named.pop("x"), hx), given)
+        return out, *(last if isinstance(last, tuple) else (last,))
+
+    assert torch.autograd.gradcheck(run, tuple(leaves.values()), eps=1e-6, atol=1e-7, rtol=1e-5, fast_mode=True)

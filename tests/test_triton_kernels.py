@@ -18,6 +18,7 @@ from grids import (
     assert_equal,
     assert_same,
     call,
+    check_finite_differences,
     expect,
     inner_sites,
     inputs_for,
@@ -324,16 +325,7 @@ def test_gradcheck(cell: str, schedule: str, monkeypatch: pytest.MonkeyPatch) ->
     sites = {"hidden_dropout": 0.3, "cell_dropout": 0.2, "zoneout_h": 0.2, "weight_dropout": 0.3}
     rnn, x, states = made(cell, sites, (2, 3, 2), steps=2, batch=2, bidirectional=False)
     given: dict[str, Any] = {"rng": frd.draw_rng(DEVICE)}
-    leaves = leaves_of(rnn, x, states)
-
-    def run(*values: Tensor) -> tuple[Tensor, ...]:
-        named = dict(zip(leaves, values, strict=True))
-        named_states = [named.pop(name) for name in ("h0", "c0") if name in named]
-        hx = tuple(named_states) if rnn.mode == "LSTM" else named_states[0]
-        out, last = torch.func.functional_call(rnn, named, (named.pop("x"), hx), given)
-        return out, *(last if isinstance(last, tuple) else (last,))
-
-    assert torch.autograd.gradcheck(run, tuple(leaves.values()), eps=1e-6, atol=1e-7, rtol=1e-5, fast_mode=True)
+    check_finite_differences(rnn, x, states, **given)
 
 
 # --------------------------------------------------------------------------------------------------------------------

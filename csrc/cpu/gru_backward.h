@@ -34,7 +34,7 @@ class GruBackwardPass {
         resets_again_(scratch<T>(p.gates ? 0 : largest_ * H_)),
         again_(p.gates ? nullptr : new GatesAgain<NV, T>(p, m_ih_, m_hh_, bias_.with_input(), largest_)) {
     // n comes first in a row of gradients and last in W.
-    if (p.dx) w_ih_.reset(new ColumnTiles<T>(p.parallel, m_ih_, 2 * H_, packing(p)));
+    if (p.dx) w_ih_.reset(new ColumnTiles<T>(p.parallel, m_ih_, 2 * H_, packing_of_dx(p, m_ih_, most_)));
     // A caller's h_n is the state times read_scale.
     for (int64_t i = 0; i < B_ * H_; ++i) dh_[i] = p.dh_n ? sites_.read_scale * p.dh_n[i] : T(0);
   }
@@ -63,9 +63,6 @@ class GruBackwardPass {
   }
 
  private:
-  Packing packing(const GruBackward<T>& p) const {
-    return p.gates ? usual_packing(p, m_ih_, most_) : sparing_packing(p, m_ih_);
-  }
   static constexpr int WIDE = 4;  // gradients of a unit in a row
 
   bool weights_wanted() const { return p_.dw_ih || p_.dw_hh || p_.db_ih; }

@@ -39,7 +39,7 @@ class LstmBackwardPass {
         bias_(scratch<T>(p.gates ? 0 : NV * H_)),
         again_(p.gates ? nullptr : new GatesAgain<NV, T>(p, m_ih_, m_hh_, bias_.get(), largest_)) {
     for (int64_t i = 0; !p.gates && i < NV * H_; ++i) bias_[i] = p.b_ih ? p.b_ih[i] + p.b_hh[i] : T(0);
-    if (p.dx) w_ih_.reset(new ColumnTiles<T>(p.parallel, m_ih_, 0, packing(p)));
+    if (p.dx) w_ih_.reset(new ColumnTiles<T>(p.parallel, m_ih_, 0, packing_of_dx(p, m_ih_, most_)));
     if (p.w_hr) w_hr_ = pack_columns<T>(p.parallel, of_outputs_, m_hr_, P_);
     for (int64_t i = 0; i < B_ * P_; ++i) dh_[i] = p.dh_n ? p.dh_n[i] : T(0);
     for (int64_t i = 0; i < B_ * H_; ++i) dc_[i] = p.dc_n ? p.dc_n[i] : T(0);
@@ -68,9 +68,6 @@ class LstmBackwardPass {
   }
 
  private:
-  Packing packing(const LstmBackward<T>& p) const {
-    return p.gates ? usual_packing(p, m_ih_, most_) : sparing_packing(p, m_ih_);
-  }
   bool operand_wanted() const { return p_.dw_hh || !p_.gates; }
   int64_t row_in_chunk(int64_t t, int64_t b) const { return p_.sequence.row(t) + b - chunk_.row; }
   T* dgates(int64_t t, int64_t b) const { return gradients_ + row_in_chunk(t, b) * NV * H_; }

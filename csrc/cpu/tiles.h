@@ -14,10 +14,12 @@ Packing sparing_packing(const Arguments& p, const MaskedWeight<T>& w) {
 // Rows that are worth a packing of their own; where there is none, those that are worth a call.
 inline int64_t fewest_rows(Packing packing) { return packing == Packing::IN_TURN ? 128 : 16; }
 
-// Where nobody asked for that: in turn where W is packed about twice at most and reading it is all that this takes. p:
-// the arguments of a backward, whose chunks have `most` rows; w: the weight whose columns dx is made of.
+// The weight whose columns dx is made of. Where gates were kept, nobody asked for little memory: then in turn only
+// where that packs it about twice at most, and reading it is all that this takes. p: the arguments of a backward, whose
+// chunks have `most` rows.
 template <class Arguments, class T>
-Packing usual_packing(const Arguments& p, const MaskedWeight<T>& w, int64_t most) {
+Packing packing_of_dx(const Arguments& p, const MaskedWeight<T>& w, int64_t most) {
+  if (!p.gates) return sparing_packing(p, w);
   const bool uncut = Columns(w.columns(), 1).tiles >= 4 * int64_t{p.parallel.threads};
   return !w.on() && uncut && p.sequence.rows <= 2 * most ? Packing::IN_TURN : Packing::AT_ONCE;
 }
