@@ -64,6 +64,9 @@ class RegularizedRNN(nn.RNNBase):
                 raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
         self.mc, self.backend, self.recompute = mc, backend, recompute
         self.__dict__["_reset_after"] = reset_after
+        # torch.fx asks a module for its __module__, and takes those of torch.nn as one node each. The class keeps its own,
+        # which is what pickle reads.
+        self.__dict__["__module__"] = nn.LSTM.__module__
         self.__dict__.pop("dropout", None)
         specs = {}
         for name, value in sites.items():
@@ -197,6 +200,14 @@ class RegularizedRNN(nn.RNNBase):
         shown |= {name: getattr(self, name) for name, default in switches.items() if getattr(self, name) != default}
         return ", ".join(parts + [f"{name}={value!r}" for name, value in shown.items()])
 
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script calls first, on every module inside the one that it is given."""
+        raise NotImplementedError(
+            f"torch.jit.script cannot compile {type(self).__name__} of fused_rnn_dropout: use torch.jit.trace(model, inputs) "
+            "or torch.export.export(model, inputs), which keep its kernels, or script torch.nn's layers in its place, after "
+            "fused_rnn_dropout.revert(model)"
+        )
+
     # ---------------------------------------------------------------------------------------------------------------
     # Forward
     # ---------------------------------------------------------------------------------------------------------------
@@ -208,6 +219,11 @@ class RegularizedRNN(nn.RNNBase):
         states = self._states(hx)
         if isinstance(input, PackedSequence):
             return self._call_packed(input, states, rng, example_ids, step_offset)
+        if isinstance(input, torch.fx.Proxy):
+            raise TypeError(
+                f"torch.fx cannot trace into a {type(self).__name__}: trace a module that holds it, where it is one node as "
+                "torch.nn's are, with a tracer whose is_leaf_module is torch's or names it"
+            )
         if not isinstance(input, Tensor):
             raise TypeError(
                 f"input of a {self.mode} should be a Tensor or a PackedSequence, got {type(input).__name__}"
