@@ -100,9 +100,9 @@ def resolve_rng(
 def check_counters(example_ids: Tensor | None, step_offset: int, batch: int, steps: int, device: torch.device) -> None:
     if isinstance(step_offset, bool) or not isinstance(step_offset, (int, torch.SymInt)):
         raise TypeError(f"step_offset should be an int, got {type(step_offset).__name__}")
-    # A symbolic number of steps is left to the kernels' own check: torch.export would make this one a bound of T, and ask
-    # everybody for Dim("T", max=4294967295).
-    last = step_offset + (1 if isinstance(steps, torch.SymInt) else steps)
+    # While tracing, T is left to the kernels' own check: torch.export would make a bound of this one, and ask everybody
+    # for Dim("T", max=4294967295).
+    last = step_offset + (1 if torch.compiler.is_compiling() else steps)
     if step_offset < 0 or last > SEQ:
         raise ValueError(
             f"step_offset should be at least 0 and step_offset + T at most {SEQ}, got {step_offset} with T = {steps}"

@@ -60,17 +60,17 @@ def translating() -> bool:
 
 
 def _refuse(
-    cell: str, masked: Sequence[str], acting: Sequence[str], packed: bool, projected: bool, dtype: torch.dtype
+    cell: str, masked: Sequence[str], in_eval: Sequence[str], packed: bool, projected: bool, dtype: torch.dtype
 ) -> None:
     if masked:
         raise NotImplementedError(
             f"ONNX's {cell} has no masks, and those of {', '.join(masked)} are on: export in eval, after model.eval() "
             f"and, with mc, fused_rnn_dropout.mc_dropout(model, False). With masks on {_INSTEAD}"
         )
-    if acting:
+    if in_eval:
         raise NotImplementedError(
-            f"ONNX's {cell} cannot compute what {', '.join(acting)} leave{'s' if len(acting) == 1 else ''} in eval: "
-            f"{_INSTEAD}. Without, by rnn.{acting[0]} = 0.0 or fused_rnn_dropout.revert(model), the model exports, and "
+            f"ONNX's {cell} cannot compute what {', '.join(in_eval)} leave{'s' if len(in_eval) == 1 else ''} in eval: "
+            f"{_INSTEAD}. Without, by rnn.{in_eval[0]} = 0.0 or fused_rnn_dropout.revert(model), the model exports, and "
             "gives other results"
         )
     if packed:
@@ -108,11 +108,15 @@ def check_call(
     return BACKEND
 
 
+def acting(flags: int) -> tuple[str, ...]:
+    """The sites that change what eval computes, from the flags of an operator."""
+    return tuple(site for flag, site in _ACTING_FLAGS.items() if flags & FLAG[flag])
+
+
 def _check_operator(cell: str, flags: int, packed: bool, projected: bool, dtype: torch.dtype) -> None:
     """The same for an operator in a program that was captured before."""
     masked = ["a layer's sites"] if flags & FLAG["MASKS_ON"] else []
-    acting = [site for flag, site in _ACTING_FLAGS.items() if flags & FLAG[flag]]
-    _refuse(cell, masked, acting, packed, projected, dtype)
+    _refuse(cell, masked, acting(flags), packed, projected, dtype)
 
 
 # --------------------------------------------------------------------------------------------------------------------

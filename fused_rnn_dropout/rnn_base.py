@@ -215,15 +215,15 @@ class RegularizedRNN(nn.RNNBase):
     def _call(
         self, input: Tensor | PackedSequence, hx: Any, rng: Rng | None, example_ids: Tensor | None, step_offset: int
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
+        if isinstance(input, torch.fx.Proxy):
+            raise TypeError(
+                f"torch.fx cannot trace into a {type(self).__name__}: trace a module that holds it, where it is one node as "
+                "torch.nn's are, with torch.fx's own Tracer or one whose is_leaf_module says so"
+            )
         self._update_flat_weights()
         states = self._states(hx)
         if isinstance(input, PackedSequence):
             return self._call_packed(input, states, rng, example_ids, step_offset)
-        if isinstance(input, torch.fx.Proxy):
-            raise TypeError(
-                f"torch.fx cannot trace into a {type(self).__name__}: trace a module that holds it, where it is one node as "
-                "torch.nn's are, with a tracer whose is_leaf_module is torch's or names it"
-            )
         if not isinstance(input, Tensor):
             raise TypeError(
                 f"input of a {self.mode} should be a Tensor or a PackedSequence, got {type(input).__name__}"
