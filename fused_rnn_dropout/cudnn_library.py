@@ -100,7 +100,7 @@ def obstacle(input: Tensor, dtype: torch.dtype, steps: int, parts: Sequence[tupl
     if not cudnn.enabled:
         return "torch.backends.cudnn.enabled is False"
     if input.numel() == 0:
-        return "cuDNN takes no empty batch"
+        return "cuDNN takes no input without elements"
     if not acceptable(input):
         return f"this torch has no cuDNN for tensors on {input.device.type}"
     if dtype == torch.bfloat16:
