@@ -171,7 +171,7 @@ def test_both_schedules_agree(device: torch.device, cell: str, monkeypatch: pyte
     by_cudnn = measure(rnn, x, states, rng=rng)
     monkeypatch.setattr(cudnn_library, "obstacle", lambda *_: "the test keeps it away")
     assert schedule_of(rnn, x).startswith(cudnn.ALTERNATING)
-    assert_same(by_cudnn, measure(rnn, x, states, rng=rng), TOLERANCE[torch.float64])
+    assert_same(by_cudnn, measure(rnn, x, states, rng=rng), cudnn_tolerance(torch.float64, rnn, T))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -181,7 +181,7 @@ def test_masks_off_in_eval(device: torch.device, cell: str) -> None:
     plain = module(cell, {}, backend="reference", device=device)
     plain.load_state_dict(rnn.state_dict())
     x, states = inputs_for(rnn, T, B)
-    assert_same(measure(rnn, x, states), measure(plain, x, states), TOLERANCE[torch.float64])
+    assert_same(measure(rnn, x, states), measure(plain, x, states), cudnn_tolerance(torch.float64, rnn, T))
 
 
 @pytest.mark.parametrize("cell", CELLS)

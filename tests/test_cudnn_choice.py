@@ -23,6 +23,7 @@ from grids import (
     leaves_of,
     measure,
     module,
+    pack,
     tolerance,
     with_gradients,
 )
@@ -212,10 +213,11 @@ def test_cudnn_is_off(device: torch.device, cell: str) -> None:
 
 
 def test_a_torch_without_cudnn(stand_in: cudnn_stand_in.StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cudnn_library, "acceptable", stand_in._replaced["acceptable"])
     rnn = on_host("GRU")
-    alternates(rnn, inputs_for(rnn, T, B)[0], "this torch has no cuDNN for tensors on cpu")
-    agrees(rnn)
+    with monkeypatch.context() as context:  # ends before the stand-in does
+        context.setattr(cudnn_library, "acceptable", stand_in._replaced["acceptable"])
+        alternates(rnn, inputs_for(rnn, T, B)[0], "this torch has no cuDNN for tensors on cpu")
+        agrees(rnn)
 
 
 @pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
@@ -326,6 +328,69 @@ def test_a_capture_without_a_call_before_on_a_device(cell: str) -> None:
     with torch.no_grad():
         assert schedule_of(rnn, x).startswith(cudnn.CUDNN)
         assert_same(got, call(rnn, x, None, rng=rng), 1e-4)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The calls of torch, which the stand-in takes the place of
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def way_to_torch() -> dict[str, Any]:
+    """The functions themselves, also in a run in which everything is on the host."""
+    own = host_run.stand_in()._replaced if host_run.installed else vars(cudnn_library)
+    return {name: own[name] for name in cudnn_stand_in.StandIn.NAMES}
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no_bias"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_torchs_layers_are_called_as_torchs_modules_call_them(
+    way_to_torch: dict[str, Any], cell: str, bias: bool, packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mode = cell.removesuffix("_proj")
+    plain = getattr(nn, mode)(6, 9, 2, bias=bias, bidirectional=True, **({"proj_size": 4} if mode != cell else {}))
+    x = pack(torch.randn(T, B, 6), [5, 3, 2, 1] if packed else None)
+    hx = [torch.randn(4, B, width) for width in (plain.proj_size or 9, 9)][: 2 if mode == "LSTM" else 1]
+    data, sizes = (x.data, x.batch_sizes) if packed else (x, None)
+    seen: list[tuple[Any, ...]] = []
+    for name in ("lstm", "gru"):
+        function = getattr(torch._VF, name)
+        monkeypatch.setattr(torch._VF, name, lambda *a, f=function: seen.append(a) or f(*a), raising=False)
+    for train in (False, True):
+        plain.train(train)(x, tuple(hx) if mode == "LSTM" else hx[0])
+        way_to_torch["run"](mode, data, sizes, hx, plain._flat_weights, bias, 2, train, True)
+        theirs, ours = seen[-2:]
+        assert len(theirs) == len(ours)
+        for a, b in zip(theirs, ours, strict=True):
+            pairs = zip(a, b, strict=True) if isinstance(a, (tuple, list)) else [(a, b)]
+            assert all(torch.equal(p, q) if isinstance(p, Tensor) else p == q for p, q in pairs)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_torch_is_asked_for_a_layout_as_its_modules_ask(
+    way_to_torch: dict[str, Any], cell: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [argument.name for argument in torch.ops.aten._cudnn_rnn_flatten_weight.default._schema.arguments]
+    seen: list[dict[str, Any]] = []
+    monkeypatch.setattr(torch, "_cudnn_rnn_flatten_weight", lambda *a: seen.append(dict(zip(names, a, strict=True))))
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "get_cudnn_mode", {"LSTM": 2, "GRU": 3}.get)
+    weights = [torch.zeros(4, 6)]
+    mode = cell.removesuffix("_proj")
+    way_to_torch["flatten_weight"](weights, 5, mode, 9, 4, 2, True)
+    assert seen == [
+        {
+            "weight_arr": weights, "weight_stride0": 5, "input_size": 6, "mode": 2 if mode == "LSTM" else 3,
+            "hidden_size": 9, "proj_size": 4, "num_layers": 2, "batch_first": False, "bidirectional": True,
+        }
+    ]  # fmt: skip
+
+
+def test_this_torch_is_asked(way_to_torch: dict[str, Any]) -> None:
+    """What is not public is there, and says no on the CPU."""
+    assert way_to_torch["acceptable"](torch.zeros(1)) is torch.cudnn_is_acceptable(torch.zeros(1)) is False
+    if torch.backends.cudnn.is_available():
+        assert len(way_to_torch["compiled_version"]()) == 3
 
 
 # --------------------------------------------------------------------------------------------------------------------
