@@ -141,15 +141,15 @@ class StandIn:
     def __init__(self) -> None:
         self.version, self.device_capability = (9, 13, 0), (9, 0)
         self.log: list[str] = []
-        self._replaced: dict[str, Any] = {}
+        self.replaced: dict[str, Any] = {}
 
     def install(self) -> None:
         for name in self.NAMES:
-            self._replaced[name] = getattr(cudnn_library, name)
+            self.replaced[name] = getattr(cudnn_library, name)
             setattr(cudnn_library, name, getattr(self, name))
 
     def uninstall(self) -> None:
-        for name, function in self._replaced.items():
+        for name, function in self.replaced.items():
             setattr(cudnn_library, name, function)
         for of in [of for of in cudnn_library._layouts if of.device.type == "cpu"]:
             del cudnn_library._layouts[of]

@@ -19,13 +19,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from cudnn_stand_in import StandIn
 
 import fused_rnn_dropout  # noqa: F401  defines the operators
-from fused_rnn_dropout import library
+from fused_rnn_dropout import cudnn_library, library
 
 NAMES = ("words", "dropout", "lstm", "lstm_forward", "lstm_backward", "gru", "gru_forward", "gru_backward",
          "masked_weights", "masked_weights_backward")  # fmt: skip
@@ -71,6 +71,12 @@ def poison(on: bool = True, warn_only: bool = True) -> None:
 def stand_in() -> StandIn:
     """What stands in for cuDNN now."""
     return installed[-1].stand_in
+
+
+def way_to_torch() -> dict[str, Any]:
+    """The functions of ``cudnn_library`` that ask torch, whatever stands in for them now."""
+    of = installed[0].stand_in.replaced if installed else vars(cudnn_library)
+    return {name: of[name] for name in StandIn.NAMES}
 
 
 def install() -> None:

@@ -164,10 +164,9 @@ def test_what_the_rule_for_bfloat16_goes_by(monkeypatch: pytest.MonkeyPatch) -> 
     seen: list[torch.device] = []
     monkeypatch.setattr(torch.backends.cudnn, "_cudnn", Library)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda of: seen.append(of) or (7, 5))
-    with host_run.run_on_host():  # which puts others in the place of both
-        replaced = host_run.stand_in()._replaced
-        assert replaced["compiled_version"]() == (9, 13, 1)
-        assert replaced["capability"](torch.device("cuda", 3)) == (7, 5)
+    asked = host_run.way_to_torch()
+    assert asked["compiled_version"]() == (9, 13, 1)
+    assert asked["capability"](torch.device("cuda", 3)) == (7, 5)
     assert seen == [torch.device("cuda", 3)]
 
 
@@ -215,7 +214,7 @@ def test_cudnn_is_off(device: torch.device, cell: str) -> None:
 def test_a_torch_without_cudnn(stand_in: cudnn_stand_in.StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
     rnn = on_host("GRU")
     with monkeypatch.context() as context:  # ends before the stand-in does
-        context.setattr(cudnn_library, "acceptable", stand_in._replaced["acceptable"])
+        context.setattr(cudnn_library, "acceptable", host_run.way_to_torch()["acceptable"])
         alternates(rnn, inputs_for(rnn, T, B)[0], "this torch has no cuDNN for tensors on cpu")
         agrees(rnn)
 
@@ -337,9 +336,7 @@ def test_a_capture_without_a_call_before_on_a_device(cell: str) -> None:
 
 @pytest.fixture
 def way_to_torch() -> dict[str, Any]:
-    """The functions themselves, also in a run in which everything is on the host."""
-    own = host_run.stand_in()._replaced if host_run.installed else vars(cudnn_library)
-    return {name: own[name] for name in cudnn_stand_in.StandIn.NAMES}
+    return host_run.way_to_torch()
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
