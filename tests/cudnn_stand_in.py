@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -70,6 +71,17 @@ def view(flat: Tensor, place: Place) -> Tensor:
     return flat[place.offset : place.offset + math.prod(place.shape)].view(place.shape)
 
 
+@contextmanager
+def without_onednn() -> Iterator[None]:
+    """It takes some of the layers on some processors, and the same numbers are wanted on all."""
+    enabled = torch.backends.mkldnn.enabled
+    torch.backends.mkldnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.mkldnn.enabled = enabled
+
+
 class Layers(torch.autograd.Function):
     """``_cudnn_rnn``: reads the buffer alone. The weights are there for their gradients."""
 
@@ -86,7 +98,7 @@ class Layers(torch.autograd.Function):
         function: Any = torch._VF.lstm if cell == "LSTM" else torch._VF.gru
         given = tuple(hx) if cell == "LSTM" else hx[0]
         tail = (every, True, len(places) // (2 if bidirectional else 1), 0.0, train, bidirectional)
-        with torch.set_grad_enabled(train):
+        with torch.set_grad_enabled(train), without_onednn():
             results = (
                 function(x, given, *tail, False) if batch_sizes is None else function(x, batch_sizes, given, *tail)
             )

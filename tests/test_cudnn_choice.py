@@ -31,7 +31,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import cudnn, cudnn_library
 
-pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout"),
+    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
+]
 
 T, B = 5, 4
 LENGTHS = [3, 5, 1, 4]
