@@ -196,6 +196,8 @@ def result_dtypes(
 ) -> tuple[torch.dtype, torch.dtype]:
     """Dtype of a layer's results, and the one that out and h_n are given back in: what torch.nn gives.
 
+    On a GPU they have autocast's dtype, where torch's cuDNN layers give float16 for bfloat16 as well.
+
     ``memory`` is the dtype of the state that carries memory, c_0 of an LSTM and h_0 of a GRU.
     """
     device_type = input.device.type

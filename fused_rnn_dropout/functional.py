@@ -187,9 +187,7 @@ def _cudnn_stack(
     call: Call, x: Tensor, hx: Sequence[Tensor], layers: list[list[Weights]], between: str
 ) -> tuple[Tensor, ...]:
     """All layers at once, or one after the other where a site acts between them."""
-    together = len(layers)
-    if getattr(call.plan, between) is not None and call.masks_on:
-        together = 1
+    together = cudnn.layers_at_once(call.plan, call.masks_on, len(layers))
     finals: list[list[Tensor]] = [[] for _ in hx]
     for first in range(0, len(layers), together):
         if first:
@@ -327,7 +325,9 @@ def _run(
         hx = [state.index_select(1, sorted_indices) for state in hx]
         example_ids = sorted_indices if example_ids is None else example_ids.index_select(0, sorted_indices)
     dtype, visible = result_dtypes(cell, input, packed, projected, hx[-1].dtype)
-    schedule = cudnn.choose(plan, masks_on, recompute, input, dtype).name if chosen == "cuda" else None
+    schedule = None
+    if chosen == "cuda":
+        schedule = cudnn.choose(plan, masks_on, recompute, input, dtype, steps, layers).name
     call = Call(
         cell,
         plan,

@@ -22,6 +22,7 @@ from .arguments import (
     result_dtypes,
 )
 from .fakes import compute_dtype, kept_dtypes
+from .functional import split_weights
 from .options import Spec, rate_of
 from .rnn_base import RegularizedRNN
 from .sites import KIND, SITE_INDEX, make_spec
@@ -229,7 +230,9 @@ def _schedule(rnn: RegularizedRNN, size: _Input, backend: str) -> cudnn.Schedule
         return cudnn.Schedule(backend, "")
     dtype, _ = result_dtypes(rnn.mode, size.data, size.packed, rnn.proj_size > 0, size.data.dtype)
     if backend == "cuda":
-        return cudnn.choose(rnn._plan, rnn.masks_on, rnn.recompute, size.data, dtype)
+        weights: Any = rnn._flat_weights
+        layers = split_weights(weights, rnn.num_layers, rnn.bias, rnn.bidirectional)
+        return cudnn.choose(rnn._plan, rnn.masks_on, rnn.recompute, size.data, dtype, size.steps, layers)
     device_type = size.data.device.type
     chosen = triton_schedules.choose(rnn.mode.lower(), rnn.hidden_size, rnn.proj_size > 0, dtype, device_type)
     return cudnn.Schedule(f"triton {chosen.schedule}", chosen.why)
