@@ -52,7 +52,7 @@ def draw_rng(device: torch.device | str | int | None = None, generator: torch.Ge
     return torch.empty(2, dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
 
 
-def _check_pair(name: str, pair: Any, device: torch.device) -> Tensor:
+def _check_pair(name: str, pair: Any, device: torch.device | None) -> Tensor:
     if not isinstance(pair, Tensor):
         raise TypeError(f"{name} should be an int64 tensor of shape (2,), got {type(pair).__name__}")
     if pair.dtype != torch.int64 or tuple(pair.shape) != (2,):
@@ -60,9 +60,24 @@ def _check_pair(name: str, pair: Any, device: torch.device) -> Tensor:
             f"{name} should be an int64 tensor of shape (2,), got {pair.dtype} of shape "
             f"{tuple(pair.shape)}: draw_rng(device) makes one"
         )
-    if pair.device != device:
+    if device is not None and pair.device != device:
         raise ValueError(f"{name} should be on {device}, where the layers compute, got {pair.device}")
     return pair
+
+
+def check_rng(name: str, rng: Any, device: torch.device | None = None) -> Rng:
+    """Checks that ``rng`` is what :data:`Rng` says, on ``device`` where one is given.
+
+    Raises:
+        TypeError, ValueError: it is not, or names a group that does not exist.
+    """
+    if not isinstance(rng, Mapping):
+        return _check_pair(name, rng, device)
+    for group, pair in rng.items():
+        if group is not None and group not in GROUPS:
+            raise ValueError(f"{name} has a key {group!r}; allowed are {', '.join(map(repr, GROUPS))} and None")
+        _check_pair(f"{name}[{group!r}]", pair, device)
+    return rng
 
 
 def resolve_rng(
@@ -83,17 +98,14 @@ def resolve_rng(
         assert thresholds is not None
         pair = ops.draw(thresholds)
         return dict.fromkeys(groups, pair)
+    rng = check_rng("rng", rng, device)
     if isinstance(rng, Mapping):
-        for group, pair in rng.items():
-            if group is not None and group not in GROUPS:
-                raise ValueError(f"rng has a key {group!r}; allowed are {', '.join(map(repr, GROUPS))} and None")
-            _check_pair(f"rng[{group!r}]", pair, device)
         missing = [group for group in groups if group not in rng]
         if missing and None not in rng:
             raise ValueError(f"rng lacks {', '.join(map(repr, missing))}: give them, or a default under the key None")
         chosen = {group: rng[group if group in rng else None] for group in groups}
     else:
-        chosen = dict.fromkeys(groups, _check_pair("rng", rng, device))
+        chosen = dict.fromkeys(groups, rng)
     return chosen if masks_on else {}
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import cudnn, library, masks, ops
+from . import cudnn, held, library, masks, ops
 from .arguments import (
     BACKENDS,
     GROUP_OF,
@@ -87,7 +87,7 @@ def export_masks(
     x: Tensor | PackedSequence,
     rng: Rng | None = None,
     example_ids: Tensor | None = None,
-    step_offset: int = 0,
+    step_offset: int | None = None,
 ) -> dict[str, Tensor]:
     """Every mask that ``rnn(x, rng=rng, ...)`` would use now, exactly as its backend makes it.
 
@@ -96,7 +96,10 @@ def export_masks(
         x: an input; only its shape, dtype and device matter.
         rng: as in the forward pass; drawn as it would draw if None.
         example_ids: int64 (B,), as in the forward pass.
-        step_offset: absolute step of the first step.
+        step_offset: absolute step of the first step; 0 if None, or under ``hold_masks`` the step that is next.
+
+    Under ``hold_masks`` these are the masks of the next call, and the hold does not go on; a pair that it has not drawn
+    yet is drawn now.
 
     Returns:
         ``input``, ``inter_layer_l1`` (by the layer that reads), ``output``, and for each layer and direction
@@ -112,6 +115,8 @@ def export_masks(
     """
     rnn, size = _check_rnn(rnn, "export_masks"), _sizes(rnn, x)
     plan, thresholds, device = rnn._plan, rnn._thresholds, size.data.device
+    turn = held.begin(rnn, rng, step_offset)
+    rng, step_offset = turn.rng, turn.step_offset
     check_counters(example_ids, step_offset, size.batch, size.steps, device)
     backend = choose_backend(rnn.backend, plan, device.type)
     words = masks.words if backend == "reference" else ops.family(backend).words

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from . import functional, held
 from .arguments import Rng, check_backend
 from .options import Spec, rate_of, with_rate
 from .sites import SITE, SITE_NAMES, SITES, Plan, check_combination, make_spec, threshold
@@ -202,7 +202,12 @@ class RegularizedRNN(nn.RNNBase):
     # ---------------------------------------------------------------------------------------------------------------
 
     def _call(
-        self, input: Tensor | PackedSequence, hx: Any, rng: Rng | None, example_ids: Tensor | None, step_offset: int
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any,
+        rng: Rng | None,
+        example_ids: Tensor | None,
+        step_offset: int | None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         self._update_flat_weights()
         states = self._states(hx)
@@ -234,7 +239,7 @@ class RegularizedRNN(nn.RNNBase):
         states: tuple[Tensor, ...] | None,
         rng: Rng | None,
         example_ids: Tensor | None,
-        step_offset: int,
+        step_offset: int | None,
     ) -> tuple[PackedSequence, tuple[Tensor, ...]]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
         self.check_input(data, batch_sizes)
@@ -249,12 +254,13 @@ class RegularizedRNN(nn.RNNBase):
         sorted_indices: Tensor | None,
         rng: Rng | None,
         example_ids: Tensor | None,
-        step_offset: int,
+        step_offset: int | None,
     ) -> tuple[Tensor, ...]:
         run = functional.lstm if self.mode == "LSTM" else functional.gru
         hx: Any = states if self.mode == "LSTM" or states is None else states[0]
         weights: Any = self._flat_weights
-        return run(
+        turn = held.begin(self, rng, step_offset)
+        results = run(
             x,
             hx,
             weights,
@@ -266,12 +272,14 @@ class RegularizedRNN(nn.RNNBase):
             masks_on=self.masks_on,
             batch_sizes=batch_sizes,
             sorted_indices=sorted_indices,
-            rng=rng,
+            rng=turn.rng,
             example_ids=example_ids,
-            step_offset=step_offset,
+            step_offset=turn.step_offset,
             backend=self.backend,
             recompute=self.recompute,
         )
+        turn.end(x.size(0) if batch_sizes is None else batch_sizes.size(0), results)
+        return results
 
     def _states(self, hx: Any) -> tuple[Tensor, ...] | None:
         raise NotImplementedError
