@@ -19,6 +19,7 @@ from torch import Tensor
 from . import recomputation
 from .arguments import Rng, draw_rng
 from .library import lib, register_fake
+from .sites import SEQ
 
 if TYPE_CHECKING:
     from .rnn_base import RegularizedRNN
@@ -28,7 +29,21 @@ class Slot:
     """Where one module of a hold stands: its pair, None until a masked call draws it, and the step of its next call."""
 
     def __init__(self, module: RegularizedRNN, rng: Rng | None) -> None:
-        self.module, self.rng, self.step = module, rng, 0
+        self.module, self.rng = module, rng
+        # A tensor, since compiled code takes a number that it finds outside for a constant; inside it may be a number.
+        self.step: Tensor | int = (
+            0 if torch.compiler.is_compiling() else torch.zeros((), dtype=torch.int64, device="cpu")
+        )
+
+    def next_step(self, steps: int) -> int:
+        """The step that a call of ``steps`` steps begins with."""
+        if not torch.compiler.is_compiling() or not isinstance(self.step, Tensor):
+            return int(self.step)
+        with torch._dynamo.patch_dynamo_config(capture_scalar_outputs=True):
+            step = int(self.step)
+        torch._check(step >= 0)
+        torch._check(step + steps <= SEQ, lambda: f"step_offset + T should be at most {SEQ} in a hold")
+        return step
 
 
 class Hold:
@@ -53,7 +68,7 @@ class Hold:
 
     @property
     def step_offset(self) -> Mapping[str, int]:
-        return types.MappingProxyType({path: slot.step for path, slot in self._by_path.items()})
+        return types.MappingProxyType({path: int(slot.step) for path, slot in self._by_path.items()})
 
     def __enter__(self) -> Hold:
         if self._entered:
@@ -134,7 +149,7 @@ def _find(module: RegularizedRNN) -> tuple[Hold, Slot] | None:
 
 
 def _draw(module: RegularizedRNN) -> Tensor:
-    device = module._flat_weights[0].device
+    device = module.weight_ih_l0.device
     if torch.compiler.is_compiling():
         return draw_rng(device)
     with torch.inference_mode(False):  # the next call may need a gradient
@@ -160,7 +175,7 @@ def _check_not_recorded(module: RegularizedRNN) -> None:
 
 
 def _check_no_replica(module: RegularizedRNN) -> None:
-    """DataParallel runs copies in threads of their own, which no hold reaches; a copy shares the dicts of its module."""
+    """DataParallel runs copies in threads of their own, which no hold reaches; it shares its module's dicts."""
     if getattr(module, "_is_replica", False):
         with _lock:
             held = any(slot.module._sites is module._sites for hold in _everywhere for slot in hold._slots.values())
@@ -177,20 +192,20 @@ class Turn(NamedTuple):
     rng: Rng | None
     step_offset: int
     slot: Slot | None = None
-    moves: bool = False
+    steps: int = 0
 
-    def end(self, steps: int, results: tuple[Tensor, ...]) -> None:
+    def end(self, results: tuple[Tensor, ...]) -> None:
         """After the call went well: the next one begins ``steps`` later."""
         if self.slot is None:
             return
-        if self.moves:
-            self.slot.step = self.slot.step + steps
+        if self.steps:
+            self.slot.step = self.slot.step + self.steps
         if self.rng is not None and not torch.compiler.is_compiling():
             recomputation.leave_mark(self.slot.module, results)
 
 
-def begin(module: RegularizedRNN, rng: Rng | None, step_offset: int | None) -> Turn:
-    """What a call of ``module`` with these arguments uses. A pair that has to be drawn for a hold is kept there.
+def begin(module: RegularizedRNN, rng: Rng | None, step_offset: int | None, steps: int) -> Turn:
+    """What a call of ``module`` with these arguments and ``steps`` steps uses. A pair that has to be drawn for a hold is kept there.
 
     Raises:
         RuntimeError: the call is held, or may repeat one that was, and nobody can say with which pair and step.
@@ -214,4 +229,6 @@ def begin(module: RegularizedRNN, rng: Rng | None, step_offset: int | None) -> T
     pair = slot.rng
     if compiling and not hold._traced and pair is not None:
         pair = _seen(pair)
-    return Turn(pair, slot.step if step_offset is None else given, slot, step_offset is None)
+    return Turn(
+        pair, slot.next_step(steps) if step_offset is None else given, slot, steps if step_offset is None else 0
+    )

@@ -115,7 +115,7 @@ def export_masks(
     """
     rnn, size = _check_rnn(rnn, "export_masks"), _sizes(rnn, x)
     plan, thresholds, device = rnn._plan, rnn._thresholds, size.data.device
-    turn = held.begin(rnn, rng, step_offset)
+    turn = held.begin(rnn, rng, step_offset, size.steps)
     rng, step_offset = turn.rng, turn.step_offset
     check_counters(example_ids, step_offset, size.batch, size.steps, device)
     backend = choose_backend(rnn.backend, plan, device.type)

@@ -259,7 +259,7 @@ class RegularizedRNN(nn.RNNBase):
         run = functional.lstm if self.mode == "LSTM" else functional.gru
         hx: Any = states if self.mode == "LSTM" or states is None else states[0]
         weights: Any = self._flat_weights
-        turn = held.begin(self, rng, step_offset)
+        turn = held.begin(self, rng, step_offset, x.size(0) if batch_sizes is None else batch_sizes.size(0))
         results = run(
             x,
             hx,
@@ -278,7 +278,7 @@ class RegularizedRNN(nn.RNNBase):
             backend=self.backend,
             recompute=self.recompute,
         )
-        turn.end(x.size(0) if batch_sizes is None else batch_sizes.size(0), results)
+        turn.end(results)
         return results
 
     def _states(self, hx: Any) -> tuple[Tensor, ...] | None:
