@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import library, ops
+from .layouts import check_dense
 from .sites import GROUPS, SEQ, SITE, Plan
 
 Rng: TypeAlias = Tensor | Mapping[str | None, Tensor]
@@ -229,7 +230,9 @@ def result_dtypes(
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def check_input(cell: str, input: Tensor, packed: bool, w_ih: Tensor) -> None:
+def check_input(cell: str, input: Tensor, packed: bool, weights: Sequence[Tensor]) -> None:
+    check_dense(f"input of a {cell}", input)
+    w_ih = weights[0]
     dims = 2 if packed else 3
     if input.dim() != dims:
         raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
@@ -237,19 +240,22 @@ def check_input(cell: str, input: Tensor, packed: bool, w_ih: Tensor) -> None:
         raise TypeError(f"input of a {cell} should have a floating dtype, got {input.dtype}")
     if input.size(-1) != w_ih.size(1):
         raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {w_ih.size(1)}, got {input.size(-1)}")
-    if input.device != w_ih.device:
-        raise RuntimeError(
-            "Input and parameter tensors are not at the same device, found input tensor at "
-            f"{input.device} and parameter tensor at {w_ih.device}"
-        )
-    if not w_ih.is_floating_point():
-        raise TypeError(f"weights of a {cell} should have a floating dtype, got {w_ih.dtype}")
+    for weight in weights:
+        if weight.device != input.device:
+            raise RuntimeError(
+                "Input and parameter tensors are not at the same device, found input tensor at "
+                f"{input.device} and parameter tensor at {weight.device}"
+            )
+        check_dense(f"weights of a {cell}", weight)
+        if not weight.is_floating_point():
+            raise TypeError(f"weights of a {cell} should have a floating dtype, got {weight.dtype}")
 
 
 def check_states(cell: str, hx: Sequence[Tensor], expected: list[tuple[int, int, int]], input: Tensor) -> None:
     mixed = autocast_enabled(input)
     for index, (state, size) in enumerate(zip(hx, expected, strict=True)):
         name, torch_name = ("hx", "hidden") if cell == "GRU" else (f"hx[{index}]", f"hidden[{index}]")
+        check_dense(name, state)
         if tuple(state.shape) != size:
             raise RuntimeError(f"Expected {torch_name} size {size}, got {list(state.shape)}")
         if state.device != input.device:

@@ -28,6 +28,7 @@ from .arguments import (
     result_dtypes,
 )
 from .fakes import compute_dtype
+from .layouts import NO_STEPS
 from .options import LockedDropout
 from .sites import KIND, SITE_INDEX, Plan, stream
 
@@ -298,7 +299,7 @@ def _run(
     packed = batch_sizes is not None
     layers = split_weights(weights, num_layers, bias, bidirectional)
     first = layers[0][0]
-    check_input(cell, input, packed, first.w_ih)
+    check_input(cell, input, packed, weights)
     batch = batch_size(input, batch_sizes, sorted_indices)
     projected, hidden_size = first.w_hr is not None, first.w_hh.size(0) // (4 if cell == "LSTM" else 3)
     count = num_layers * (2 if bidirectional else 1)
@@ -310,7 +311,7 @@ def _run(
         check_states(cell, hx, expected, input)
     steps = input.size(0) if batch_sizes is None else batch_sizes.size(0)
     if steps == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        raise RuntimeError(NO_STEPS)
     chosen = choose_backend(backend, plan, input.device.type)
     check_counters(example_ids, step_offset, batch, steps, input.device)
     if plan.names:

@@ -149,7 +149,7 @@ def _find(module: RegularizedRNN) -> tuple[Hold, Slot] | None:
 
 
 def _draw(module: RegularizedRNN) -> Tensor:
-    device = module.weight_ih_l0.device
+    device: torch.device = getattr(module, module._flat_weights_names[0]).device
     if torch.compiler.is_compiling():
         return draw_rng(device)
     with torch.inference_mode(False):  # the next call may need a gradient
@@ -205,7 +205,7 @@ class Turn(NamedTuple):
 
 
 def begin(module: RegularizedRNN, rng: Rng | None, step_offset: int | None, steps: int) -> Turn:
-    """What a call of ``module`` with these arguments and ``steps`` steps uses. A pair that has to be drawn for a hold is kept there.
+    """What a call of ``module`` with these arguments and ``steps`` steps uses; a pair that is drawn for a hold is kept.
 
     Raises:
         RuntimeError: the call is held, or may repeat one that was, and nobody can say with which pair and step.
@@ -229,6 +229,6 @@ def begin(module: RegularizedRNN, rng: Rng | None, step_offset: int | None, step
     pair = slot.rng
     if compiling and not hold._traced and pair is not None:
         pair = _seen(pair)
-    return Turn(
-        pair, slot.next_step(steps) if step_offset is None else given, slot, steps if step_offset is None else 0
-    )
+    if step_offset is None:
+        return Turn(pair, slot.next_step(steps), slot, steps)
+    return Turn(pair, given, slot)

@@ -22,6 +22,7 @@ from .arguments import (
     result_dtypes,
 )
 from .fakes import compute_dtype, kept_dtypes
+from .layouts import NO_STEPS, check_dense, check_packed
 from .options import Spec, rate_of
 from .rnn_base import RegularizedRNN
 from .sites import KIND, SITE_INDEX, make_spec
@@ -60,14 +61,17 @@ def _check_rnn(rnn: Any, where: str) -> RegularizedRNN:
 
 def _sizes(rnn: RegularizedRNN, x: Any) -> _Input:
     if isinstance(x, PackedSequence):
+        check_packed(x)
         return _Input(x.data, x.batch_sizes.size(0), int(x.batch_sizes[0]), x.data.size(0), True)
     if not isinstance(x, Tensor):
         raise TypeError(f"x should be a Tensor or a PackedSequence, got {type(x).__name__}")
+    check_dense("x", x)
     if x.dim() not in (2, 3):
         raise ValueError(f"{rnn.mode}: Expected input to be 2D or 3D, got {x.dim()}D instead")
-    if x.dim() == 2:
-        return _Input(x, x.size(0), 1, x.size(0), False)
-    steps, batch = (x.size(1), x.size(0)) if rnn.batch_first else (x.size(0), x.size(1))
+    batched = x.dim() == 3
+    steps, batch = (x.size(1), x.size(0)) if rnn.batch_first and batched else (x.size(0), x.size(1) if batched else 1)
+    if steps == 0:
+        raise RuntimeError(NO_STEPS)
     return _Input(x, steps, batch, steps * batch, False)
 
 
@@ -111,7 +115,7 @@ def export_masks(
         row's end are not used. With masks off: what eval uses, such as the number z of zoneout.
 
     Raises:
-        TypeError, ValueError: as the forward pass would.
+        TypeError, ValueError, RuntimeError: as the forward pass would.
     """
     rnn, size = _check_rnn(rnn, "export_masks"), _sizes(rnn, x)
     plan, thresholds, device = rnn._plan, rnn._thresholds, size.data.device
@@ -286,7 +290,7 @@ def explain(rnn: RegularizedRNN, x: Tensor | PackedSequence) -> Explanation:
         An :class:`Explanation`, which prints as a short report.
 
     Raises:
-        TypeError, ValueError: as the forward pass would, where no backend can run.
+        TypeError, ValueError, RuntimeError: as the forward pass would, where no backend can run.
     """
     rnn, size = _check_rnn(rnn, "explain"), _sizes(rnn, x)
     plan, device_type = rnn._plan, size.data.device.type

@@ -285,15 +285,15 @@ def hold_masks(model: nn.Module, rng: Tensor | Mapping[str, Rng] | None = None) 
     decoder's loop, recurrent policies, truncated backpropagation, in code that does not know ``rng``.
 
     Layers count apart, each by the steps of its own calls, a packed input by its longest row. Calls with masks off do
-    not count. A call with ``rng`` is as outside the block; one with ``step_offset`` alone uses the held pair at that step;
-    neither counts. The innermost block that names a layer counts; the outer one then goes on where it was. A block holds
-    for the thread or asyncio task that entered it.
+    not count. A call with ``rng`` is as outside the block; one with ``step_offset`` alone uses the held pair at that
+    step; neither counts. The innermost block that names a layer counts; the outer one then goes on where it was. A
+    block holds for the thread or asyncio task that entered it.
 
     Args:
         model: any module, compiled and wrapped ones too.
         rng: None draws a pair for each layer at its first masked call. One int64[2] tensor for a model with one layer,
-            or a dict by module path as ``model.named_modules()`` spells it (``""`` is the root), each value as ``rng`` of
-            a call: int64[2], or a dict of such by group of sites. Layers that it leaves out draw their own.
+            or a dict by module path as ``model.named_modules()`` spells it (``""`` is the root), each value as ``rng``
+            of a call: int64[2], or a dict of such by group of sites. Layers that it leaves out draw their own.
 
     Returns:
         The context manager, which ``as`` gives too: its ``rng`` and ``step_offset`` say by module path what the next
@@ -303,8 +303,8 @@ def hold_masks(model: nn.Module, rng: Tensor | Mapping[str, Rng] | None = None) 
         TypeError, ValueError: ``model`` has no LSTM or GRU of this package; ``rng`` is none of these, names a path
             where none is, or is one pair for several layers, whose masks would be equal. A pair on another device than
             its layer, or a dict that lacks a group, raises at the call.
-        RuntimeError: a call in the block that is recomputed inside a backward pass, exported, traced, captured in a CUDA
-            graph, or made by a replica of DataParallel; a recomputation of a held call after the block.
+        RuntimeError: a call in the block that is recomputed inside a backward pass, exported, traced, captured in a
+            CUDA graph, or made by a replica of DataParallel; a recomputation of a held call after the block.
     """
     layers = _layers_of(model, "hold_masks")
     if rng is None:

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import functional, held
 from .arguments import Rng, check_backend
+from .layouts import check_dense, check_packed
 from .options import Spec, rate_of, with_rate
 from .sites import SITE, SITE_NAMES, SITES, Plan, check_combination, make_spec, threshold
 
@@ -211,12 +212,16 @@ class RegularizedRNN(nn.RNNBase):
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         self._update_flat_weights()
         states = self._states(hx)
+        for index, state in enumerate(states or ()):
+            check_dense("hx" if self.mode == "GRU" else f"hx[{index}]", state)
         if isinstance(input, PackedSequence):
+            check_packed(input)
             return self._call_packed(input, states, rng, example_ids, step_offset)
         if not isinstance(input, Tensor):
             raise TypeError(
                 f"input of a {self.mode} should be a Tensor or a PackedSequence, got {type(input).__name__}"
             )
+        check_dense(f"input of a {self.mode}", input)
         if input.dim() not in (2, 3):
             raise ValueError(f"{self.mode}: Expected input to be 2D or 3D, got {input.dim()}D instead")
         batched = input.dim() == 3
