@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import library, ops
-from .layouts import check_dense
+from .layouts import check_dense, is_dense
 from .sites import GROUPS, SEQ, SITE, Plan
 
 Rng: TypeAlias = Tensor | Mapping[str | None, Tensor]
@@ -246,7 +246,8 @@ def check_input(cell: str, input: Tensor, packed: bool, weights: Sequence[Tensor
                 "Input and parameter tensors are not at the same device, found input tensor at "
                 f"{input.device} and parameter tensor at {weight.device}"
             )
-        check_dense(f"weights of a {cell}", weight)
+        if not is_dense(weight):
+            check_dense(f"a weight of a {cell}", weight)
         if not weight.is_floating_point():
             raise TypeError(f"weights of a {cell} should have a floating dtype, got {weight.dtype}")
 

@@ -15,11 +15,11 @@ def is_dense(tensor: Tensor) -> bool:
 
 
 def check_dense(name: str, tensor: Tensor) -> None:
-    """Raises ``TypeError`` for a sparse, nested, quantised or MKL-DNN tensor, and says how to make a dense one of it."""
+    """Raises ``TypeError`` for a sparse, nested, quantised or MKL-DNN tensor, and says what to do with it."""
     if is_dense(tensor):
         return
     if tensor.is_nested:
-        kind, way = "a nested one", "pack_sequence(tensor.unbind(), enforce_sorted=False) packs rows of any length"
+        kind, way = "a nested one", "for an input, pack_sequence(x.unbind(), enforce_sorted=False) holds the same rows"
     elif tensor.is_quantized:
         kind, way = f"a quantised one ({tensor.dtype})", "convert it with .dequantize()"
     else:
@@ -58,18 +58,18 @@ def check_packed(packed: PackedSequence) -> None:
         return
     if order.dtype != torch.int64 or order.dim() != 1 or order.device != data.device:
         raise ValueError(
-            f"sorted_indices of a PackedSequence should be an int64 tensor of shape (B,) on {data.device}, as its data, "
-            f"got {order.dtype} of shape {tuple(order.shape)} on {order.device}"
+            f"sorted_indices of a PackedSequence should be an int64 tensor of shape (B,) on {data.device}, as its "
+            f"data, got {order.dtype} of shape {tuple(order.shape)} on {order.device}"
         )
     if not readable:
         return
     if order.size(0) != counts[0]:
         raise ValueError(f"sorted_indices of a PackedSequence should have {counts[0]} entries, got {order.size(0)}")
     if type(order) is Tensor and order.device.type == "cpu":
-        rows_named = order.tolist()
-        if sorted(rows_named) != list(range(counts[0])):
+        named = order.tolist()
+        if sorted(named) != list(range(counts[0])):
             raise ValueError(
-                f"sorted_indices of a PackedSequence should name each of {counts[0]} rows once, got {_short(rows_named)}"
+                f"sorted_indices of a PackedSequence should name each of {counts[0]} rows once, got {_short(named)}"
             )
 
 
