@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import library, ops
-from .layouts import check_dense, is_dense
+from .layouts import check_dense, is_dense, known
 from .sites import GROUPS, SEQ, SITE, Plan
 
 Rng: TypeAlias = Tensor | Mapping[str | None, Tensor]
@@ -113,7 +113,7 @@ def resolve_rng(
 def check_counters(example_ids: Tensor | None, step_offset: int, batch: int, steps: int, device: torch.device) -> None:
     if isinstance(step_offset, bool) or not isinstance(step_offset, (int, torch.SymInt)):
         raise TypeError(f"step_offset should be an int, got {type(step_offset).__name__}")
-    if step_offset < 0 or step_offset + steps > SEQ:
+    if known(step_offset < 0) or known(step_offset + steps > SEQ):
         raise ValueError(
             f"step_offset should be at least 0 and step_offset + T at most {SEQ}, got {step_offset} with T = {steps}"
         )
@@ -121,7 +121,7 @@ def check_counters(example_ids: Tensor | None, step_offset: int, batch: int, ste
         return
     if not isinstance(example_ids, Tensor):
         raise TypeError(f"example_ids should be an int64 tensor of shape ({batch},), got {type(example_ids).__name__}")
-    if example_ids.dtype != torch.int64 or example_ids.dim() != 1 or example_ids.size(0) != batch:
+    if example_ids.dtype != torch.int64 or example_ids.dim() != 1 or known(example_ids.size(0) != batch):
         raise ValueError(
             f"example_ids should be an int64 tensor of shape ({batch},), got {example_ids.dtype} of shape "
             f"{tuple(example_ids.shape)}"
@@ -257,8 +257,11 @@ def check_states(cell: str, hx: Sequence[Tensor], expected: list[tuple[int, int,
     for index, (state, size) in enumerate(zip(hx, expected, strict=True)):
         name, torch_name = ("hx", "hidden") if cell == "GRU" else (f"hx[{index}]", f"hidden[{index}]")
         check_dense(name, state)
-        if tuple(state.shape) != size:
+        if state.dim() != 3 or any(known(got != want) for got, want in zip(state.shape, size, strict=True)):
             raise RuntimeError(f"Expected {torch_name} size {size}, got {list(state.shape)}")
+        if torch.compiler.is_compiling():
+            # Where the batch is not known yet, such as the number that a packed input keeps, it is checked in the run.
+            torch._check(state.size(1) == size[1], lambda: "hx has another batch size than the packed input")
         if state.device != input.device:
             raise RuntimeError(
                 "Input and hidden tensors are not at the same device, found input tensor at "

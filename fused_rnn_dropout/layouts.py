@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.fx.experimental.symbolic_shapes import guard_or_false
 from torch.nn.utils.rnn import PackedSequence
 
 NO_STEPS = "Expected sequence length to be larger than 0 in RNN"
+
+
+def known(condition: bool | torch.SymBool) -> bool:
+    """Whether a condition on sizes holds; False where compiled code does not know it before it runs.
+
+    The operators check sizes again when they run.
+    """
+    return guard_or_false(condition) if torch.compiler.is_compiling() else bool(condition)
 
 
 def is_dense(tensor: Tensor) -> bool:
@@ -43,7 +52,7 @@ def check_packed(packed: PackedSequence) -> None:
             "batch_sizes of a PackedSequence should be an int64 tensor of shape (T,) on the CPU, got "
             f"{sizes.dtype} of shape {tuple(sizes.shape)} on {sizes.device}"
         )
-    if sizes.size(0) == 0:
+    if known(sizes.size(0) == 0):
         raise RuntimeError(NO_STEPS)
     readable = type(sizes) is Tensor and not torch.compiler.is_compiling()
     rows = data.size(0)
