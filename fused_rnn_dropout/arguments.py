@@ -238,8 +238,6 @@ def check_input(cell: str, input: Tensor, packed: bool, weights: Sequence[Tensor
         raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
     if not input.is_floating_point():
         raise TypeError(f"input of a {cell} should have a floating dtype, got {input.dtype}")
-    if input.size(-1) != w_ih.size(1):
-        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {w_ih.size(1)}, got {input.size(-1)}")
     for weight in weights:
         if weight.device != input.device:
             raise RuntimeError(
@@ -249,7 +247,9 @@ def check_input(cell: str, input: Tensor, packed: bool, weights: Sequence[Tensor
         if not is_dense(weight):
             check_dense(f"a weight of a {cell}", weight)
         if not weight.is_floating_point():
-            raise TypeError(f"weights of a {cell} should have a floating dtype, got {weight.dtype}")
+            raise TypeError(f"a weight of a {cell} should have a floating dtype, got {weight.dtype}")
+    if input.size(-1) != w_ih.size(1):
+        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {w_ih.size(1)}, got {input.size(-1)}")
 
 
 def check_states(cell: str, hx: Sequence[Tensor], expected: list[tuple[int, int, int]], input: Tensor) -> None:
