@@ -277,7 +277,7 @@ def mc_dropout(model: nn.Module, on: bool = True) -> nn.Module:
     return model
 
 
-def hold_masks(model: nn.Module, rng: Tensor | Mapping[str, Rng] | None = None) -> Hold:
+def hold_masks(model: nn.Module, rng: Tensor | Mapping[str, Rng | None] | None = None) -> Hold:
     """``with hold_masks(model):`` every LSTM and GRU inside ``model`` keeps its masks over all calls in the block.
 
     Each call of a layer goes on with the same pair of random numbers, and with the step after the last one of its call
@@ -293,7 +293,7 @@ def hold_masks(model: nn.Module, rng: Tensor | Mapping[str, Rng] | None = None) 
         model: any module, compiled and wrapped ones too.
         rng: None draws a pair for each layer at its first masked call. One int64[2] tensor for a model with one layer,
             or a dict by module path as ``model.named_modules()`` spells it (``""`` is the root), each value as ``rng``
-            of a call: int64[2], or a dict of such by group of sites. Layers that it leaves out draw their own.
+            of a call: int64[2], or a dict of such by group of sites. Layers that it leaves out, or has None for, draw their own.
 
     Returns:
         The context manager, which ``as`` gives too: its ``rng`` and ``step_offset`` say by module path what the next
@@ -308,7 +308,7 @@ def hold_masks(model: nn.Module, rng: Tensor | Mapping[str, Rng] | None = None) 
     """
     layers = _layers_of(model, "hold_masks")
     if rng is None:
-        given: dict[str, Rng] = {}
+        given: dict[str, Rng | None] = {}
     elif isinstance(rng, Mapping):
         given = _by_first_path(model, layers, rng)
     else:
@@ -322,11 +322,13 @@ def hold_masks(model: nn.Module, rng: Tensor | Mapping[str, Rng] | None = None) 
     return Hold({path: Slot(module, given.get(path)) for path, module in layers.items()})
 
 
-def _by_first_path(model: nn.Module, layers: Mapping[str, RegularizedRNN], rng: Mapping[Any, Any]) -> dict[str, Rng]:
+def _by_first_path(
+    model: nn.Module, layers: Mapping[str, RegularizedRNN], rng: Mapping[Any, Any]
+) -> dict[str, Rng | None]:
     """``rng`` of :func:`hold_masks`, checked, under the path that comes first of each module that has several."""
     paths = dict(model.named_modules(remove_duplicate=False))
     first = {module: path for path, module in layers.items()}
-    given: dict[str, Rng] = {}
+    given: dict[str, Rng | None] = {}
     for path, value in rng.items():
         if path not in paths or paths[path] not in first:
             raise ValueError(
@@ -336,7 +338,7 @@ def _by_first_path(model: nn.Module, layers: Mapping[str, RegularizedRNN], rng: 
         same = first[paths[path]]
         if same in given:
             raise ValueError(f"rng names one module twice, the one at {same!r}")
-        given[same] = check_rng(f"rng[{path!r}]", value)
+        given[same] = None if value is None else check_rng(f"rng[{path!r}]", value)
     return given
 
 

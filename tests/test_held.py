@@ -271,6 +271,8 @@ def test_what_is_drawn(cell: str) -> None:
     assert torch.equal(held.rng["1"], expected[0]) and torch.equal(held.rng["0"], expected[1]) and held.rng["2"] is None
     assert torch.equal(torch.get_rng_state(), after)
     assert dict(held.step_offset) == {"0": 2 * T, "1": 2 * T, "2": T}
+    with frd.hold_masks(model, rng=held.rng) as again:
+        assert dict(again.rng) == dict(held.rng)
     with pytest.raises(TypeError):
         held.step_offset["0"] = 4  # type: ignore[index]
 
@@ -415,7 +417,7 @@ def test_copies_are_not_held() -> None:
         ({"c": RNG}, ValueError, "at 'c' there is no .*those of this model are at 'a', 'b.rnn'"),
         ({"b": RNG}, ValueError, "at 'b' there is no"),
         ({None: RNG}, ValueError, "goes by module path, and at None there is no"),
-        ({"a": None}, TypeError, r"rng\['a'\] should be an int64 tensor of shape \(2,\), got NoneType"),
+        ({"a": 3}, TypeError, r"rng\['a'\] should be an int64 tensor of shape \(2,\), got int"),
         ({"a": RNG.int()}, ValueError, r"rng\['a'\] should be an int64 tensor.*int32"),
         ({"a": {"weights": RNG}}, ValueError, r"rng\['a'\] has a key 'weights'; allowed are 'input'"),
         ({"a": {None: torch.zeros(3)}}, ValueError, r"rng\['a'\]\[None\] should be an int64 tensor"),
