@@ -293,7 +293,8 @@ def hold_masks(model: nn.Module, rng: Tensor | Mapping[str, Rng | None] | None =
         model: any module, compiled and wrapped ones too.
         rng: None draws a pair for each layer at its first masked call. One int64[2] tensor for a model with one layer,
             or a dict by module path as ``model.named_modules()`` spells it (``""`` is the root), each value as ``rng``
-            of a call: int64[2], or a dict of such by group of sites. Layers that it leaves out, or has None for, draw their own.
+            of a call: int64[2], or a dict of such by group of sites. Layers that it leaves out, or has None for, draw
+            their own.
 
     Returns:
         The context manager, which ``as`` gives too: its ``rng`` and ``step_offset`` say by module path what the next
