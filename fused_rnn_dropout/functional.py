@@ -28,6 +28,7 @@ from .arguments import (
     result_dtypes,
 )
 from .fakes import compute_dtype
+from .layouts import NO_STEPS, known
 from .options import LockedDropout
 from .sites import KIND, SITE_INDEX, Plan, stream
 
@@ -296,19 +297,16 @@ def _run(
     packed = batch_sizes is not None
     layers = split_weights(weights, num_layers, bias, bidirectional)
     first = layers[0][0]
-    check_input(cell, input, packed, first.w_ih)
+    check_input(cell, input, packed, weights)
     batch = batch_size(input, batch_sizes, sorted_indices)
     projected, hidden_size = first.w_hr is not None, first.w_hh.size(0) // (4 if cell == "LSTM" else 3)
     count = num_layers * (2 if bidirectional else 1)
     expected = [(count, batch, first.w_hh.size(1)), (count, batch, hidden_size)][: 2 if cell == "LSTM" else 1]
     if hx is not None:
-        if torch.compiler.is_compiling() and packed and sorted_indices is None and hx[0].dim() == 3:
-            # Compiled code cannot decide on the number that the packed input keeps; it asserts it when it runs.
-            torch._check(batch == hx[0].size(1), lambda: "hx has another batch size than the packed input")
         check_states(cell, hx, expected, input)
     steps = input.size(0) if batch_sizes is None else batch_sizes.size(0)
-    if steps == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    if known(steps == 0):
+        raise RuntimeError(NO_STEPS)
     chosen = choose_backend(backend, plan, input.device.type)
     check_counters(example_ids, step_offset, batch, steps, input.device)
     if plan.names:
