@@ -38,7 +38,7 @@ def draw_rng(device: torch.device | str | int | None = None, generator: torch.Ge
         RuntimeError: a private generator used inside a backward pass, such as the recomputation of a checkpoint.
     """
     if generator is None:
-        return ops.draw(torch.empty(0, dtype=torch.int64, device=device))
+        return ops.draw(device)
     device = torch.empty(0, device=device).device
     if generator.device.type != device.type:
         raise ValueError(f"generator should be on {device}, got one on {generator.device}")
@@ -65,9 +65,7 @@ def _check_pair(name: str, pair: Any, device: torch.device) -> Tensor:
     return pair
 
 
-def resolve_rng(
-    plan: Plan, thresholds: Tensor | None, rng: Rng | None, masks_on: bool, device: torch.device
-) -> dict[str, Tensor]:
+def resolve_rng(plan: Plan, rng: Rng | None, masks_on: bool, device: torch.device) -> dict[str, Tensor]:
     """The pair of each group that has a configured site; draws one from the default generator if ``rng`` is None.
 
     Nothing is drawn where no site is configured or masks are off.
@@ -80,9 +78,7 @@ def resolve_rng(
     if rng is None:
         if not masks_on or not groups:
             return {}
-        assert thresholds is not None
-        pair = ops.draw(thresholds)
-        return dict.fromkeys(groups, pair)
+        return dict.fromkeys(groups, ops.draw(device))
     if isinstance(rng, Mapping):
         for group, pair in rng.items():
             if group is not None and group not in GROUPS:

@@ -333,7 +333,7 @@ def _run(
         plan,
         thresholds if plan.names else None,
         masks_on,
-        resolve_rng(plan, thresholds, rng, masks_on, input.device),
+        resolve_rng(plan, rng, masks_on, input.device),
         example_ids,
         step_offset,
         batch_sizes,

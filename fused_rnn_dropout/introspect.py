@@ -115,7 +115,7 @@ def export_masks(
     check_counters(example_ids, step_offset, size.batch, size.steps, device)
     backend = choose_backend(rnn.backend, plan, device.type)
     words = masks.words if backend == "reference" else ops.family(backend).words
-    rngs = resolve_rng(plan, thresholds, rng, rnn.masks_on, device)
+    rngs = resolve_rng(plan, rng, rnn.masks_on, device)
     examples = torch.arange(size.batch, device=device) if example_ids is None else example_ids
     steps = torch.arange(size.steps, device=device) + step_offset
     dtype = compute_dtype(size.data.dtype)
