@@ -111,7 +111,8 @@ def export_masks(
         TypeError, ValueError: as the forward pass would.
     """
     rnn, size = _check_rnn(rnn, "export_masks"), _sizes(rnn, x)
-    plan, thresholds, device = rnn._plan, rnn._thresholds, size.data.device
+    plan, device = rnn._plan, size.data.device
+    thresholds = rnn._thresholds_on(device)
     check_counters(example_ids, step_offset, size.batch, size.steps, device)
     backend = choose_backend(rnn.backend, plan, device.type)
     words = masks.words if backend == "reference" else ops.family(backend).words
