@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from . import library, ops
-from .sites import GROUPS, SEQ, SITE, Plan
+from .sites import GROUPS, SEQ, SITE, SITES, Plan, bad_threshold
 
 Rng: TypeAlias = Tensor | Mapping[str | None, Tensor]
 """All the randomness of a call: int64[2], or one such pair per group of sites, ``None`` being the default."""
@@ -93,6 +93,28 @@ def resolve_rng(plan: Plan, rng: Rng | None, masks_on: bool, device: torch.devic
     return chosen if masks_on else {}
 
 
+def _readable(tensor: Tensor) -> bool:
+    """Whether the host may look at the values: elsewhere than on the CPU it would wait for the device."""
+    known = type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    return known and not ops.functorch_active()
+
+
+def check_thresholds(thresholds: Tensor) -> None:
+    """What the fused operators check of their thresholds, their values only where the host has them.
+
+    Raises:
+        ValueError: another dtype or shape than int64[10], or a rate outside [0, 1]; it names the site.
+    """
+    if thresholds.dtype != torch.int64 or tuple(thresholds.shape) != (len(SITES),):
+        raise ValueError(
+            f"thresholds should be an int64 tensor of shape ({len(SITES)},), got {thresholds.dtype} of shape "
+            f"{tuple(thresholds.shape)}"
+        )
+    fault = bad_threshold(thresholds.tolist()) if _readable(thresholds) else None
+    if fault is not None:
+        raise ValueError(fault)
+
+
 def check_counters(example_ids: Tensor | None, step_offset: int, batch: int, steps: int, device: torch.device) -> None:
     if isinstance(step_offset, bool) or not isinstance(step_offset, (int, torch.SymInt)):
         raise TypeError(f"step_offset should be an int, got {type(step_offset).__name__}")
@@ -111,9 +133,7 @@ def check_counters(example_ids: Tensor | None, step_offset: int, batch: int, ste
         )
     if example_ids.device != device:
         raise ValueError(f"example_ids should be on {device}, where the layers compute, got {example_ids.device}")
-    # Elsewhere than on the CPU a look at the values would make the host wait for the device.
-    readable = type(example_ids) is Tensor and device.type == "cpu" and not torch.compiler.is_compiling()
-    if readable and batch and not ops.functorch_active():
+    if batch and _readable(example_ids):
         low, high = (int(value) for value in example_ids.aminmax())
         if low < 0 or high >= SEQ:
             raise ValueError(f"example_ids should be in [0, {SEQ}), got values from {low} to {high}")

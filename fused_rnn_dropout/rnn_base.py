@@ -75,6 +75,7 @@ class RegularizedRNN(nn.RNNBase):
                 raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
         self.mc, self.backend, self.recompute = mc, backend, recompute
         self.__dict__["_reset_after"] = reset_after
+        self._sites = {}
         self._forget_thresholds()
         self.__dict__.pop("dropout", None)
         specs = {}
@@ -92,13 +93,13 @@ class RegularizedRNN(nn.RNNBase):
         check_combination(
             self.mode, specs, num_layers=self.num_layers, proj_size=self.proj_size, stacklevel=stacklevel + 1
         )
-        self._sites = specs
+        self._set_sites(specs)
         self._make_plan()
-        self._write_thresholds()
 
     def _make_plan(self) -> None:
         # With one layer there is nothing between layers, so that such a site must not make a call draw.
-        acting = {name: spec for name, spec in self._sites.items() if self.num_layers > 1 or name not in _BETWEEN_LAYERS}
+        inert = _BETWEEN_LAYERS if self.num_layers == 1 else ()
+        acting = {name: spec for name, spec in self._sites.items() if name not in inert}
         plan = Plan.make(self.mode, acting, reset_after=self.__dict__["_reset_after"])
         if plan != self.__dict__.get("_plan"):
             # Worked out now, so that compiled code finds plain values; it guards on the plan, which holds no rate.
@@ -151,8 +152,7 @@ class RegularizedRNN(nn.RNNBase):
         if name not in self._sites:
             self._commit({**self._sites, name: spec}, stacklevel=2)
             return
-        self._sites = {**self._sites, name: with_rate(self._sites[name], rate_of(spec))}
-        self._write_thresholds()
+        self._set_sites({**self._sites, name: with_rate(self._sites[name], rate_of(spec))})
 
     @property
     def sites(self) -> Mapping[str, Spec]:
@@ -171,21 +171,23 @@ class RegularizedRNN(nn.RNNBase):
     def _rates(self) -> list[int]:
         return [threshold(rate_of(self._sites[name])) if name in self._sites else 0 for name in SITE_NAMES]
 
-    def _write_thresholds(self) -> None:
-        """Brings every tensor of rates up to date, in place: compiled code and captured graphs go on reading it."""
+    def _set_sites(self, specs: dict[str, Spec]) -> None:
+        """Takes new options, and writes what rates differ in place: compiled code and captured graphs read it there."""
+        before, self._sites = self._rates(), specs
         if self.__dict__.get("_is_replica", False):
-            self._forget_thresholds()  # what a replica of DataParallel does must not reach its original
+            # One of DataParallel's, which lives for a call: it reads its original's tensors, and must not write them.
+            self._forget_thresholds()
+        changed = [(i, new) for i, (old, new) in enumerate(zip(before, self._rates(), strict=True)) if old != new]
         # Filled, since a copy from the host would make it wait for the device.
-        with torch.no_grad():
-            for thresholds in self._placed.values():
-                for index, rate in enumerate(self._rates()):
-                    thresholds[index].fill_(rate)
+        for thresholds in list(self._placed.values()):
+            for index, rate in changed:
+                thresholds[index].fill_(rate)
 
     def _forget_thresholds(self) -> None:
         self._thresholds, self._placed = None, {}
 
     def _place_anew(self) -> None:
-        """Makes the tensor of rates where the weights are now, if it is not there: what is done once, ahead of calls."""
+        """Makes the tensor of rates where the weights are now, if it is not there: done once, ahead of calls."""
         first = next(self.parameters(), None)  # FSDP takes a module's parameters away
         if first is not None and (self._thresholds is None or self._thresholds.device != first.device):
             self._forget_thresholds()
