@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import library, ops
 from .layouts import check_dense, is_dense, known
-from .sites import GROUPS, SEQ, SITE, Plan
+from .sites import GROUPS, SEQ, SITE, SITES, Plan, bad_threshold
 
 Rng: TypeAlias = Tensor | Mapping[str | None, Tensor]
 """All the randomness of a call: int64[2], or one such pair per group of sites, ``None`` being the default."""
@@ -39,7 +39,7 @@ def draw_rng(device: torch.device | str | int | None = None, generator: torch.Ge
         RuntimeError: a private generator used inside a backward pass, such as the recomputation of a checkpoint.
     """
     if generator is None:
-        return ops.draw(torch.empty(0, dtype=torch.int64, device=device))
+        return ops.draw(device)
     device = torch.empty(0, device=device).device
     if generator.device.type != device.type:
         raise ValueError(f"generator should be on {device}, got one on {generator.device}")
@@ -81,9 +81,7 @@ def check_rng(name: str, rng: Any, device: torch.device | None = None) -> Rng:
     return rng
 
 
-def resolve_rng(
-    plan: Plan, thresholds: Tensor | None, rng: Rng | None, masks_on: bool, device: torch.device
-) -> dict[str, Tensor]:
+def resolve_rng(plan: Plan, rng: Rng | None, masks_on: bool, device: torch.device) -> dict[str, Tensor]:
     """The pair of each group that has a configured site; draws one from the default generator if ``rng`` is None.
 
     Nothing is drawn where no site is configured or masks are off.
@@ -96,9 +94,7 @@ def resolve_rng(
     if rng is None:
         if not masks_on or not groups:
             return {}
-        assert thresholds is not None
-        pair = ops.draw(thresholds)
-        return dict.fromkeys(groups, pair)
+        return dict.fromkeys(groups, ops.draw(device))
     rng = check_rng("rng", rng, device)
     if isinstance(rng, Mapping):
         missing = [group for group in groups if group not in rng]
@@ -108,6 +104,28 @@ def resolve_rng(
     else:
         chosen = dict.fromkeys(groups, rng)
     return chosen if masks_on else {}
+
+
+def _readable(tensor: Tensor) -> bool:
+    """Whether the host may look at the values: elsewhere than on the CPU it would wait for the device."""
+    known = type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    return known and not ops.functorch_active()
+
+
+def check_thresholds(thresholds: Tensor) -> None:
+    """What the fused operators check of their thresholds, their values only where the host has them.
+
+    Raises:
+        ValueError: another dtype or shape than int64[10], or a rate outside [0, 1]; it names the site.
+    """
+    if thresholds.dtype != torch.int64 or tuple(thresholds.shape) != (len(SITES),):
+        raise ValueError(
+            f"thresholds should be an int64 tensor of shape ({len(SITES)},), got {thresholds.dtype} of shape "
+            f"{tuple(thresholds.shape)}"
+        )
+    fault = bad_threshold(thresholds.tolist()) if _readable(thresholds) else None
+    if fault is not None:
+        raise ValueError(fault)
 
 
 def check_counters(example_ids: Tensor | None, step_offset: int, batch: int, steps: int, device: torch.device) -> None:
@@ -128,9 +146,7 @@ def check_counters(example_ids: Tensor | None, step_offset: int, batch: int, ste
         )
     if example_ids.device != device:
         raise ValueError(f"example_ids should be on {device}, where the layers compute, got {example_ids.device}")
-    # Elsewhere than on the CPU a look at the values would make the host wait for the device.
-    readable = type(example_ids) is Tensor and device.type == "cpu" and not torch.compiler.is_compiling()
-    if readable and batch and not ops.functorch_active():
+    if batch and _readable(example_ids):
         low, high = (int(value) for value in example_ids.aminmax())
         if low < 0 or high >= SEQ:
             raise ValueError(f"example_ids should be in [0, {SEQ}), got values from {low} to {high}")

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .modules import GRU, LSTM
-from .rnn_base import RegularizedRNN
+from .rnn_base import DERIVED, RegularizedRNN
 from .sites import SITE, SITE_NAMES, SITES, make_spec
 
 _OURS: dict[type, type[RegularizedRNN]] = {nn.LSTM: LSTM, nn.GRU: GRU}
@@ -166,8 +166,8 @@ def revert(model: nn.Module) -> nn.Module:
         if isinstance(old, GRU) and not old.reset_after:
             raise ValueError(f"{path or 'the module'} has reset_after=False, which nn.GRU cannot compute")
         new = _transplant(old, _TORCHS[type(old)], drop=_OWN_STATE)
-        del new._buffers["_thresholds"]
-        new._non_persistent_buffers_set.discard("_thresholds")
+        for name in DERIVED:
+            new.__dict__.pop(name, None)
         new.dropout = old.dropout
         return new
 

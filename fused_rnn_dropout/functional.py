@@ -22,6 +22,7 @@ from .arguments import (
     check_counters,
     check_input,
     check_states,
+    check_thresholds,
     choose_backend,
     draw_rng,
     resolve_rng,
@@ -317,6 +318,8 @@ def _run(
                 f"the rates of the sites are on {thresholds.device} and the input is on {input.device}: "
                 "move the whole module with .to(device)"
             )
+        if chosen == "reference":  # the operators of the others look for themselves
+            check_thresholds(thresholds)
     if hx is None:
         hx = [torch.zeros(size, dtype=input.dtype, device=input.device) for size in expected]
     if sorted_indices is not None:
@@ -331,7 +334,7 @@ def _run(
         plan,
         thresholds if plan.names else None,
         masks_on,
-        resolve_rng(plan, thresholds, rng, masks_on, input.device),
+        resolve_rng(plan, rng, masks_on, input.device),
         example_ids,
         step_offset,
         batch_sizes,

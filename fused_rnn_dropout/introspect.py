@@ -119,13 +119,14 @@ def export_masks(
         TypeError, ValueError, RuntimeError: as the forward pass would.
     """
     rnn, size = _check_rnn(rnn, "export_masks"), _sizes(rnn, x)
-    plan, thresholds, device = rnn._plan, rnn._thresholds, size.data.device
+    plan, device = rnn._plan, size.data.device
+    thresholds = rnn._thresholds_on(device)
     turn = held.begin(rnn, rng, step_offset, size.steps)
     rng, step_offset = turn.rng, turn.step_offset
     check_counters(example_ids, step_offset, size.batch, size.steps, device)
     backend = choose_backend(rnn.backend, plan, device.type)
     words = masks.words if backend == "reference" else ops.family(backend).words
-    rngs = resolve_rng(plan, thresholds, rng, rnn.masks_on, device)
+    rngs = resolve_rng(plan, rng, rnn.masks_on, device)
     examples = torch.arange(size.batch, device=device) if example_ids is None else example_ids
     steps = torch.arange(size.steps, device=device) + step_offset
     dtype = compute_dtype(size.data.dtype)
