@@ -142,6 +142,21 @@ def test_weights_that_come_for_a_call_and_go(cell: str) -> None:
 
 
 @pytest.mark.parametrize("cell", CELLS)
+def test_weights_that_are_no_parameters(cell: str) -> None:
+    """As FSDP and functional code hold them: tensors set for a call, and nothing between calls."""
+    rnn, source = build(cell), build(cell)
+    weights = {name: weight.detach() for name, weight in source.named_parameters()}
+    for name in weights:
+        delattr(rnn, name)
+    rnn.double().float()
+    rnn.set_rate("weight_dropout", 0.8)
+    source.set_rate("weight_dropout", 0.8)
+    for name, weight in weights.items():
+        setattr(rnn, name, weight)
+    assert_same_function(rnn, source)
+
+
+@pytest.mark.parametrize("cell", CELLS)
 def test_moved_and_cast(cell: str) -> None:
     rnn = build(cell)
     for move in (nn.Module.bfloat16, nn.Module.double, nn.Module.float, nn.Module.share_memory):
@@ -603,7 +618,8 @@ def test_a_rate_out_of_range_is_named(cell: str, backend: str | None, number: in
     for name in ("weight_dropout", "zoneout_h", "input_dropout"):
         thresholds = rnn._thresholds.clone()
         thresholds[SITE_INDEX[name]] = number
-        with pytest.raises((RuntimeError, ValueError), match=rf"got {number} for {name}, whose rate must be in \[0, 1\]"):
+        message = rf"thresholds must be in .*, got {number} for {name}, whose rate must be in \[0, 1\]"
+        with pytest.raises((RuntimeError, ValueError), match=message):
             run(inputs(), None, rnn._flat_weights, rnn._plan, thresholds, backend=backend)  # type: ignore[operator]
 
 
