@@ -7,7 +7,7 @@
 ``state_dict``; :func:`convert` swaps them inside a model. ``docs/semantics.md`` says what each site computes.
 """
 
-from . import reference
+from . import flops, reference
 from .arguments import draw_rng
 from .convert import convert, revert
 from .introspect import explain, export_masks
@@ -15,6 +15,8 @@ from .modules import GRU, LSTM, mc_dropout
 from .options import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
 
 __version__ = "0.1.0"
+
+flops.register()
 
 __all__ = [
     "GRU",
