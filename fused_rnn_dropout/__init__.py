@@ -11,7 +11,7 @@ from . import flops, reference
 from .arguments import draw_rng
 from .convert import convert, revert
 from .introspect import explain, export_masks
-from .modules import GRU, LSTM, mc_dropout
+from .modules import GRU, LSTM, NNGRU, NNLSTM, mc_dropout
 from .options import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
 
 __version__ = "0.1.0"
@@ -21,6 +21,8 @@ flops.register()
 __all__ = [
     "GRU",
     "LSTM",
+    "NNGRU",
+    "NNLSTM",
     "CellDropout",
     "HiddenDropout",
     "LockedDropout",
