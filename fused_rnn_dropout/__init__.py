@@ -7,18 +7,22 @@
 ``state_dict``; :func:`convert` swaps them inside a model. ``docs/semantics.md`` says what each site computes.
 """
 
-from . import reference
+from . import flops, reference
 from .arguments import draw_rng
 from .convert import convert, revert
 from .introspect import explain, export_masks
-from .modules import GRU, LSTM, hold_masks, mc_dropout
+from .modules import GRU, LSTM, NNGRU, NNLSTM, hold_masks, mc_dropout
 from .options import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
 
 __version__ = "0.1.0"
 
+flops.register()
+
 __all__ = [
     "GRU",
     "LSTM",
+    "NNGRU",
+    "NNLSTM",
     "CellDropout",
     "HiddenDropout",
     "LockedDropout",

@@ -19,12 +19,13 @@ from . import cudnn_library
 from .cudnn_library import Configuration, Layout, Weights
 from .library import lib, register_fake
 from .ops import _differentiable, _only_reference, _snapshot
-from .sites import FLAG, KIND, Plan, stream
+from .sites import FLAG, KIND, Plan, acting_in_eval, stream
 
 _ops = torch.ops.fused_rnn_dropout
 
 ALTERNATING = "alternating"
 CUDNN = "cuDNN with masked weights"
+_INSIDE = ("hidden_dropout", "update_dropout", "cell_dropout", "zoneout_c", "zoneout_h")
 _WEIGHT_SITES = FLAG["WEIGHT_HH"] | FLAG["WEIGHT_IH"] | FLAG["WEIGHT_HR"]
 
 
@@ -38,14 +39,8 @@ class Schedule(NamedTuple):
 def acting_inside(plan: Plan, masks_on: bool) -> tuple[str, ...]:
     """The configured sites that change what a step computes now, the weights' apart."""
 
-    def acts(name: str) -> bool:
-        spec = getattr(plan, name)
-        if spec is None:
-            return False
-        return masks_on or name.startswith("zoneout") or getattr(spec, "scale", None) == "paper"
-
-    names = ("hidden_dropout", "update_dropout", "cell_dropout", "zoneout_c", "zoneout_h")
-    return tuple(name for name in names if acts(name))
+    names = plan.names if masks_on else acting_in_eval(plan)
+    return tuple(name for name in names if name in _INSIDE)
 
 
 def layers_at_once(plan: Plan, masks_on: bool, count: int) -> int:

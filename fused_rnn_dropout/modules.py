@@ -1,7 +1,10 @@
 """Drop-in ``LSTM`` and ``GRU``: torch.nn's modules with every dropout of the RNN literature as a keyword.
 
-Both derive from ``nn.RNNBase``, whose parameters, names and checks they keep, and never from ``nn.LSTM``, a subclass of
-which ``torch.compile(fullgraph=True)`` refuses inside a model.
+Both derive from ``nn.RNNBase``, whose parameters, names and checks they keep, and not from ``nn.LSTM``, a subclass of
+which ``torch.compile(fullgraph=True)`` refuses. :class:`NNLSTM` and :class:`NNGRU` are torch.nn's too, at that price.
+
+The constructors call ``nn.RNNBase.__init__`` by name: in a class that derives from nn.LSTM as well, ``super()`` is
+nn.LSTM, which puts the mode in front of its arguments once more.
 """
 
 from __future__ import annotations
@@ -17,6 +20,27 @@ from .held import Hold, Slot
 from .options import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
 from .rnn_base import RegularizedRNN
 from .sites import check_combination
+
+
+def _keep_order(cls: type, ours: type, theirs: type) -> None:
+    """Puts ``ours`` before torch.nn's class in the order in which a new subclass looks for its methods.
+
+    In ``class Mine(Theirs, LSTM)``, where Theirs is an nn.LSTM, Python would look at nn.LSTM first, whose forward knows
+    no site. With the class that derives from both in place of LSTM the order is Theirs, LSTM, nn.LSTM.
+
+    Raises:
+        TypeError: a class between ``ours`` and ``cls`` stands in the way.
+    """
+    order = cls.__mro__
+    if theirs not in order or order.index(ours) < order.index(theirs):
+        return
+    both = NNLSTM if ours is LSTM else NNGRU
+    if ours not in cls.__bases__:
+        raise TypeError(
+            f"{cls.__name__} would find nn.{theirs.__name__}'s forward before this package's: the class of its bases "
+            f"that derives from {ours.__name__} should derive from {both.__name__}"
+        )
+    cls.__bases__ = tuple(both if base is ours else base for base in cls.__bases__)
 
 
 class LSTM(RegularizedRNN):
@@ -47,6 +71,10 @@ class LSTM(RegularizedRNN):
         TypeError: an argument of the wrong type, such as another site's options object.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _keep_order(cls, LSTM, nn.LSTM)
+
     def __init__(
         self,
         input_size: int,
@@ -73,7 +101,8 @@ class LSTM(RegularizedRNN):
         backend: str | None = None,
         recompute: bool = False,
     ) -> None:
-        super().__init__(
+        nn.RNNBase.__init__(
+            self,
             "LSTM",
             input_size,
             hidden_size,
@@ -162,6 +191,10 @@ class GRU(RegularizedRNN):
         reset_after: False applies the reset gate before the product; computed by ``backend="reference"`` only.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _keep_order(cls, GRU, nn.GRU)
+
     def __init__(
         self,
         input_size: int,
@@ -194,8 +227,19 @@ class GRU(RegularizedRNN):
             check_combination("GRU", {"zoneout_c": Zoneout(0.0)}, num_layers=num_layers, proj_size=0)
         if unsupported:
             raise TypeError(f"GRU got an unexpected keyword argument {next(iter(unsupported))!r}")
-        super().__init__(
-            "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype
+        nn.RNNBase.__init__(
+            self,
+            "GRU",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            0,
+            device,
+            dtype,
         )
         sites = {
             "dropout": dropout,
@@ -251,6 +295,18 @@ class GRU(RegularizedRNN):
         if states[0].dim() != dims:
             kind = "batched 3-D" if batched else "unbatched 2-D"
             raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {states[0].dim()}-D tensor")
+
+
+class NNLSTM(LSTM, nn.LSTM):  # type: ignore[misc]
+    """An :class:`LSTM` that is an ``nn.LSTM`` too, for code that asks ``isinstance(module, nn.LSTM)``.
+
+    Its arguments, masks and kernels are those of :class:`LSTM`. The price: ``torch.compile`` breaks the graph at it, as
+    at every ``nn.LSTM``, and refuses it with ``fullgraph=True``. ``convert(model, nn_subclass=True)`` makes them.
+    """
+
+
+class NNGRU(GRU, nn.GRU):  # type: ignore[misc]
+    """A :class:`GRU` that is an ``nn.GRU`` too: see :class:`NNLSTM`."""
 
 
 def _layers_of(model: nn.Module, where: str) -> dict[str, RegularizedRNN]:
@@ -343,4 +399,4 @@ def _by_first_path(
     return given
 
 
-__all__ = ["GRU", "LSTM", "RegularizedRNN", "hold_masks", "mc_dropout"]
+__all__ = ["GRU", "LSTM", "NNGRU", "NNLSTM", "RegularizedRNN", "hold_masks", "mc_dropout"]

@@ -285,6 +285,21 @@ class Plan:
         return tuple(found)
 
 
+def acting_in_eval(plan: Plan) -> tuple[str, ...]:
+    """The configured sites that change what eval computes, so that torch.nn's LSTM or GRU would not compute the same.
+
+    Zoneout leaves its expectation there, and ``scale="paper"`` its scale, each at every step. Rates are no part of a
+    plan: at rate 0 such a site changes nothing yet, until ``set_rate`` says otherwise. With masks on (training,
+    ``mc``) every site acts.
+    """
+
+    def acts(name: str) -> bool:
+        spec = getattr(plan, name)
+        return isinstance(spec, Zoneout) or getattr(spec, "scale", None) == "paper"
+
+    return tuple(name for name in plan.names if acts(name))
+
+
 _warned: set[str] = set()
 
 
