@@ -14,7 +14,7 @@ from .introspect import explain, export_masks
 from .modules import GRU, LSTM, mc_dropout
 from .options import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
     "GRU",
