@@ -7,7 +7,12 @@
 ``state_dict``; :func:`convert` swaps them inside a model. ``docs/semantics.md`` says what each site computes.
 """
 
-from . import reference
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036  a checkout is imported whatever pyproject.toml says
+    raise ImportError(f"fused_rnn_dropout needs Python 3.10 or later, and {sys.executable} is {sys.version.split()[0]}")
+
+from . import library, reference  # noqa: F401  library first: it says what is wrong where it cannot be loaded
 from .arguments import draw_rng
 from .convert import convert, revert
 from .introspect import explain, export_masks
