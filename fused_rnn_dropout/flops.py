@@ -54,7 +54,13 @@ _FORMULAS: dict[Callable[[dict[str, Any]], int], tuple[str, ...]] = {
     _layer_backward: ("lstm_backward", "gru_backward"),
     _nothing: ("words", "dropout"),
 }
-_ONE_FAMILY = ("draw", "snapshot", "masked_weights", "masked_weights_backward")  # without products, nor a triton_ twin
+_ONE_FAMILY = (
+    "draw",
+    "held",
+    "snapshot",
+    "masked_weights",
+    "masked_weights_backward",
+)  # without products, nor a triton_ twin
 
 
 def _register(op: Any, formula: Callable[[dict[str, Any]], int]) -> None:
