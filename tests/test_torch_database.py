@@ -12,11 +12,11 @@ from torch.nn.utils.rnn import PackedSequence
 import fused_rnn_dropout as frd
 
 pytest.importorskip("expecttest", reason="the package expecttest, which torch's own tests import, is not installed")
-from torch.testing._internal.common_modules import ModuleInput, module_db
 
-# That import forbids this process to set the flags of torch.backends, as the bench's tests do and conftest.py does.
-assert hasattr(torch.backends, "__allow_nonbracketed_mutation_flag")  # of torch 2.10 to 2.14, and public nowhere
-setattr(torch.backends, "__allow_nonbracketed_mutation_flag", True)  # noqa: B010  in a class Python would mangle it
+with pytest.MonkeyPatch.context() as patch:
+    # torch's tests forbid their process to set the flags of torch.backends, which conftest.py and the bench set here.
+    patch.setattr(torch.backends, "disable_global_flags", lambda: None)
+    from torch.testing._internal.common_modules import ModuleInput, module_db
 
 BACKENDS = ("cpu", "reference")
 _INFOS = {info.module_cls: info for info in module_db if info.module_cls in (nn.LSTM, nn.GRU)}
