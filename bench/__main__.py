@@ -48,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of everything (default: float32)")
     made.add_argument("--tf32", action="store_true", help="on cuda, let everyone round float32 products to TF32")
     made.add_argument("--no-graphs", action="store_true", help="on cuda, leave replays of CUDA graphs out")
+    made.add_argument("--no-kernels", action="store_true", help="on cuda, do not count the kernels that are launched")
     made.add_argument("--quick", action="store_true", help="two tiny shapes and few rounds, to try it out")
     made.add_argument("--compiled", action="store_true", help="also the loop under torch.compile: minutes more")
     made.add_argument("--threads", type=int, default=2, help="threads of torch (default: 2)")
@@ -111,6 +112,7 @@ def settings(options: argparse.Namespace) -> Settings:
         dtype=options.dtype,
         tf32=options.tf32,
         graphs=not on_cpu and not options.no_graphs,
+        kernels=not on_cpu and not options.no_kernels,
     )
 
 
