@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn_dropout as frd
-from fused_rnn_dropout import cudnn, library
+from fused_rnn_dropout import cudnn_library, library
 
 from . import baselines
 from .loops import Loop, WeightDrop
@@ -154,8 +154,9 @@ def _flattened_needless(dtype: str) -> str | None:
     kind = getattr(torch, dtype)
     if baselines.flattens_itself(kind):
         return f"torch flattens weights in {dtype} itself"
-    there = torch.cuda.is_available() and not cudnn._takes(torch.empty(1, dtype=kind, device="cuda"), kind)
-    return f"cuDNN does not take {dtype} here" if there else None
+    if not torch.cuda.is_available():
+        return None  # whoever measures there says so
+    return cudnn_library.obstacle(torch.empty(1, dtype=kind, device="cuda"), kind, steps=1, parts=())
 
 
 def _never_flattened(dtype: str) -> str | None:

@@ -11,7 +11,7 @@ from . import reference
 from .arguments import draw_rng
 from .convert import convert, revert
 from .introspect import explain, export_masks
-from .modules import GRU, LSTM, mc_dropout
+from .modules import GRU, LSTM, hold_masks, mc_dropout
 from .options import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
 
 __version__ = "0.1.0"
@@ -29,6 +29,7 @@ __all__ = [
     "draw_rng",
     "explain",
     "export_masks",
+    "hold_masks",
     "mc_dropout",
     "reference",
     "revert",

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import fakes, library
+from . import fakes, library, recomputation
 from .fakes import NEEDS_BIAS, NEEDS_W_HH, NEEDS_W_HR, NEEDS_W_IH, NEEDS_X, SAVE_ALL, SAVE_STATES
 from .library import NAMESPACE, lib, register_fake
 
@@ -76,6 +76,7 @@ lib.define("draw(Tensor like) -> Tensor", tags=(torch.Tag.nondeterministic_seede
 
 
 def _draw(like: Tensor) -> Tensor:
+    recomputation.check_compiled(draw)
     return torch.empty(2, dtype=torch.int64, device=like.device).random_(-(2**63), None)
 
 

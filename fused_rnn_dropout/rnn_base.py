@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from . import functional, held
 from .arguments import Rng, check_backend
+from .layouts import check_dense, check_packed
 from .options import Spec, rate_of, with_rate
 from .sites import SITE, SITE_NAMES, SITES, Plan, check_combination, make_spec, threshold
 
@@ -202,16 +203,25 @@ class RegularizedRNN(nn.RNNBase):
     # ---------------------------------------------------------------------------------------------------------------
 
     def _call(
-        self, input: Tensor | PackedSequence, hx: Any, rng: Rng | None, example_ids: Tensor | None, step_offset: int
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any,
+        rng: Rng | None,
+        example_ids: Tensor | None,
+        step_offset: int | None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         self._update_flat_weights()
         states = self._states(hx)
+        for index, state in enumerate(states or ()):
+            check_dense("hx" if self.mode == "GRU" else f"hx[{index}]", state)
         if isinstance(input, PackedSequence):
+            check_packed(input)
             return self._call_packed(input, states, rng, example_ids, step_offset)
         if not isinstance(input, Tensor):
             raise TypeError(
                 f"input of a {self.mode} should be a Tensor or a PackedSequence, got {type(input).__name__}"
             )
+        check_dense(f"input of a {self.mode}", input)
         if input.dim() not in (2, 3):
             raise ValueError(f"{self.mode}: Expected input to be 2D or 3D, got {input.dim()}D instead")
         batched = input.dim() == 3
@@ -234,7 +244,7 @@ class RegularizedRNN(nn.RNNBase):
         states: tuple[Tensor, ...] | None,
         rng: Rng | None,
         example_ids: Tensor | None,
-        step_offset: int,
+        step_offset: int | None,
     ) -> tuple[PackedSequence, tuple[Tensor, ...]]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
         self.check_input(data, batch_sizes)
@@ -249,12 +259,13 @@ class RegularizedRNN(nn.RNNBase):
         sorted_indices: Tensor | None,
         rng: Rng | None,
         example_ids: Tensor | None,
-        step_offset: int,
+        step_offset: int | None,
     ) -> tuple[Tensor, ...]:
         run = functional.lstm if self.mode == "LSTM" else functional.gru
         hx: Any = states if self.mode == "LSTM" or states is None else states[0]
         weights: Any = self._flat_weights
-        return run(
+        turn = held.begin(self, rng, step_offset, x.size(0) if batch_sizes is None else batch_sizes.size(0))
+        results = run(
             x,
             hx,
             weights,
@@ -266,12 +277,14 @@ class RegularizedRNN(nn.RNNBase):
             masks_on=self.masks_on,
             batch_sizes=batch_sizes,
             sorted_indices=sorted_indices,
-            rng=rng,
+            rng=turn.rng,
             example_ids=example_ids,
-            step_offset=step_offset,
+            step_offset=turn.step_offset,
             backend=self.backend,
             recompute=self.recompute,
         )
+        turn.end(results)
+        return results
 
     def _states(self, hx: Any) -> tuple[Tensor, ...] | None:
         raise NotImplementedError

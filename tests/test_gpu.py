@@ -18,7 +18,6 @@ import test_cuda_kernels
 import torch
 from grids import (
     CELLS,
-    TOLERANCE,
     all_sites,
     assert_equal,
     assert_same,
@@ -33,10 +32,11 @@ from grids import (
     tolerance,
 )
 from test_cuda_kernels import ALTERNATING, OPS, on, replayed
+from test_cudnn import cudnn_tolerance
 from torch import Tensor, nn
 
 import fused_rnn_dropout as frd
-from fused_rnn_dropout import cudnn
+from fused_rnn_dropout import cudnn_library
 from fused_rnn_dropout.sites import stream, threshold
 
 pytestmark = [
@@ -54,10 +54,6 @@ def sites_of(cell: str, schedule: str) -> dict[str, Any]:
     """Sites with which that schedule runs."""
     return all_sites(cell) if schedule == "alternating" else {**WEIGHT, "input_dropout": 0.2, "output_dropout": 0.3}
 
-
-OF_CUDNN = {dtype: 5 * ours for dtype, ours in TOLERANCE.items()}
-"""Of what cuDNN computed. For few units it takes kernels of its own, which need not sum and squash as torch does:
-torch's tests allow them 5e-5 in float32, which is five times what is allowed between our own backends."""
 
 both_schedules = pytest.mark.parametrize("schedule", ["alternating", "cuDNN"])
 every_cell = pytest.mark.parametrize("cell", CELLS)
@@ -145,7 +141,7 @@ def test_everything_runs_on_the_callers_stream(device: torch.device, cell: str, 
         torch.cuda.synchronize()
     else:
         got = run(other, lambda: None)
-    assert_same(got, want, TOLERANCE[torch.float32])
+    assert_same(got, want, cudnn_tolerance(torch.float32, rnn, T))
 
 
 @both_schedules
@@ -183,7 +179,8 @@ def test_replays_draw_masks_of_their_own(device: torch.device, cell: str, schedu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("sites", [{}, WEIGHT, ALTERNATING], ids=["none", "weight", "zoneout_h"])
 @every_cell
-def test_autocast_gives_the_dtypes_of_torch(cell: str, sites: dict[str, Any], dtype: torch.dtype) -> None:
+def test_autocast_gives_its_dtype(cell: str, sites: dict[str, Any], dtype: torch.dtype) -> None:
+    """As torch's layers on cuDNN do in float16. In bfloat16 those return float16, which docs/semantics.md is about."""
     rnn = module(cell, sites, backend="cuda", device="cuda", dtype=torch.float32)
     kwargs = {"proj_size": rnn.proj_size} if rnn.proj_size else {}
     plain = getattr(nn, name_of(cell))(6, 19, 2, bidirectional=True, device="cuda", **kwargs)
@@ -191,9 +188,11 @@ def test_autocast_gives_the_dtypes_of_torch(cell: str, sites: dict[str, Any], dt
     x = torch.randn(T, B, 6, device="cuda", requires_grad=True)
     with torch.autocast("cuda", dtype=dtype):
         got, want = call(rnn, x, None), call(plain, x, None)
-    assert {name: value.dtype for name, value in got.items()} == {name: value.dtype for name, value in want.items()}
+    assert all(value.dtype == dtype for value in got.values())
+    if dtype == torch.float16:
+        assert all(value.dtype == dtype for value in want.values())
     if not sites:
-        assert_same(got, want, tolerance(dtype, 2 * T))
+        assert_same(got, want, 2 * cudnn_tolerance(dtype, rnn, T))
     got["out"].float().sum().backward()
     assert x.grad is not None and x.grad.dtype == torch.float32
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in rnn.parameters())
@@ -216,10 +215,11 @@ def test_without_sites_both_schedules_are_torchs_layers(
         warnings.filterwarnings("error", message=".*single contiguous chunk.*")
         want = measure(plain, x, states)
         running(rnn, x, "cuDNN")
-        assert_same(measure(rnn, x, states), want, OF_CUDNN[dtype])
-        monkeypatch.setattr(cudnn, "_takes", lambda *_: False)
+        within = cudnn_tolerance(dtype, rnn, T)
+        assert_same(measure(rnn, x, states), want, within)
+        monkeypatch.setattr(cudnn_library, "obstacle", lambda *_: "the test keeps it away")
         running(rnn, x, "alternating")
-        assert_same(measure(rnn, x, states), want, OF_CUDNN[dtype])
+        assert_same(measure(rnn, x, states), want, within)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -268,7 +268,7 @@ def test_another_device_than_the_current_one(cell: str, schedule: str) -> None:
         assert all(value.device == x.device for value in got.values())
         found.append({name: value.cpu() for name, value in got.items()})
     assert torch.cuda.current_device() == 0
-    assert_same(found[1], found[0], TOLERANCE[torch.float32])
+    assert_same(found[1], found[0], cudnn_tolerance(torch.float32, rnn, T))
 
 
 # --------------------------------------------------------------------------------------------------------------------

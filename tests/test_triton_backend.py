@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -315,6 +316,50 @@ def test_precision_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
             schedules.precision(torch.float32)
     finally:
         matmul.fp32_precision = before
+
+
+def test_precision_on_rocm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton does not compile what the device lacks, whatever torch is set to."""
+    monkeypatch.delenv("FRD_TRITON_PRECISION", raising=False)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"
+        for arch, found in (("gfx942:sramecc+:xnack-", "tf32"), ("gfx90a", "ieee"), ("gfx950", "ieee")):
+            device = types.SimpleNamespace(gcnArchName=arch)
+            monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, device=device: device)
+            monkeypatch.delenv("FRD_TRITON_PRECISION", raising=False)
+            assert schedules.precision(torch.float32) == found
+            monkeypatch.setenv("FRD_TRITON_PRECISION", "ieee")
+            assert schedules.precision(torch.float32) == "ieee"
+            monkeypatch.setenv("FRD_TRITON_PRECISION", "tf32x3")
+            with pytest.raises(ValueError, match="FRD_TRITON_PRECISION asks for tf32x3, .* not have on ROCm"):
+                schedules.precision(torch.float32)
+            monkeypatch.setenv("FRD_TRITON_PRECISION", "tf32")
+            if found == "tf32":
+                assert schedules.precision(torch.float32) == "tf32"
+                continue
+            with pytest.raises(ValueError, match="FRD_TRITON_PRECISION asks for tf32, .* gfx942 alone"):
+                schedules.precision(torch.float32)
+    finally:
+        matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("hip", [None, "7.0"], ids=["cuda", "rocm"])
+def test_products_of_mixed_dtypes(hip: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch where it has them; on ROCm it raises, and the operands are widened before."""
+    from fused_rnn_dropout.triton.products import product
+
+    seen: list[tuple[torch.dtype, bool]] = []
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch, "mm", lambda a, b, **given: seen.append((a.dtype, "out_dtype" in given)))
+    a, b = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((2, 3), (3, 4)))
+    product(a, b, torch.empty(2, 4, dtype=torch.float32, device="meta"))
+    product(a, b, torch.empty(2, 4, dtype=torch.bfloat16, device="meta"))
+    mixed = (torch.bfloat16, True) if hip is None else (torch.float32, False)
+    assert seen == [mixed, (torch.bfloat16, False)]
 
 
 def kept_bytes(rnn: nn.Module, x: Tensor, states: tuple[Tensor, ...]) -> int:
