@@ -75,9 +75,10 @@ def parser() -> argparse.ArgumentParser:
     least.add_argument("--cells", type=_choice("cell", _CELLS), default=_CELLS)
     least.add_argument("--dtypes", type=_choice("dtype", tuple(floor.BYTES)), default=tuple(floor.BYTES))
     whole = commands.add_parser("gpu-report", help="one page of tests and results; scripts/gpu.sh calls it")
-    whole.add_argument("--tests", type=Path, required=True, help="what pytest --junitxml wrote")
+    whole.add_argument("--tests", type=Path, action="append", default=[], help="what pytest --junitxml wrote")
     whole.add_argument("--results", type=Path, action="append", default=[], help="a result, once for each")
-    whole.add_argument("--failed", nargs=2, action="append", default=[], metavar=("STEP", "LOG"))
+    of_step = ("NAME", "STATUS", "SECONDS", "LOG")
+    whole.add_argument("--step", nargs=4, action="append", default=[], metavar=of_step, help="a step that ran")
     whole.add_argument("--output", type=Path, default=Path("gpu-report.md"))
     return made
 
@@ -131,7 +132,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             text = floor.page(options.cells, chosen_shapes, options.dtypes)
             floor.into(text, options.page) if options.page else print(text)
         elif options.command == "gpu-report":
-            good = gpu_report.write(options.tests, options.results, options.failed, options.output)
+            steps = [
+                gpu_report.Step(name, int(status), int(took), Path(log)) for name, status, took, log in options.step
+            ]
+            good = gpu_report.write(steps, options.tests, options.results, options.output)
             print(f"wrote {options.output}: {'nothing failed' if good else 'SOMETHING FAILED, it says what'}")
             return 0 if good else 1
         elif options.command == "profile":

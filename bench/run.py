@@ -48,6 +48,10 @@ class Settings(NamedTuple):
         dtype = DTYPES[contender.dtype or self.dtype]
         return runner(contender.build(cell, shape), shape, task, self.device, padded, dtype)
 
+    def module(self, contender: Contender, cell: str, shape: Shape) -> torch.nn.Module:
+        """What :meth:`runner` calls."""
+        return contender.build(cell, shape).to(self.device, DTYPES[contender.dtype or self.dtype])
+
 
 class Progress:
     """A line on stderr that says what runs; on what is no terminal, one line for each group."""
@@ -141,9 +145,8 @@ def _kernels(settings: Settings, cell: str, shape: Shape, tick: Callable[[str], 
         if failed:  # which is in the record of the timings too
             found.append(entry | {"unknown": failed[contender.name]})
             continue
-        module = contender.build(cell, shape).to(settings.device, DTYPES[contender.dtype or settings.dtype])
         if contender.name.startswith("torch"):
-            entry["one_piece"] = baselines.in_one_piece(module)
+            entry["one_piece"] = baselines.in_one_piece(settings.module(contender, cell, shape))
         try:
             counts = paths.launched(runs[contender.name])
         except RuntimeError as error:  # a machine may keep its counters from us; the timings do not need them

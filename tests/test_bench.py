@@ -297,6 +297,7 @@ def test_the_way_of_a_run_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         return runner(contender.build(cell, shape), shape, task, dtype=dtype, **kwargs)
 
     monkeypatch.setattr(run.Settings, "runner", on_the_cpu)
+    monkeypatch.setattr(run.Settings, "module", lambda _, contender, cell, shape: contender.build(cell, shape))
     monkeypatch.setattr(run, "sgemm", lambda *_, **__: {"best": 1.0, "products": {}})
     monkeypatch.setattr(gpu, "check", lambda _: None)
     monkeypatch.setattr(gpu, "products", lambda *asked: products.append(asked))
