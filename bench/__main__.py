@@ -79,7 +79,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--results", type=Path, action="append", default=[], help="a result, once for each")
     of_step = ("NAME", "STATUS", "SECONDS", "LOG")
     whole.add_argument("--step", nargs=4, action="append", default=[], metavar=of_step, help="a step that ran")
-    whole.add_argument("--output", type=Path, default=Path("gpu-report.md"))
+    whole.add_argument("--output", type=Path, default=Path("build/gpu/report.md"))
     return made
 
 

@@ -389,14 +389,18 @@ def test_the_profilers_events_are_what_is_counted(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_cudnn_is_kept_from_tf32_in_float32_alone(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", None)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
-    gpu.products(dtype, False)
-    assert torch.backends.cudnn.allow_tf32 == (dtype != "float32")
-    assert not torch.backends.cuda.matmul.allow_tf32
-    if dtype == "float32":
-        gpu.products(dtype, True)
-        assert torch.backends.cudnn.allow_tf32 and torch.backends.cuda.matmul.allow_tf32
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", dtype == "float32")  # the wrong one
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32  # monkeypatch cannot put it back: it would delete what the object makes up
+    try:
+        gpu.products(dtype, False)
+        assert torch.backends.cudnn.allow_tf32 == (dtype != "float32")
+        assert not matmul.allow_tf32
+        if dtype == "float32":
+            gpu.products(dtype, True)
+            assert torch.backends.cudnn.allow_tf32 and matmul.allow_tf32
+    finally:
+        matmul.allow_tf32 = before
 
 
 def test_baselines_of_torch_by_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -420,6 +424,7 @@ def test_flattening_asks_for_what_torchs_modules_ask_for(
     calls: list[Any] = []
     rnn = nn.LSTM(4, 6, **options)
     monkeypatch.setattr(torch, "_cudnn_rnn_flatten_weight", lambda *args: calls.append(args))
+    monkeypatch.setattr(baselines.cudnn_rnn, "get_cudnn_mode", {"LSTM": 2}.get)  # torch for a CPU has no numbers
     baselines.flatten(rnn)
     each = (4 if options.get("bias", True) else 2) + (1 if options.get("proj_size") else 0)
     ((weights, *others),) = calls
