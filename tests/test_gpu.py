@@ -6,8 +6,11 @@ A test that can run on the host does, by the shim, so that its body is tried whe
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -273,6 +276,21 @@ def test_another_device_than_the_current_one(cell: str, schedule: str) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def alone_on_the_device(device: torch.device) -> Iterator[None]:
+    """One such test at a time, whatever the number of processes; its memory goes back to the device at the end."""
+    with open(Path(tempfile.gettempdir()) / "fused-rnn-dropout-large.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def large(test: Any) -> Any:
+    """Marks a test that fills gigabytes of a device."""
+    return pytest.mark.gpu_large(pytest.mark.usefixtures("alone_on_the_device")(test))
+
+
 def room(device: torch.device, gibibytes: float) -> None:
     """Skips where the device has less memory free."""
     if device.type == "cuda" and torch.cuda.mem_get_info()[0] < gibibytes * 2**30:
@@ -283,6 +301,7 @@ def last_rows(batch: int, device: torch.device) -> Tensor:
     return torch.tensor([0, batch // 2, batch - 2, batch - 1], device=device)
 
 
+@large
 def test_dropout_of_a_large_tensor(device: torch.device) -> None:
     """Its last rows are what they are alone."""
     room(device, 16)
@@ -302,6 +321,7 @@ def test_dropout_of_a_large_tensor(device: torch.device) -> None:
         del got
 
 
+@large
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 def test_a_layer_with_large_tensors(device: torch.device, cell: str) -> None:
     """Rows of the batch do not touch each other: the last ones are what they are in a batch of their own."""

@@ -458,3 +458,21 @@ def test_budgets_hold(case: str) -> None:
     done = subprocess.run(script, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "hip:gfx942" in done.stdout and "cuda:120" in done.stdout
+
+
+def test_the_release_of_triton_picks_its_budgets() -> None:
+    """A bug fix release has the table of its minor version; of a release without one a sentence says so."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    code = """if True:
+        import sys
+        sys.path[:0] = ["scripts", "."]
+        from compile_triton import choose_table
+        tables = {release: {"brought_by": f"torch of {release}"} for release in ("3.6", "3.10")}
+        print(choose_table(tables, "3.10.1")["brought_by"])
+        choose_table(tables, "3.1.0")
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.stdout == "torch of 3.10\n" and done.returncode == 1
+    there = "it has 3.6 (torch of 3.6), 3.10 (torch of 3.10)"
+    assert done.stderr.startswith("error: triton_budgets.json has no table for Triton 3.1.0; " + there)
+    assert done.stderr.count("\n") == 1
