@@ -38,7 +38,7 @@ RATES: dict[str, float] = {
 
 
 def of_torch(theirs: nn.Module, *args: Any) -> Any:
-    """What a layer of torch.nn gives; skips where torch itself cannot run it, as bfloat16 by oneDNN on an older processor."""
+    """What a layer of torch.nn gives; skips where oneDNN cannot, as in bfloat16 on an older processor."""
     try:
         return theirs(*args)
     except RuntimeError as error:
