@@ -5,6 +5,9 @@ They use LibTorch's stable ABI and Python's limited API, so one wheel serves eve
 whichever torch it was built against. No -march flag is given for the same reason: the CPU kernels choose among their
 instruction sets at run time.
 
+What stands in the way is said in one sentence, before anything is compiled: _build/checks.py. Which torch is built
+against is _build/backend.py's rule.
+
 Environment:
     FRD_CUDA: 1 fails where the GPU's library cannot be built, 0 leaves it out; unset, it is built where it can be.
     TORCH_CUDA_ARCH_LIST: the architectures it is built for; by default those of CUDA_ARCHITECTURES.
@@ -18,18 +21,26 @@ import shlex
 import subprocess
 import sys
 from glob import glob
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from setuptools import setup
+import setuptools
+
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "_build"))
+import checks
+import readme
 
 TORCH_TARGET = "0x020a000000000000"  # use only what torch 2.10 has
 WHEEL_TAG = "cp310"  # with abi3: this CPython and every later one
 CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
 
+def say(text: str) -> None:
+    """For whoever watches the build: pip shows it with -v, ``python -m build`` always."""
+    print(f"fused_rnn_dropout: {text}", file=sys.stderr, flush=True)
+
+
 def compiler_flags() -> list[str]:
-    if sys.platform == "win32":
-        return ["/std:c++20", "/O2", "/permissive-", "/Zc:__cplusplus", f"/DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     # -g0: Python's own flags ask for debug information, which would make up most of the library.
     flags = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", f"-DTORCH_TARGET_VERSION={TORCH_TARGET}"]
     # Vectors wider than the baseline's registers are never passed between libraries, and gcc 12 takes its own
@@ -78,6 +89,7 @@ def cuda_extensions(extra: list[str]) -> list:
     if wish not in ("", "0", "1"):
         raise SystemExit(f"FRD_CUDA should be 0 or 1, got {wish!r}")
     if wish == "0":
+        say("the GPU's library is left out: FRD_CUDA=0")
         return []
     major = (torch.version.cuda or "").split(".")[0]
     toolkit = cuda_toolkit(major)
@@ -85,7 +97,7 @@ def cuda_extensions(extra: list[str]) -> list:
     if obstacle:
         if wish == "1":
             raise SystemExit(f"FRD_CUDA=1, but {obstacle}")
-        print(f"building without the GPU's library: {obstacle}")
+        say(f"the GPU's library is left out: {obstacle}")
         return []
     cpp_extension.CUDA_HOME = str(toolkit)
     if not torch.cuda.is_available():
@@ -103,7 +115,8 @@ def cuda_extensions(extra: list[str]) -> list:
         },
         extra_link_args=[f"-l:libcudart.so.{major}", *extra],
     )
-    extension.libraries.remove("cudart")  # pip's toolkit has no libcudart.so without a version
+    # pip's toolkit has no libcudart.so without a version. Whether torch asks for it at all is torch's own affair.
+    extension.libraries = [name for name in extension.libraries if name != "cudart"]
     return [extension]
 
 
@@ -125,13 +138,27 @@ def extensions() -> list:
 
 
 def build_arguments() -> dict:
+    if problem := checks.setuptools(setuptools.__version__):
+        raise SystemExit(f"error: {problem}")
     # An sdist and the metadata need no compiler and no torch, so making them must not fetch one.
     if sys.argv[1:2] in (["sdist"], ["egg_info"], ["dist_info"]):
         return {}
+    try:
+        torch_version = version("torch")
+    except PackageNotFoundError:
+        torch_version = None
+    if problem := checks.first_problem(torch_version):
+        raise SystemExit(f"error: {problem}")
+    if remark := checks.untried():
+        say(remark)
+    import torch
     from torch.utils.cpp_extension import BuildExtension
 
+    say(f"built against torch {torch.__version__} in {Path(torch.__file__).parent}")
+    libraries = extensions()
+    say("libraries: " + ", ".join(extension.name for extension in libraries))
     return {
-        "ext_modules": extensions(),
+        "ext_modules": libraries,
         "cmdclass": {"build_ext": BuildExtension},
         "options": {
             "bdist_wheel": {"py_limited_api": WHEEL_TAG},
@@ -142,4 +169,8 @@ def build_arguments() -> dict:
     }
 
 
-setup(**build_arguments())
+setuptools.setup(
+    long_description=readme.description(Path("README.md").read_text("utf-8")),
+    long_description_content_type="text/markdown",
+    **build_arguments(),
+)

@@ -1,40 +1,46 @@
 """setuptools' build backend, made to build against the torch that is already installed.
 
-pip builds in an environment of its own, which hides the installed torch. Listing torch among the build's requirements
-would bring it back, but as a fresh download for every build: gigabytes, and perhaps another version than the one the
-package will run with. So this backend looks for torch where the package is about to be installed, and asks for a
-download only where there is none that will do.
+One rule for pip, ``python -m build`` and uv, isolated or not: the build uses the torch of the environment that it is
+started from, and fetches one only where that environment has none. Listing torch among the build's requirements would
+mean a fresh download for every build: gigabytes, and perhaps another version than the one the package will run with.
 """
 
-import site
 import sys
-from importlib.metadata import distributions
+from pathlib import Path
 
+import setuptools
 from setuptools.build_meta import *  # noqa: F403  the hooks of PEP 517 and PEP 660
 
-OLDEST_TORCH = (2, 10)
+sys.path.insert(0, str(Path(__file__).parent))  # uv gives a relative folder, which build_meta takes away
+from outside import REQUIREMENT, started_from, supported, torch_in
 
+_NOT_SEEN = (
+    "fused_rnn_dropout is built against the torch that is installed, and this build's own environment, {prefix}, hides "
+    "it: install setuptools>=77, ninja and wheel beside that torch and build with `python -m build --no-isolation`, "
+    "`pip install --no-build-isolation .` or `uv pip install --no-build-isolation .`"
+)
 
-def _has_torch(path: list[str]) -> bool:
-    """Whether a torch that the package supports is installed in one of the folders of ``path``."""
-    found = next(distributions(name="torch", path=path), None)
-    return found is not None and tuple(int(part) for part in found.version.split(".")[:2]) >= OLDEST_TORCH
-
-
-def _site_folders() -> list[str]:
-    """Where packages of this interpreter lie; of the virtual environment first, if there is one."""
-    folders = site.getsitepackages()
-    if sys.prefix == sys.base_prefix:  # no virtual environment: `pip install --user` has its own folder
-        folders.append(site.getusersitepackages())
-    return folders
-
-
-if not _has_torch(sys.path) and _has_torch(_site_folders()):
-    sys.path.extend(_site_folders())  # at the end: the build environment's own setuptools stays in front
+_environment = None
+if not supported(torch_in(sys.path)):
+    # pip keeps the requirements of a build in a folder of their own, the others in the environment that they make.
+    _environment = started_from(throwaway=Path(sys.prefix) in Path(setuptools.__file__).parents)
+    if _environment is not None and supported(_environment.torch):
+        # At the end: the build's own setuptools stays in front.
+        sys.path.extend(folder for folder in _environment.path if folder not in sys.path)
 
 
 def get_requires_for_build_wheel(config_settings=None):
-    return [] if _has_torch(sys.path) else ["torch>=" + ".".join(map(str, OLDEST_TORCH))]
+    if supported(torch_in(sys.path)):
+        return []
+    if _environment is None:
+        raise SystemExit(_NOT_SEEN.format(prefix=sys.prefix))
+    if _environment.torch is not None:
+        raise SystemExit(
+            f"fused_rnn_dropout needs {REQUIREMENT}, and {_environment.python}, which it is built for, has torch "
+            f"{_environment.torch}: upgrade that first"
+        )
+    print(f"fused_rnn_dropout: {_environment.python} has no torch, so that the build fetches one", flush=True)
+    return [REQUIREMENT]
 
 
 def get_requires_for_build_sdist(config_settings=None):

@@ -44,11 +44,21 @@ class Work(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A cell on a shape, with values of ``e`` bytes."""
+    """A cell on a shape, with values of ``e`` bytes.
+
+    ``states_apart``: whether h is stored beside the output, since backward cannot read it from there: with
+    ``Zoneout(output="unzoned")`` on h, and for a GRU with cell dropout, which the sites above are not.
+    """
 
     cell: str
     shape: Shape
     e: int
+    states_apart: bool = False
+
+    @property
+    def stored_state(self) -> int:
+        """Bytes that a step stores of a unit's h beside the output."""
+        return self.e if self.states_apart else 0
 
     @property
     def gates(self) -> int:
@@ -93,7 +103,7 @@ class Layer(NamedTuple):
 
     @property
     def kept(self) -> int:
-        """Bytes kept for backward beside the input and the output, which is the h that backward reads."""
+        """Bytes kept for backward beside the input and h, which is the output or, ``states_apart``, takes its place."""
         wide = 4 * self.e + (STATE if self.cell == "LSTM" else 0)  # gates and c; r, z, n and u
         return self.rows * self.shape.units * wide
 
@@ -161,8 +171,9 @@ def alternating(layer: Layer) -> tuple[list[Work], list[Work]]:
     shape, e, s = layer.shape, layer.e, STATE
     N, B, I, H, G, sizes = layer.rows, shape.batch, shape.inputs, shape.units, layer.gates, layer.sizes()
     lstm = layer.cell == "LSTM"
+    more = layer.stored_state
     # LSTM: W x, U h, c twice, h twice, a byte of masks, the operand, out, gates. GRU: the same without c, and u.
-    forward = 8 * e + 4 * s + 1 + 2 * e + 4 * e if lstm else 6 * e + 2 * s + 1 + 2 * e + 4 * e
+    forward = more + (8 * e + 4 * s + 1 + 2 * e + 4 * e if lstm else 6 * e + 2 * s + 1 + 2 * e + 4 * e)
     backward = 2 * e + 4 * s + 4 * e + s + 1 + 4 * e if lstm else 2 * e + 2 * s + 5 * e + 1 + 4 * e
     far = (4 * e + 4 * e + s + e, e + 4 * e + s + 4 * e) if lstm else (3 * e + 4 * e + e, e + 5 * e + 4 * e)
     first = [
@@ -171,7 +182,7 @@ def alternating(layer: Layer) -> tuple[list[Work], list[Work]]:
         _product(layer, "W x", N, I, G * H),
         _kernel("first_operand", B * H, s + 1 + e, 0),
         *_steps(layer, sizes, "U h", H, G * H, e),
-        *_pointwise(sizes, H, "step", forward, far[0], 2 * G * s),
+        *_pointwise(sizes, H, "step", forward, far[0] + more, 2 * G * s),
     ]
     sums = 2 if N > COLUMN_SUM_ROWS else 1  # the second pass sums what the blocks of the first one leave
     columns = (4 * H,) if lstm else (2 * H, H, 3 * H)
@@ -182,7 +193,8 @@ def alternating(layer: Layer) -> tuple[list[Work], list[Work]]:
         _kernel("operand", N * H / layer.pieces, 2 * e + 1, 2 * e, layer.pieces),
         *_steps(layer, sizes, "through U", G * H, H, e),
         *_pointwise(sizes, H, "step", backward, far[1]),
-        *[_kernel("leave", B * H, 2 * s + e + 1, 0)] * (2 if lstm else 1),
+        _kernel("leave", B * H, 2 * s + e + 1, 0),
+        *([_kernel("leave", B * H, 2 * s + 1, 0)] if lstm else []),  # of c, which no product read
         *_gradients(layer),
         _kernel("masked_weight", G * H * H, 2 * e, e),
         *[_kernel("column_sums", N * width, e, e) for width in columns],
@@ -232,14 +244,17 @@ def _input_products(layer: Layer) -> list[Work]:
 def _triton(layer: Layer, steps: tuple[list[Work], list[Work]]) -> tuple[list[Work], list[Work]]:
     """What both schedules of Triton's share, around their steps."""
     e, s, H = layer.e, STATE, layer.shape.units
-    state, states = layer.shape.batch * H, 2 if layer.cell == "LSTM" else 1
+    state, lstm = layer.shape.batch * H, layer.cell == "LSTM"
     around = [*_sites_around(layer, layer.runs), *_triton_once(layer)]
-    first = [*around, *[_kernel("enter", state, 2 * s + e, 0)] * states, *_input_products(layer), *steps[0]]
+    # Of c neither is what a product reads written, nor the gradient of that read.
+    enters = [*([_kernel("enter", state, 2 * s, 0)] if lstm else []), _kernel("enter", state, 2 * s + e, 0)]
+    leaves = [_kernel("leave", state, 3 * s, 0), *([_kernel("leave", state, 2 * s, 0)] if lstm else [])]
+    first = [*around, *enters, *_input_products(layer), *steps[0]]
     last = [
         *around,
         _kernel("operands", layer.rows * H / layer.runs, 2 * e, 2 * e, layer.runs),
         *steps[1],
-        *[_kernel("leave", state, 3 * s, 0)] * states,
+        *leaves,
         *_gradients(layer, out=s),
         _kernel("mask_weight", layer.gates * H * H, s + e, s + e),
     ]
@@ -250,10 +265,14 @@ def triton_alternating(layer: Layer) -> tuple[list[Work], list[Work]]:
     """Triton's step kernels between torch's products, which write sums of the state's type."""
     e, s, H, G, sizes = layer.e, STATE, layer.shape.units, layer.gates, layer.sizes()
     lstm = layer.cell == "LSTM"
-    forward = 8 * s + 4 * s + 2 * e + 4 * e + s if lstm else 6 * s + 2 * s + 2 * e + 4 * e
+    more = layer.stored_state
+    forward = more + (8 * s + 4 * s + 2 * e + 4 * e + s if lstm else 6 * s + 2 * s + 2 * e + 4 * e)
     backward = s + e + 4 * s + 4 * e + s + 4 * e if lstm else s + e + 2 * s + 5 * e + 4 * e
     far = (4 * s + 4 * e + s + e, e + 4 * e + s + 4 * e) if lstm else (3 * s + 4 * e + e, e + 5 * e + 4 * e)
-    first = [*_steps(layer, sizes, "U h", H, G * H, s), *_pointwise(sizes, H, "step", forward, far[0], 2 * G * s)]
+    first = [
+        *_steps(layer, sizes, "U h", H, G * H, s),
+        *_pointwise(sizes, H, "step", forward, far[0] + more, 2 * G * s),
+    ]
     last = [*_steps(layer, sizes, "through U", G * H, H, s), *_pointwise(sizes, H, "step", backward, far[1])]
     return _triton(layer, (first, last))
 
@@ -262,7 +281,8 @@ def triton_sequence(layer: Layer) -> tuple[list[Work], list[Work]]:
     """Triton's whole-sequence kernels: a program does all steps of 16 rows, and reads all of U at each of them."""
     e, s, H, G = layer.e, STATE, layer.shape.units, layer.gates
     lstm, programs, steps = layer.cell == "LSTM", -(-layer.shape.batch // TILE_ROWS), len(layer.sizes())
-    forward = 4 * s + 4 * s + 2 * e + 4 * e + s if lstm else 3 * s + 2 * s + 2 * e + 4 * e
+    more = layer.stored_state
+    forward = more + (4 * s + 4 * s + 2 * e + 4 * e + s if lstm else 3 * s + 2 * s + 2 * e + 4 * e)
     backward = e + 4 * s + 4 * e + s + 4 * e if lstm else e + 2 * s + 5 * e + 4 * e
     far = (4 * s + 4 * e + s + e, e + 4 * e + s + 4 * e) if lstm else (3 * s + 4 * e + e, e + 5 * e + 4 * e)
 
@@ -276,7 +296,10 @@ def triton_sequence(layer: Layer) -> tuple[list[Work], list[Work]]:
     last_product = Work("through U", True, 1, 2.0 * layer.shape.batch * G * H * H, layer.recurrent_weight, 0)
     return _triton(
         layer,
-        ([whole("all steps", forward, far[0], layer.chunks)], [whole("all steps", backward, far[1], 1), last_product]),
+        (
+            [whole("all steps", forward, far[0] + more, layer.chunks)],
+            [whole("all steps", backward, far[1], 1), last_product],
+        ),
     )
 
 

@@ -6,18 +6,24 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .diagnosis import older, why
+
 try:
-    from . import _C
+    if older(torch.__version__):
+        raise ImportError("torch is too old")
+    _spec = importlib.util.find_spec(f"{__package__}._C")
+    # An editable install of another checkout offers its own library for every package of this name.
+    if _spec is None or Path(str(_spec.origin)).parent.resolve() != Path(__file__).parent.resolve():
+        raise ImportError("no library beside the sources")
+    _C = importlib.import_module(f"{__package__}._C")
 except ImportError as error:
-    raise ImportError(
-        f"the compiled library fused_rnn_dropout._C cannot be loaded ({error}). Python is importing the package from "
-        f"{__file__}: where that is a checkout, build it there with `pip install -e .`; it needs torch 2.10 or later"
-    ) from error
+    raise ImportError(why(error, Path(__file__).parent, torch.__version__)) from error
 
 NAMESPACE = "fused_rnn_dropout"
 lib = torch.library.Library(NAMESPACE, "FRAGMENT")

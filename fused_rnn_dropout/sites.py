@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -152,6 +153,14 @@ def make_spec(name: str, value: Any) -> Spec:
 def threshold(rate: float) -> int:
     """P = round(rate * 2**32): an element is dropped (zoneout: keeps its old value) iff its 32-bit word < P."""
     return round(rate * 2**32)
+
+
+def bad_threshold(thresholds: Sequence[int]) -> str | None:
+    """What is wrong with the numbers of a tensor of thresholds, by site; None where nothing is."""
+    for name, value in zip(SITE_NAMES, thresholds, strict=True):
+        if not 0 <= value <= 2**32:
+            return f"thresholds must be in [0, 2^32], got {value} for {name}, whose rate must be in [0, 1]"
+    return None
 
 
 def keep_scale(p_threshold: int) -> float:

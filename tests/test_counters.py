@@ -361,7 +361,7 @@ def constants(prefix: str) -> dict[str, int]:
 
 def test_cpp_header_has_the_same_counters():
     assert constants("KIND_") == KIND
-    assert constants("(?=SEQ|DOMAIN)") == {"SEQ": SEQ, "DOMAIN": DOMAIN}
+    assert constants("(?=SEQ|RNG_DOMAIN)") == {"SEQ": SEQ, "RNG_DOMAIN": DOMAIN}
     names = {"ZONEOUT_C": "zoneout_c", "ZONEOUT_H": "zoneout_h", "UPDATE": "update_dropout", "CELL": "cell_dropout"}
     for kind in ("STATE", "STATE_SEQUENCE"):
         of_site = {name: KINDS[KIND[kind]].words.index(site) for name, site in names.items()}
@@ -371,4 +371,6 @@ def test_cpp_header_has_the_same_counters():
 def test_cpp_header_has_the_same_sites_and_flags():
     assert constants("SITE_") == {name.upper(): index for index, name in enumerate(SITE_NAMES)}
     assert constants("(?=NUM_SITES)") == {"NUM_SITES": len(SITE_NAMES)}
+    names = re.search(r"SITE_NAMES\[NUM_SITES\] = {(.*?)}", (CORE / "flags.h").read_text(), re.DOTALL)
+    assert names and tuple(re.findall(r'"(\w+)"', names[1])) == SITE_NAMES
     assert constants("FLAG_") == sites.FLAG

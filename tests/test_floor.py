@@ -133,6 +133,68 @@ def test_products_are_those_of_the_layer(cell: str, shape: Shape) -> None:
     assert (filled > shape.flops(cell, "train")) or shape.batch % count.TILE_ROWS == 0
 
 
+def moved(works: list[count.Work], name: str) -> list[float]:
+    """Bytes of each launch of a kernel."""
+    return [work.moved for work in works if work.name == name for _ in range(work.times)]
+
+
+def test_bytes_by_hand() -> None:
+    """Of kernels whose loads and stores are few enough to be counted by eye, on (B, H) = (64, 512), float32."""
+    wide = next(shape for shape in SHAPES if shape.name == "wide")
+    elements = 64 * 512
+    of_h = elements * (4 + 4 + 1 + 4)  # csrc/cuda/leave.cu: carried, through, the byte of masks; the gradient
+    of_c = elements * (4 + 1 + 4)  # the same without through
+    assert (of_h, of_c) == (425_984, 294_912)
+    assert moved(count.alternating(Layer("LSTM", wide, 4))[1], "leave") == [of_h, of_c]
+    assert moved(count.alternating(Layer("GRU", wide, 4))[1], "leave") == [of_h]
+    half = elements * (4 + 2 + 1 + 4)  # what is carried and what a caller gets are float32 for 16 bits too
+    assert moved(count.alternating(Layer("LSTM", wide, 2))[1], "leave") == [half, of_c]
+    # fused_rnn_dropout/triton/entry.py: c, then h, which the first product reads; both leave, through is float32.
+    for name in ("Triton, alternating", "Triton, sequence"):
+        first, last = SCHEDULES[name](Layer("LSTM", wide, 2))
+        assert moved(first, "enter") == [elements * 8, elements * 10]
+        assert moved(last, "leave") == [elements * 12, elements * 8]
+        first, last = SCHEDULES[name](Layer("GRU", wide, 2))
+        assert (moved(first, "enter"), moved(last, "leave")) == ([elements * 10], [elements * 12])
+
+
+@pytest.mark.parametrize("e", [4, 2])
+@pytest.mark.parametrize("name", ["alternating", "Triton, alternating", "Triton, sequence"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_a_state_that_is_not_the_output_is_stored_too(cell: str, name: str, e: int) -> None:
+    shape = next(shape for shape in SHAPES if shape.name == "packed")
+    usual, apart = (SCHEDULES[name](Layer(cell, shape, e, states_apart)) for states_apart in (False, True))
+    for field in ("moved", "far"):
+        before, after = (sum(work.times * getattr(work, field) for work in part[0]) for part in (usual, apart))
+        assert after - before == Layer(cell, shape, e).rows * 512 * e  # once, forward; backward reads it for the output
+    assert usual[1] == apart[1]
+
+
+@pytest.mark.parametrize(
+    ("cell", "sites", "apart"),
+    [
+        ("LSTM", {"cell_dropout": 0.2}, False),
+        ("GRU", {"cell_dropout": 0.2}, True),
+        ("LSTM", {"zoneout_h": frd.Zoneout(0.1, output="unzoned")}, True),
+        ("GRU", {"zoneout_h": frd.Zoneout(0.1, output="unzoned")}, True),
+        ("LSTM", {"zoneout_h": 0.1}, False),
+        ("GRU", {"zoneout_h": 0.1, "weight_dropout": 0.5}, False),
+    ],
+)
+def test_what_stores_states(cell: str, sites: dict, apart: bool) -> None:
+    """In a run on the host: backward keeps the output, or another tensor of its size in its place."""
+    shape, kept = SMALL[0], []
+    with host_run.run_on_host():
+        rnn = getattr(frd, cell)(shape.inputs, shape.units, backend="cuda", **sites)
+        x = torch.randn(shape.steps, shape.batch, shape.inputs, requires_grad=True)
+        explained = frd.explain(rnn, x)
+        with torch.autograd.graph.saved_tensors_hooks(lambda saved: kept.append(saved.data_ptr()), lambda saved: saved):
+            out = rnn(x)[0]
+    assert (out.data_ptr() not in kept) == apart
+    beside = shape.inputs + (shape.units if apart else 0)  # the output itself is the caller's anyway
+    assert explained.bytes_for_backward == Layer(cell, shape, 4, apart).kept + 4 * shape.rows * beside
+
+
 def test_floors_are_bounded_by_what_they_are_made_of() -> None:
     gpu, latency = floor.GPUS[0], 2e-6
     for shape in SHAPES:

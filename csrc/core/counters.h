@@ -8,8 +8,8 @@
 
 namespace frd {
 
-inline constexpr uint32_t SEQ = 0xFFFFFFFFu;     // step of a mask per sequence, example of a mask that the batch shares
-inline constexpr uint32_t DOMAIN = 0x46524431u;  // separates the key derivation from every other use of Philox
+inline constexpr uint32_t SEQ = 0xFFFFFFFFu;  // step of a mask per sequence, example of a mask that the batch shares
+inline constexpr uint32_t RNG_DOMAIN = 0x46524431u;  // separates the key derivation from every other use of Philox
 
 // Low byte of the stream.
 inline constexpr uint32_t KIND_STATE = 0;           // (unit, example, step)
@@ -35,7 +35,7 @@ FRD_INLINE uint32_t stream_of(uint32_t kind, uint32_t layer, uint32_t direction)
 // The key of a call, from its pair of 64-bit numbers.
 FRD_INLINE Key derive_key(int64_t r0, int64_t r1) {
   const uint64_t k = static_cast<uint64_t>(r0), c = static_cast<uint64_t>(r1);
-  const Words words = philox(static_cast<uint32_t>(c), static_cast<uint32_t>(c >> 32), DOMAIN, 0,
+  const Words words = philox(static_cast<uint32_t>(c), static_cast<uint32_t>(c >> 32), RNG_DOMAIN, 0,
                              {static_cast<uint32_t>(k), static_cast<uint32_t>(k >> 32)});
   return {words.w[0], words.w[1]};
 }

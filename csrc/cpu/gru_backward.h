@@ -95,9 +95,9 @@ class GruBackwardPass {
   void hidden(int64_t s, int64_t t, int64_t tile) {
     const int64_t after = p_.sequence.after(t), active = p_.sequence.active(t);
     const int64_t sent = p_.sequence.exists(after) ? p_.sequence.active(after) : 0;
-    const bool near = chunk_.contains(s + 1);
-    const T* from = near ? dgates(after, 0) + H_ : later_.get();
-    const int64_t stride = (near ? WIDE : NV) * H_;
+    const bool held = chunk_.contains(s + 1);
+    const T* from = held ? dgates(after, 0) + H_ : later_.get();
+    const int64_t stride = (held ? WIDE : NV) * H_;
     product(
         of_h_, tile, 0, sent, [&](int64_t b) { return from + b * stride; }, &w_hh_[of_h_.start(tile, NV * H_)], NV * H_,
         [&](int64_t b, int64_t u, int64_t n) { fetch(t, b, u, n); },

@@ -88,14 +88,14 @@ FRD_INLINE void store(T* p, V v, int64_t n) {
   for (int64_t lane = 0; lane < n; ++lane) p[lane] = v[lane];
 }
 
-// Lane i of the result is lane I[i] of a, or of b from LANES on.
-template <int... I, class V>
+// Lane i of the result is lane Lanes[i] of a, or of b from LANES on.
+template <int... Lanes, class V>
 FRD_INLINE V pick(V a, V b) {
 #if defined(__clang__)
-  return __builtin_shufflevector(a, b, I...);
+  return __builtin_shufflevector(a, b, Lanes...);
 #else
   using Index = std::conditional_t<sizeof(V) == sizeof(VecL), VecL, VecI>;
-  return __builtin_shuffle(a, b, Index{I...});
+  return __builtin_shuffle(a, b, Index{Lanes...});
 #endif
 }
 

@@ -41,7 +41,7 @@ namespace frd::cuda::host {
 template <int EXPONENT, int MANTISSA>
 struct Float16 {
   static constexpr int BIAS = (1 << (EXPONENT - 1)) - 1;
-  static constexpr unsigned INFINITE = ((1u << EXPONENT) - 1) << MANTISSA;
+  static constexpr unsigned INFINITY_BITS = ((1u << EXPONENT) - 1) << MANTISSA;
 
   // Every float is a double and every Float16 is a float, so one rounding, from double, serves all: there is none
   // on the way that it could disagree with.
@@ -50,7 +50,7 @@ struct Float16 {
     const auto sign = static_cast<uint16_t>(bits >> 48 & 0x8000);
     if (std::isnan(value)) return 0x7FFF;  // as the hardware: one NaN, without a sign
     const int exponent = static_cast<int>(bits >> 52 & 0x7FF) - 1023;
-    if (exponent > BIAS) return static_cast<uint16_t>(sign | INFINITE);
+    if (exponent > BIAS) return static_cast<uint16_t>(sign | INFINITY_BITS);
     const int least = std::max(exponent, 1 - BIAS);  // below it, numbers keep the smallest normal one's spacing
     const int dropped = 52 - MANTISSA + least - exponent;
     if (dropped > 53) return sign;  // below half of the smallest number
