@@ -8,9 +8,9 @@
 
 namespace frd {
 
-// The memory of a cell is what cell dropout and the carry of a step act on: c, or h itself where there is no c. A memory
-// that is h is kept unscaled, and whoever reads it, the recurrent product, the output and the caller, sees it times
-// read_scale (core/sites.h).
+// The memory of a cell is what cell dropout and the carry of a step act on: c, or h itself where there is no c. A
+// memory that is h is kept unscaled, and whoever reads it, the recurrent product, the output and the caller, sees it
+// times read_scale (core/sites.h).
 struct CellInfo {
   const char* name;
   int gates;      // of a unit: W and U have gates * H rows, and so many activated gates are kept

@@ -1,10 +1,10 @@
 // A layer in one direction, backward: the mirror image of the forward pass, a chunk of steps at a time, for any cell.
 // What a chunk adds to the gradients of x and of the weights is left to products over all its steps.
 //
-// A row of gradients holds WIDE numbers of each unit. Where a cell takes nothing apart they are its gates'. Else the last
-// gate has two: W x gave the first, U h the second. They stand first and last in the row, the gates that W and U have in
-// common between them, so that G in a row go back through W, whose rows are read from the last gate's on, and G through
-// U.
+// A row of gradients holds WIDE numbers of each unit. Where a cell takes nothing apart they are its gates'. Else the
+// last gate has two: W x gave the first, U h the second. They stand first and last in the row, the gates that W and U
+// have in common between them, so that G in a row go back through W, whose rows are read from the last gate's on, and G
+// through U.
 #pragma once
 
 #include <cstdint>
@@ -181,7 +181,8 @@ class BackwardPass {
     const T* from = &dprojected_[row_in_chunk(t, 0) * P_];
     product(
         of_outputs_, tile, 0, p_.sequence.active(t), [&](int64_t b) { return from + b * P_; },
-        &w_hr_[of_outputs_.start(tile, P_)], P_, [&](int64_t b, int64_t u, V sum) {
+        &w_hr_[of_outputs_.start(tile, P_)], P_,
+        [&](int64_t b, int64_t u, V sum) {
           T* carried = &dc_[b * H_ + u];
           at_gates(t, b, u, cell_.masks().drops(b, u, t), sum, carried, load(carried, H_ - u));
         });
@@ -263,14 +264,14 @@ class BackwardPass {
   const Columns of_h_, of_outputs_;
   Buffer<T> w_hh_, w_hr_;
   std::unique_ptr<ColumnTiles<T>> w_ih_;  // where dx is wanted
-  Buffer<T> dgates_;                      // [rows of a chunk, WIDE * H]: gradients, where they have a place of their own
-  Buffer<T> later_;                       // [B, GH]: of the step after the chunk, those that go through U
-  Buffer<T> dh_, dc_;                     // [B, P], [B, H]: carried; each unit is touched by its owner alone
-  Buffer<T> operand_;                     // [rows of a chunk, P]: what the recurrent product read
-  Buffer<T> dprojected_;                  // [rows of a chunk, P]: with a projection, gradients at its product
-  Buffer<T> outputs_;                     // [rows of a chunk, H]: what the projection read
+  Buffer<T> dgates_;      // [rows of a chunk, WIDE * H]: gradients, where they have a place of their own
+  Buffer<T> later_;       // [B, GH]: of the step after the chunk, those that go through U
+  Buffer<T> dh_, dc_;     // [B, P], [B, H]: carried; each unit is touched by its owner alone
+  Buffer<T> operand_;     // [rows of a chunk, P]: what the recurrent product read
+  Buffer<T> dprojected_;  // [rows of a chunk, P]: with a projection, gradients at its product
+  Buffer<T> outputs_;     // [rows of a chunk, H]: what the projection read
   WeightGradient<T> dw_ih_, dw_hh_, dw_hr_;
-  std::unique_ptr<GatesAgain<T, Cell>> again_;    // where the forward kept no gates
+  std::unique_ptr<GatesAgain<T, Cell>> again_;  // where the forward kept no gates
   Chunk chunk_{};
   const T *gates_ = nullptr, *apart_ = nullptr;  // of the chunk: activated, and what the last gate takes apart
   T* gradients_ = nullptr;                       // of the chunk, [rows, WIDE * H]

@@ -1,6 +1,6 @@
-// One step of a GRU (reset after the recurrent product, as torch.nn.GRU) with every state site, forward and backward, for
-// one unit or a vector of them. Its gates are r, z, n; its memory is h. What n takes apart is u = U_n h + b_hn, which the
-// reset gate multiplies. docs/semantics.md has the equations.
+// One step of a GRU (reset after the recurrent product, as torch.nn.GRU) with every state site, forward and backward,
+// for one unit or a vector of them. Its gates are r, z, n; its memory is h. What n takes apart is u = U_n h + b_hn,
+// which the reset gate multiplies. docs/semantics.md has the equations.
 #pragma once
 
 #include "core/cells.h"
@@ -28,9 +28,9 @@ struct Gru {
     return Drop<Math>::apply(sites.memory, drops.memory, z * h_prev + (1 - z) * update);
   }
 
-  // In: activated gates, u, the state before, the gradient at the new h (before zoneout, unscaled), and dh, what zoneout
-  // passes on to the state before. Out: the gradients at the pre-activations of r and z and at the input part of n, in
-  // `gates`, and at u. Returns the gradient at the state before, but for what comes through U.
+  // In: activated gates, u, the state before, the gradient at the new h (before zoneout, unscaled), and dh, what
+  // zoneout passes on to the state before. Out: the gradients at the pre-activations of r and z and at the input part
+  // of n, in `gates`, and at u. Returns the gradient at the state before, but for what comes through U.
   FRD_INLINE V backward(const StateSites<Math>& sites, const Drops<Math>& drops, V* gates, V& u, V h_prev, V dh_new,
                         V dh) {
     return dh + leak(sites, drops, gates, u, h_prev, dh_new);
