@@ -30,7 +30,9 @@ constexpr TypedKernels<T> typed_kernels() {
   return found;
 }
 
-inline const Kernels table{FRD_ISA_NAME, typed_kernels<float, Lstm, Gru>(), typed_kernels<double, Lstm, Gru>(),
-                           read_words};
+template <class T>
+inline constexpr TypedKernels<T> KERNELS = typed_kernels<T, Lstm, Gru>();
+
+inline const Kernels table{FRD_ISA_NAME, KERNELS<float>, KERNELS<double>, read_words};
 
 }  // namespace frd::cpu::FRD_ISA
