@@ -24,13 +24,13 @@ class LayerCell {
   static constexpr int SUMMED = G - INFO.apart;  // gates whose two halves, and so whose two biases, are added at once
 
   explicit LayerCell(const LayerInputs<T>& p)
-      : H_(p.units),
-        sites_(state_sites<Math>(p.masks.flags, p.masks.thresholds)),
+      : sites_(state_sites<Math>(p.masks.flags, p.masks.thresholds)),
         masks_(p.parallel, p.masks, p.sequence.batch, p.units),
-        bias_apart_(INFO.apart && p.b_hh ? p.b_hh + SUMMED * H_ : nullptr),
+        bias_apart_(INFO.apart && p.b_hh ? p.b_hh + SUMMED * p.units : nullptr),
         has_bias_(p.b_ih),
-        bias_(scratch<T>(p.b_ih ? G * H_ : 0)) {
-    for (int64_t i = 0; p.b_ih && i < G * H_; ++i) bias_[i] = i < SUMMED * H_ ? p.b_ih[i] + p.b_hh[i] : p.b_ih[i];
+        bias_(scratch<T>(p.b_ih ? G * p.units : 0)) {
+    for (int64_t i = 0; p.b_ih && i < G * p.units; ++i)
+      bias_[i] = i < SUMMED * p.units ? p.b_ih[i] + p.b_hh[i] : p.b_ih[i];
   }
 
   const StateSites<Math>& sites() const { return sites_; }
@@ -53,16 +53,21 @@ class LayerCell {
     return enter<Math>(masks_.dead_units(), T(1), masks_.dead(b, u), c);
   }
 
+  // The loops over gates, here and in the passes, are unrolled by name: an array that is read at a place which the
+  // compiler does not know lies in memory.
+
   // What the cell is given at n units: of each gate W x + b, H apart from `gates` on, and the sums of U h; `bias` is
   // bias_apart(...) of the units. Returns what the last gate takes apart.
-  FRD_MEMBER V preactivations(const T* gates, int64_t n, const V* sums, V bias, V* a) const {
-    for (int v = 0; v < G; ++v) a[v] = load(gates + v * H_, n);
-    for (int v = 0; v < SUMMED; ++v) a[v] += sums[v];
+  FRD_INLINE V preactivations(const T* gates, int64_t H, int64_t n, const V* sums, V bias, V* a) {
+#pragma GCC unroll 8
+    for (int v = 0; v < G; ++v) {
+      a[v] = load(gates + v * H, n);
+      if (v < SUMMED) a[v] += sums[v];
+    }
     return INFO.apart ? sums[G - 1] + bias : V{};
   }
 
  private:
-  const int64_t H_;
   const StateSites<Math> sites_;
   const StateMasks<T> masks_;
   const T* const bias_apart_;

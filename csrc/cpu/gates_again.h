@@ -36,8 +36,9 @@ class GatesAgain {
       const int64_t n = H - u;
       T* gates = &gates_[row * G * H + u];
       V a[G];
-      const V apart = cell_.preactivations(gates, n, sums, cell_.bias_apart(u, n), a);
+      const V apart = Cell::preactivations(gates, H, n, sums, cell_.bias_apart(u, n), a);
       Cell::Equations::activate(a, apart);
+#pragma GCC unroll 8
       for (int v = 0; v < G; ++v) store(gates + v * H, a[v], n);
       if (Cell::INFO.apart) store(&apart_[row * H + u], apart, n);
     });

@@ -122,9 +122,13 @@ class BackwardPass {
     const int64_t phases = projects() ? 2 : 1;
     Team(p_.parallel, (chunk_.end - chunk_.begin) * phases, groups_).run([&](int64_t step, int group) {
       const int64_t s = chunk_.end - 1 - step / phases, t = p_.sequence.time(s);
-      const Columns& columns = step % phases == 0 ? of_h_ : of_outputs_;
-      for (int64_t i = share(columns.tiles, group, groups_); i < share(columns.tiles, group + 1, groups_); ++i)
-        step % phases == 0 ? hidden(s, t, i) : projected(t, i);
+      const bool of_h = !Cell::INFO.projects || step % phases == 0;
+      const int64_t tiles = (of_h ? of_h_ : of_outputs_).tiles;
+      for (int64_t i = share(tiles, group, groups_); i < share(tiles, group + 1, groups_); ++i) {
+        if constexpr (Cell::INFO.projects)
+          if (!of_h) projected(t, i);
+        if (of_h) hidden(s, t, i);
+      }
     });
   }
 
@@ -190,16 +194,19 @@ class BackwardPass {
 
   // From the gradients at LANES units of the new h and of the memory to those at the gates, and, in `carried`, at the
   // memory of the step before.
-  void at_gates(int64_t t, int64_t b, int64_t u, const Drops<Math>& drops, V dh_new, T* carried, V dmemory) {
+  FRD_MEMBER void at_gates(int64_t t, int64_t b, int64_t u, const Drops<Math>& drops, V dh_new, T* carried, V dmemory) {
     const int64_t n = H_ - u, row = row_in_chunk(t, b);
+    const T* gates = gates_ + row * G * H_ + u;
     V a[G], apart = APART ? load(apart_ + row * H_ + u, n) : V{};
-    for (int v = 0; v < G; ++v) a[v] = load(gates_ + (row * G + v) * H_ + u, n);
+#pragma GCC unroll 8
+    for (int v = 0; v < G; ++v) a[v] = load(gates + v * H_, n);
     const V before = memory_before(t, b, u);
     if constexpr (Cell::INFO.projects)
       if (p_.w_hr) store(&outputs_[row * H_ + u], Cell::Equations::output(cell_.sites(), drops, a, before), n);
     store(carried, Cell::Equations::backward(cell_.sites(), drops, a, apart, before, dh_new, dmemory), n);
     T* to = dgates(t, b) + u;
     if (APART) store(to, a[G - 1], n);
+#pragma GCC unroll 8
     for (int v = 0; v < G - APART; ++v) store(to + (FIRST_OF_U + v) * H_, a[v], n);
     if (APART) store(to + G * H_, apart, n);
   }

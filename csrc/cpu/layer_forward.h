@@ -85,10 +85,10 @@ class ForwardPass {
     const int groups = groups_for(p_.parallel, tiles, 2.0 * G * B_ * H_ * P_);
     Team(p_.parallel, (chunk_.end - chunk_.begin) * phases, groups).run([&](int64_t step, int group) {
       const int64_t s = chunk_.begin + step / phases, t = p_.sequence.time(s);
-      if (step % phases == 0) {
+      if (!Cell::INFO.projects || step % phases == 0) {
         for (int64_t tile = share(tiles, group, groups); tile < share(tiles, group + 1, groups); ++tile)
           units(s, t, tile * LANES);
-      } else {
+      } else if constexpr (Cell::INFO.projects) {
         for (int64_t tile = share(columns, group, groups); tile < share(columns, group + 1, groups); ++tile)
           project(s, t, tile * LANES);
       }
@@ -112,10 +112,13 @@ class ForwardPass {
           T* gates = gates_ + (row - chunk_.row) * G * H_ + u;
           T* carried = HAS_C ? &c_[b * H_ + u] : &h_[b * P_ + u];
           V a[G], memory = load(carried, n);
-          const V apart = cell_.preactivations(gates, n, sums, bias, a);
+          const V apart = Cell::preactivations(gates, H_, n, sums, bias, a);
           const Drops<Math> drops = cell_.masks().drops(b, u, t);
           const V h_new = Cell::Equations::forward(cell_.sites(), drops, a, apart, memory);
-          for (int v = 0; v < G && p_.gates; ++v) store(gates + v * H_, a[v], n);
+          if (p_.gates) {
+#pragma GCC unroll 8
+            for (int v = 0; v < G; ++v) store(gates + v * H_, a[v], n);
+          }
           if (p_.beside) store(p_.beside + row * H_ + u, HAS_C ? memory : apart, n);
           if (HAS_C) {
             store(carried, memory, n);
@@ -124,7 +127,7 @@ class ForwardPass {
           if (projects()) {
             store(&outputs_[b * H_ + u], h_new, n);
           } else {
-            finish(s, t, b, u, drops.zone_h, h_new);
+            finish(s, t, b, u, drops.zone_h, HAS_C ? load(&h_[b * P_ + u], n) : memory, h_new);
           }
         });
   }
@@ -133,15 +136,16 @@ class ForwardPass {
   void project(int64_t s, int64_t t, int64_t u) {
     product<1>(
         0, p_.sequence.active(t), [&](int64_t b) { return &outputs_[b * H_]; }, &w_hr_[u * H_], H_,
-        [&](int64_t b, const V* sums) { finish(s, t, b, u, cell_.masks().drops(b, u, t).zone_h, sums[0]); });
+        [&](int64_t b, const V* sums) {
+          finish(s, t, b, u, cell_.masks().drops(b, u, t).zone_h, load(&h_[b * P_ + u], P_ - u), sums[0]);
+        });
   }
 
   // Zoneout of h, and everything that h goes to.
-  void finish(int64_t s, int64_t t, int64_t b, int64_t u, Mask<T> keep, V h_new) {
+  FRD_MEMBER void finish(int64_t s, int64_t t, int64_t b, int64_t u, Mask<T> keep, V h_old, V h_new) {
     const int64_t n = P_ - u, row = p_.sequence.row(t) + b;
-    T* state = &h_[b * P_ + u];
-    const V h = Zone<Math>::mix(cell_.sites().zone_h, keep, load(state, n), h_new), seen = cell_.seen(h);
-    store(state, h, n);
+    const V h = Zone<Math>::mix(cell_.sites().zone_h, keep, h_old, h_new), seen = cell_.seen(h);
+    store(&h_[b * P_ + u], h, n);
     store(&read_[(((s + 1) % 2) * B_ + b) * P_ + u], cell_.read(b, u, h), n);
     store(p_.out + row * P_ + u, cell_.sites().unzoned ? cell_.seen(h_new) : seen, n);
     if (p_.states) store(p_.states + row * P_ + u, h, n);
