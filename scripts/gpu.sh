@@ -1,7 +1,13 @@
 #!/usr/bin/env bash
 # Runs, on a machine with an NVIDIA GPU, all that cannot run elsewhere, and writes one report of it.
 #
-#   bash scripts/gpu.sh [STEP ...] [-- ARGUMENT ...]     arguments go to the bench: --quick for a first try
+#   bash scripts/gpu.sh [--dry-run] [STEP ...] [-- ARGUMENT ...]   arguments go to the bench: --quick for a first try
+#   bash scripts/gpu.sh --carry [ARCHITECTURES]                    builds what a machine without a compiler needs
+#
+#   --dry-run    on a machine without a GPU: every step with the CPU in its place, a small part of each, from the libraries
+#                that are there; it says what a GPU would run
+#   --carry      builds both libraries, without a GPU, for the compute capabilities given (default: 9.0), and leaves them
+#                in build/carry. Where that folder is brought along and fits, it is used instead of a build
 #
 # Steps, in this order, all of them unless some are named:
 #   doctor    the device, and what can run on it
@@ -20,6 +26,15 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+if [[ ${1:-} == --carry ]]; then
+  exec "${FRD_PYTHON:-python3}" scripts/carried.py pack --architectures "${2:-9.0}"
+fi
+export dry=
+if [[ ${1:-} == --dry-run ]]; then
+  dry=1
+  shift
+fi
+
 all=(doctor correct triton bench) steps=()
 while (($#)) && [[ $1 != -- ]]; do
   if [[ " ${all[*]} " != *" $1 "* ]]; then
@@ -33,7 +48,7 @@ done
 ((${#steps[@]})) || steps=("${all[@]}")
 
 gpus=$(nvidia-smi -L 2>/dev/null) || gpus=
-if [[ $gpus != *"GPU "* ]]; then
+if [[ ! $dry && $gpus != *"GPU "* ]]; then
   echo "error: there is no NVIDIA GPU here: nvidia-smi is missing or lists none. bash scripts/test.sh runs the rest" >&2
   exit 1
 fi
@@ -41,18 +56,30 @@ fi
 export FRD_CUDA=1 PYTHONUNBUFFERED=1 out=${FRD_OUT:-build/gpu}
 rm -rf "$out"/{report.md,report.json,*.log,*.xml,float*.json,bfloat16.json}
 mkdir -p "$out"
-if [[ -n ${FRD_PYTHON:-} ]]; then
-  export python=$FRD_PYTHON
+if [[ -n ${FRD_PYTHON:-} || $dry ]]; then
+  export python=${FRD_PYTHON:-.venv/bin/python} PIP_NO_INDEX=1
+fi
+if [[ $dry ]]; then
+  export FRD_CUDA=0
+  "$python" -c 'import fused_rnn_dropout' || {
+    echo "error: --dry-run takes the library that is there, and $python finds none: bash scripts/test.sh builds it" >&2
+    exit 1
+  }
+elif [[ -n ${FRD_PYTHON:-} && -e build/carry/manifest.json ]] && "$python" scripts/carried.py use; then
+  export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+elif [[ -n ${FRD_PYTHON:-} ]]; then
   "$python" -m pip install --no-index --no-build-isolation --no-deps -e . 2>&1 | tee "$out/install.log"
 else
   export FRD_EXTRAS=${FRD_EXTRAS:-demo,test,triton}
   source scripts/environment.sh
   export python=.venv/bin/python
 fi
-"$python" -c 'import torch; raise SystemExit(not torch.cuda.is_available())' || {
+[[ $dry ]] || "$python" -c 'import torch; raise SystemExit(not torch.cuda.is_available())' || {
   echo "error: the torch of $python sees no CUDA device: it should be a CUDA build (without FRD_PYTHON: FRD_TORCH)" >&2
   exit 1
 }
+
+on_a_gpu() { [[ ! $dry ]] || echo "dry run; on a GPU this would be: $*"; }
 
 tests() {  # record, marks, arguments
   "$python" -m pytest -m "$2" --junitxml="$out/$1.xml" "${@:3}"
@@ -60,10 +87,21 @@ tests() {  # record, marks, arguments
 
 workers() { "$python" -c 'import xdist' 2>/dev/null && echo "-n${FRD_WORKERS:-8}" || true; }
 
-do_doctor() { nvidia-smi && "$python" -m fused_rnn_dropout doctor; }
+do_doctor() {
+  on_a_gpu nvidia-smi
+  [[ $dry ]] || nvidia-smi
+  "$python" -m fused_rnn_dropout doctor
+}
 
 do_correct() {
   local status=0
+  if [[ $dry ]]; then  # the same tests on the host, by the shim, and those of a device, which are skipped
+    on_a_gpu 'pytest -m "gpu and not gpu_large", but for tests/test_triton_*; then pytest -m gpu_large'
+    # shellcheck disable=SC2046
+    tests correct "not gpu_large" tests/test_gpu.py -k "runs_agree or replays" $(workers) || status=$?
+    tests large gpu_large tests/test_gpu.py || status=$?
+    return $status
+  fi
   # shellcheck disable=SC2046  # no argument where there are no workers
   tests correct "gpu and not gpu_large" --ignore-glob='tests/test_triton_*' $(workers) || status=$?
   tests large gpu_large --ignore-glob='tests/test_triton_*' || status=$?
@@ -71,18 +109,32 @@ do_correct() {
 }
 
 # shellcheck disable=SC2046
-do_triton() { tests triton gpu tests/test_triton_*.py $(workers); }
+do_triton() {
+  if [[ $dry ]]; then  # in Triton's interpreter
+    on_a_gpu 'pytest -m gpu tests/test_triton_*.py'
+    tests triton "not slow" tests/test_triton_backend.py -k "words" $(workers)
+  else
+    tests triton gpu tests/test_triton_*.py $(workers)
+  fi
+}
 
 do_bench() {
   local status=0 dtype
   for dtype in ${FRD_GPU_DTYPES:-float32 bfloat16}; do
+    if [[ $dry ]]; then
+      on_a_gpu "python -m bench --device cuda --dtype $dtype $*"
+      "$python" -m bench --quick --rounds 2 --tasks train --contenders torch,all --no-memory --no-scaling \
+        --dtype "$dtype" --output "$out/$dtype.json" || status=$?
+      continue
+    fi
     "$python" -m bench --device cuda --dtype "$dtype" --output "$out/$dtype.json" "$@" || status=$?
   done
   return $status
 }
-export -f tests workers do_doctor do_correct do_triton do_bench
+export -f on_a_gpu tests workers do_doctor do_correct do_triton do_bench
 
 report=("$python" -m bench gpu-report --output "$out/report.md")
+[[ ! $dry ]] || report+=(--dry-run)
 for name in "${steps[@]}"; do
   printf '\n==> %s\n' "$name"
   status=0 before=$SECONDS
