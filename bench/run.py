@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from fused_rnn_dropout.program import Interrupted
 
 from . import gpu, memory
 from .contenders import BY_NAME as CONTENDERS
@@ -209,15 +212,24 @@ def run(settings: Settings) -> dict[str, Any]:
 
     Raises:
         ValueError: the device is not there, or the results cannot be resumed.
+        OSError: the output cannot be written.
+        Interrupted: by Ctrl-C; the output holds every group that was measured.
         DeviceLost: the device was there, and is no more.
     """
     gpu.check(settings.device)
+    if settings.output.is_dir():
+        raise IsADirectoryError(f"--output {settings.output} is a folder")
+    with tempfile.TemporaryFile(dir=settings.output.absolute().parent):
+        pass  # the first group takes a while, after which it would be late to find that it cannot be written
     torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
     found = _begun(settings)
 
     def save() -> None:
-        settings.output.write_text(json.dumps(found, indent=1) + "\n")
+        # In one piece, or not at all: Ctrl-C may come in the middle of it.
+        unfinished = settings.output.with_name(settings.output.name + ".unfinished")
+        unfinished.write_text(json.dumps(found, indent=1) + "\n")
+        unfinished.replace(settings.output)
 
     if settings.device == "cuda":
         gpu.fp32_products(settings.tf32)
@@ -236,18 +248,26 @@ def run(settings: Settings) -> dict[str, Any]:
         if find(found, cell, shape.name, part) is None and (part not in ("graph", "scaling") or shape.kind != "packed")
     ]
     there = {(entry["cell"], entry["shape"], entry["contender"]) for entry in found["memory"]}
-    progress = Progress(len(todo))
-    for cell, shape, part in todo:
-        tick = progress.group(f"{cell} {shape.name} {part}")
-        if part == "memory":
-            found["memory"] += _memory(settings, cell, shape, there, tick)
-        elif part == "graph":
-            found["timings"].append(_graph_group(settings, cell, shape, tick))
-        elif part == "scaling":
-            found["timings"].append(_scaling(settings, cell, shape, tick))
-        else:
-            found["timings"].append(_group(settings, cell, shape, part, tick))
-        save()
+    progress, done = Progress(len(todo)), 0
+    try:
+        for cell, shape, part in todo:
+            tick = progress.group(f"{cell} {shape.name} {part}")
+            if part == "memory":
+                found["memory"] += _memory(settings, cell, shape, there, tick)
+            elif part == "graph":
+                found["timings"].append(_graph_group(settings, cell, shape, tick))
+            elif part == "scaling":
+                found["timings"].append(_scaling(settings, cell, shape, tick))
+            else:
+                found["timings"].append(_group(settings, cell, shape, part, tick))
+            save()
+            done += 1
+    except KeyboardInterrupt:
+        progress.end()
+        if not done:
+            raise Interrupted("no group was done yet") from None
+        kept = f"{done} of {len(todo)} groups are in {settings.output}"
+        raise Interrupted(f"{kept}, and the same command with --resume goes on from there") from None
     progress.end()
     return found
 
