@@ -39,8 +39,8 @@ class UsageError(Exception):
 
 def _positive(text: str) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"should be at least 1, got {value}")
+    if not 1 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"should be at least 1 and below 2**63, got {value}")
     return value
 
 

@@ -9,11 +9,11 @@ import multiprocessing
 import re
 import signal
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -238,15 +238,16 @@ def _child(connection: Connection, settings: Settings, name: str, sites: dict[st
 
 @contextlib.contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """A process that is started within does not hear of Ctrl-C, not even while it imports: its parent ends it."""
-    if threading.current_thread() is not threading.main_thread():  # only that one may say what a signal does
-        yield
-        return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """A process that is started within does not hear of Ctrl-C, not even while it imports: its parent ends it.
+
+    A signal that comes in the meantime waits for the parent. A process inherits what is blocked; handlers it does not.
+    """
+    resource_tracker.ensure_running()  # which otherwise is started within, and unblocks the signal when it is
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def train_apart(
