@@ -86,7 +86,7 @@ class RegularizedRNN(nn.RNNBase):
             if isinstance(value, SITE[name].spec) or rate_of(spec) > 0:
                 specs[name] = spec
         self._commit(specs, stacklevel=stacklevel + 1)
-        self._place_anew()
+        self._place_thresholds()
 
     def _commit(self, specs: dict[str, Spec], stacklevel: int = 1) -> None:
         """Checks ``specs`` and makes them the configuration; changes nothing where the check fails."""
@@ -187,11 +187,10 @@ class RegularizedRNN(nn.RNNBase):
     def _forget_thresholds(self) -> None:
         self._thresholds, self._placed = None, {}
 
-    def _place_anew(self) -> None:
-        """Makes the tensor of rates where the weights are now, if it is not there: done once, ahead of calls."""
+    def _place_thresholds(self) -> None:
+        """Sees to a tensor of rates where the weights are now, so that no call has to make it."""
         first = next(self.parameters(), None)  # FSDP takes a module's parameters away
-        if first is not None and (self._thresholds is None or self._thresholds.device != first.device):
-            self._forget_thresholds()
+        if first is not None:
             self._thresholds_on(first.device)
 
     def _thresholds_on(self, device: torch.device) -> Tensor:
@@ -215,12 +214,12 @@ class RegularizedRNN(nn.RNNBase):
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         result = super()._apply(fn, recurse)
-        self._place_anew()
+        self._place_thresholds()
         return result
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._place_anew()  # assign=True takes parameters off the meta device
+        self._place_thresholds()  # assign=True takes parameters off the meta device
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name not in DERIVED}
@@ -233,7 +232,7 @@ class RegularizedRNN(nn.RNNBase):
         super().__setstate__(state)
         self._make_plan()
         self._forget_thresholds()
-        self._place_anew()
+        self._place_thresholds()
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]

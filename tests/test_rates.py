@@ -295,6 +295,7 @@ def test_the_tensor_stays_the_one_that_a_captured_graph_reads(cell: str) -> None
     rnn(x)
     address, tensor = rnn._thresholds.data_ptr(), rnn._thresholds
     meta = {name: weight.to("meta") for name, weight in rnn.named_parameters()}
+    elsewhere = lambda: functional_call(rnn, meta, (x.to("meta"),), {"rng": RNG.to("meta")})  # noqa: E731
     for change in (
         lambda: rnn.set_rate("weight_dropout", 0.1),
         lambda: setattr(rnn, "weight_dropout", 0.2),
@@ -303,7 +304,9 @@ def test_the_tensor_stays_the_one_that_a_captured_graph_reads(cell: str) -> None
         lambda: rnn.load_state_dict(rnn.state_dict(), assign=True),
         lambda: rnn.eval()(x),
         lambda: rnn.train()(x),
-        lambda: functional_call(rnn, meta, (x.to("meta"),), {"rng": RNG.to("meta")}),  # elsewhere, and back
+        elsewhere,  # and back
+        lambda: (elsewhere(), rnn.load_state_dict(rnn.state_dict())),
+        lambda: (elsewhere(), rnn.double().float()),
     ):
         change()
         rnn(x)
