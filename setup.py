@@ -117,7 +117,8 @@ def cuda_extensions(extra: list[str]) -> list:
         },
         extra_link_args=[f"-l:libcudart.so.{major}", *extra],
     )
-    extension.libraries.remove("cudart")  # pip's toolkit has no libcudart.so without a version
+    # pip's toolkit has no libcudart.so without a version. Whether torch asks for it at all is torch's own affair.
+    extension.libraries = [name for name in extension.libraries if name != "cudart"]
     return [extension]
 
 

@@ -52,6 +52,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--dtype", choices=tuple(DTYPES), default="float32", help="of everything (default: float32)")
     made.add_argument("--tf32", action="store_true", help="on cuda, let everyone round float32 products to TF32")
     made.add_argument("--no-graphs", action="store_true", help="on cuda, leave replays of CUDA graphs out")
+    made.add_argument("--no-kernels", action="store_true", help="on cuda, do not count the kernels that are launched")
     made.add_argument("--quick", action="store_true", help="two tiny shapes and few rounds, to try it out")
     made.add_argument("--compiled", action="store_true", help="also the loop under torch.compile: minutes more")
     made.add_argument("--threads", type=int, default=2, help="threads of torch (default: 2)")
@@ -78,10 +79,11 @@ def parser() -> argparse.ArgumentParser:
     least.add_argument("--cells", type=_choice("cell", _CELLS), default=_CELLS)
     least.add_argument("--dtypes", type=_choice("dtype", tuple(floor.BYTES)), default=tuple(floor.BYTES))
     whole = commands.add_parser("gpu-report", help="one page of tests and results; scripts/gpu.sh calls it")
-    whole.add_argument("--tests", type=Path, required=True, help="what pytest --junitxml wrote")
+    whole.add_argument("--tests", type=Path, action="append", default=[], help="what pytest --junitxml wrote")
     whole.add_argument("--results", type=Path, action="append", default=[], help="a result, once for each")
-    whole.add_argument("--failed", nargs=2, action="append", default=[], metavar=("STEP", "LOG"))
-    whole.add_argument("--output", type=Path, default=Path("gpu-report.md"))
+    of_step = ("NAME", "STATUS", "SECONDS", "LOG")
+    whole.add_argument("--step", nargs=4, action="append", default=[], metavar=of_step, help="a step that ran")
+    whole.add_argument("--output", type=Path, default=Path("build/gpu/report.md"))
     return made
 
 
@@ -115,6 +117,7 @@ def settings(options: argparse.Namespace) -> Settings:
         dtype=options.dtype,
         tf32=options.tf32,
         graphs=not on_cpu and not options.no_graphs,
+        kernels=not on_cpu and not options.no_kernels,
     )
 
 
@@ -133,7 +136,10 @@ def _run(arguments: Sequence[str] | None) -> int:
             text = floor.page(options.cells, chosen_shapes, options.dtypes)
             floor.into(text, options.page) if options.page else print(text)
         elif options.command == "gpu-report":
-            good = gpu_report.write(options.tests, options.results, options.failed, options.output)
+            steps = [
+                gpu_report.Step(name, int(status), int(took), Path(log)) for name, status, took, log in options.step
+            ]
+            good = gpu_report.write(steps, options.tests, options.results, options.output)
             print(f"wrote {options.output}: {'nothing failed' if good else 'SOMETHING FAILED, it says what'}")
             return 0 if good else 1
         elif options.command == "profile":

@@ -11,8 +11,9 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn_dropout as frd
-from fused_rnn_dropout import library
+from fused_rnn_dropout import cudnn_library, library
 
+from . import baselines
 from .loops import Loop, WeightDrop
 from .shapes import Shape
 
@@ -56,7 +57,9 @@ def _fastai(cell: str, shape: Shape) -> nn.Module:
 class Contender(NamedTuple):
     """``slow``: takes part in few rounds. ``kinds``: of shapes that it is measured on. ``package``: what it needs.
 
-    ``backend``: the library's, that it asks for. ``graph``: on a GPU, also timed as the replay of a CUDA graph.
+    ``backend``: the library's, that it asks for. ``graph``: on a GPU, also timed as the replay of a CUDA graph, and its
+    kernels are counted. ``dtype``: its own, whatever the others compute in. ``obstacle``: by the dtype of the run, why
+    it does not take part.
     """
 
     name: str
@@ -69,9 +72,13 @@ class Contender(NamedTuple):
     compiles: bool = False
     backend: str | None = None
     graph: bool = False
+    dtype: str | None = None
+    obstacle: Callable[[str], str | None] | None = None
 
-    def missing(self, compiled: bool, device: str = "cpu") -> str | None:
+    def missing(self, compiled: bool, device: str = "cpu", dtype: str = "float32") -> str | None:
         """Why it cannot take part, or None."""
+        if self.obstacle is not None and (why := self.obstacle(dtype)) is not None:
+            return why
         if self.backend is not None and (why := library.obstacle(self.backend, device)) is not None:
             return f'backend="{self.backend}": {why}'
         if self.package is not None and importlib.util.find_spec(self.package) is None:
@@ -143,15 +150,61 @@ def _on_gpu(backend: str) -> tuple[Contender, ...]:
     )
 
 
+def _flattened_needless(dtype: str) -> str | None:
+    kind = getattr(torch, dtype)
+    if baselines.flattens_itself(kind):
+        return f"torch flattens weights in {dtype} itself"
+    if not torch.cuda.is_available():
+        return None  # whoever measures there says so
+    return cudnn_library.obstacle(torch.empty(1, dtype=kind, device="cuda"), kind, steps=1, parts=())
+
+
+def _never_flattened(dtype: str) -> str | None:
+    return None if baselines.flattens_itself(getattr(torch, dtype)) else f"torch never flattens weights in {dtype}"
+
+
+def _float16_elsewhere(dtype: str) -> str | None:
+    return None if dtype == "bfloat16" else "it stands beside bfloat16, the other dtype of 16 bits"
+
+
+_TORCH_ON_GPU = (
+    Contender(
+        "torch-flattened",
+        "that, its weights in one piece",
+        lambda c, s: baselines.Arranged(_torch(c, s), baselines.flatten),
+        graph=True,
+        obstacle=_flattened_needless,
+    ),
+    Contender(
+        "torch-unflattened",
+        "that, each weight in a piece of its own",
+        lambda c, s: baselines.Arranged(_torch(c, s), baselines.scatter),
+        graph=True,
+        obstacle=_never_flattened,
+    ),
+    Contender(
+        "torch-float16",
+        "nn.LSTM or nn.GRU in float16, for which cuDNN has persistent kernels",
+        _torch,
+        graph=True,
+        dtype="float16",
+        obstacle=_float16_elsewhere,
+    ),
+)
+"""Baselines of a GPU beside nn.LSTM and nn.GRU as users get them. torch asks cuDNN for persistent kernels in float16
+where I and H are multiples of 128 and the layer is alone and has one direction."""
+
+
 def contenders_of(device: str) -> tuple[Contender, ...]:
     """Who is measured on a device. On a GPU nn.LSTM and nn.GRU are cuDNN's, and the library has two backends."""
     if device == "cpu":
         return CONTENDERS
     ours = {contender.name: contender for contender in _on_gpu("cuda")}
-    return tuple(ours.get(contender.name, contender) for contender in CONTENDERS) + _on_gpu("triton")
+    torchs, *others = (ours.get(contender.name, contender) for contender in CONTENDERS)
+    return (torchs, *_TORCH_ON_GPU, *others, *_on_gpu("triton"))
 
 
-BY_NAME = {contender.name: contender for contender in (*CONTENDERS, *_on_gpu("triton"))}
+BY_NAME = {contender.name: contender for contender in (*CONTENDERS, *_TORCH_ON_GPU, *_on_gpu("triton"))}
 """Of all devices; those that several devices have as the CPU has them."""
 
 

@@ -29,9 +29,12 @@ def check(device: str) -> None:
         raise ValueError(f"--device cuda: there is no CUDA device here{built}")
 
 
-def fp32_products(tf32: bool) -> None:
-    """The same rounding for everyone: by default torch lets cuDNN round float32 to TF32, but no product of its own."""
-    torch.backends.cudnn.allow_tf32 = tf32
+def products(dtype: str, tf32: bool) -> None:
+    """The same rounding for everyone: by default torch lets cuDNN round float32 to TF32, but no product of its own.
+
+    Told not to, cuDNN's layers do without tensor cores in bfloat16 too, so that it is told in float32 alone.
+    """
+    torch.backends.cudnn.allow_tf32 = tf32 or dtype != "float32"
     torch.backends.cuda.matmul.allow_tf32 = tf32
 
 

@@ -42,11 +42,30 @@ def read_tests(path: Path) -> Tests:
     return Tests(passed, failed, dict(skipped), seconds)
 
 
-def _of_tests(tests: Tests | None) -> str:
+class Step(NamedTuple):
+    """A step of the script: its exit status, and where its output is."""
+
+    name: str
+    status: int
+    seconds: int
+    log: Path
+
+    @property
+    def outcome(self) -> str:
+        if self.status == 0:
+            return "passed"
+        return "FAILED: over its time" if self.status in OVER_TIME else f"FAILED: exit status {self.status}"
+
+
+OVER_TIME = (124, 137)
+"""What ``timeout`` returns; 137 where it had to kill."""
+
+
+def _of_tests(path: Path, tests: Tests | None) -> str:
     if tests is None:
-        return "**The tests did not run to their end: there is no record of them.**"
+        return f"**The tests did not run to their end: there is no {path}.**"
     parts = [
-        f"{tests.passed} passed, {len(tests.failed)} failed, {sum(tests.skipped.values())} skipped in "
+        f"`{path.stem}`: {tests.passed} passed, {len(tests.failed)} failed, {sum(tests.skipped.values())} skipped in "
         f"{tests.seconds:.0f} s."
     ]
     parts += ["\n".join(f"- FAILED {name}: {message}" for name, message in tests.failed)] if tests.failed else []
@@ -59,52 +78,68 @@ def _of_log(path: Path) -> str:
     return "```\n" + "\n".join(lines) + "\n```"
 
 
-def _all_well(
-    tests: Tests | None, results: Sequence[dict[str, Any]], missing: Sequence[Path], steps: Sequence[Any]
-) -> bool:
-    ran = tests is not None and tests.passed > 0 and not tests.failed
-    return ran and not steps and not missing and not any(failures(found) for found in results)
+class Run(NamedTuple):
+    """All that is on the page. None where a record of tests is missing; ``missing``: results that are."""
+
+    steps: list[Step]
+    tests: dict[Path, Tests | None]
+    results: list[dict[str, Any]]
+    missing: list[Path]
+
+    @property
+    def all_well(self) -> bool:
+        if not self.steps or any(step.status for step in self.steps) or self.missing:
+            return False
+        ran = all(tests is not None and tests.passed > 0 and not tests.failed for tests in self.tests.values())
+        return ran and not any(failures(found) for found in self.results)
 
 
-def page(tests: Tests | None, results: Sequence[dict[str, Any]], missing: Sequence[Path], steps: Sequence[Any]) -> str:
-    """The page. ``missing``: results that were to be there; ``steps``: name and log of every step that failed."""
-    good = _all_well(tests, results, missing, steps)
-    parts = ["# A run on a GPU", "Nothing failed." if good else "**Something failed: see below.**"]
+def page(run: Run) -> str:
+    parts = ["# A run on a GPU", "Nothing failed." if run.all_well else "**Something failed: see below.**"]
     rows = [
-        ("tests", "no record" if tests is None else f"{tests.passed} passed, {len(tests.failed)} failed"),
-        *((f"measurements, {found['dtype']}", "failures" if failures(found) else "complete") for found in results),
-        *((str(path), "not written") for path in missing),
+        *((step.name, f"{step.outcome}, {step.seconds} s") for step in run.steps),
+        *(
+            (f"tests, {path.stem}", "no record" if of is None else f"{of.passed} passed, {len(of.failed)} failed")
+            for path, of in run.tests.items()
+        ),
+        *((f"measurements, {found['dtype']}", "failures" if failures(found) else "complete") for found in run.results),
+        *((str(path), "not written") for path in run.missing),
     ]
     parts += [table(("", ""), rows)]
-    if results:
-        parts += ["## Machine", machine(results[0])]
-    for name, log in steps:
-        parts += [f"## Failed: {name}", f"The end of `{log}`:", _of_log(Path(log))]
-    parts += ["## Tests", _of_tests(tests)]
-    for found in results:
+    if run.results:
+        parts += ["## Machine", machine(run.results[0])]
+    for step in run.steps:
+        if step.status:
+            parts += [f"## Failed: {step.name}", f"{step.outcome}. The end of `{step.log}`:", _of_log(step.log)]
+    if run.tests:
+        parts += ["## Tests", *(_of_tests(path, of) for path, of in run.tests.items())]
+    for found in run.results:
         parts.append(f"# In {found['dtype']}")
         parts.append(report(found).removeprefix("# Measurements\n\n"))
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def write(tests: Path, results: Sequence[Path], steps: Sequence[Any], output: Path) -> bool:
+def write(steps: Sequence[Step], tests: Sequence[Path], results: Sequence[Path], output: Path) -> bool:
     """Writes ``output`` and a JSON file beside it; returns whether everything went well.
 
     Args:
-        tests: JUnit's XML.
+        steps: those that ran.
+        tests: JUnit's XML, of each run of pytest.
         results: files of ``python -m bench``.
-        steps: name and log of every step that failed.
         output: a markdown file.
     """
-    of_tests = read_tests(tests) if tests.exists() else None
-    found = [load(path) for path in results if path.exists()]
-    missing = [path for path in results if not path.exists()]
-    output.write_text(page(of_tests, found, missing, steps))
+    run = Run(
+        list(steps),
+        {path: read_tests(path) if path.exists() else None for path in tests},
+        [load(path) for path in results if path.exists()],
+        [path for path in results if not path.exists()],
+    )
+    output.write_text(page(run))
     record = {
-        "tests": None if of_tests is None else of_tests._asdict(),
-        "results": {each["dtype"]: each for each in found},
-        "failed_steps": [name for name, _ in steps],
-        "missing": [str(path) for path in missing],
+        "steps": {step.name: {"outcome": step.outcome, "seconds": step.seconds} for step in run.steps},
+        "tests": {path.stem: None if of is None else of._asdict() for path, of in run.tests.items()},
+        "results": {each["dtype"]: each for each in run.results},
+        "missing": [str(path) for path in run.missing],
     }
     output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
-    return _all_well(of_tests, found, missing, steps)
+    return run.all_well

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from . import gpu
+from . import gpu, paths
 from .contenders import BY_NAME as CONTENDERS
 from .criteria import Measure, judged, packed, peak, ratio, verdicts
 from .measure import Interval, median_of, ratio_of
@@ -123,6 +123,19 @@ def _memory(results: dict[str, Any]) -> str:
     return table(("", "shape", *(f"{CONTENDERS[name].meaning}, MiB" for name in names)), rows)
 
 
+def _kernels(results: dict[str, Any]) -> str:
+    """Which way torch's layers took, and what everyone launches."""
+    groups = [*(name for name, _ in paths.GROUPS), "other"]
+    rows = []
+    for entry in results["kernels"]:
+        sums = {group: sum(kernels.values()) for group, kernels in entry.get("kernels", {}).items()}
+        pieces = {True: "one piece", False: "apart", None: ""}[entry.get("one_piece")]
+        path = f"unknown: {entry['unknown']}" if "unknown" in entry else entry.get("path", "")
+        counts = (str(sums.get(group, 0) or "") for group in groups)
+        rows.append((entry["cell"], entry["shape"], CONTENDERS[entry["contender"]].meaning, path, pieces, *counts))
+    return table(("", "shape", "", "path", "weights", *groups), rows)
+
+
 def failures(results: dict[str, Any]) -> str:
     """Every contender that failed, where and with what words; empty where none did."""
     return "\n".join(
@@ -169,8 +182,15 @@ def report(results: dict[str, Any]) -> str:
             parts += [f"### {entry['cell']}, {shape.name} ({shape.sizes})", group_table(results, entry)]
     if results["memory"]:
         parts += ["## Peak memory of a forward and backward", _memory(results)]
+    if results.get("kernels"):
+        parts += ["## Kernels of a forward and backward", KERNELS, _kernels(results)]
     return "\n\n".join(parts) + "\n"
 
+
+KERNELS = (
+    "Counted by torch's profiler, grouped by their names (`bench/paths.py`). *Path* is which way torch's own layers "
+    "took, *weights* whether theirs lie in one piece of memory: apart, all of them are copied at each call."
+)
 
 _OVER_TORCH = (
     ("every site / torch, train", ratio("train", "all", "torch")),

@@ -15,7 +15,7 @@ import torch
 
 from fused_rnn_dropout.program import Interrupted
 
-from . import gpu, memory
+from . import baselines, gpu, memory, paths
 from .contenders import BY_NAME as CONTENDERS
 from .contenders import Contender, runner
 from .machine import environment, sgemm
@@ -44,10 +44,16 @@ class Settings(NamedTuple):
     dtype: str = "float32"
     tf32: bool = False
     graphs: bool = False
+    kernels: bool = False
 
     def runner(self, contender: Contender, cell: str, shape: Shape, task: str, padded: bool = False) -> Any:
         """A call of ``task``, ready to be timed."""
-        return runner(contender.build(cell, shape), shape, task, self.device, padded, DTYPES[self.dtype])
+        dtype = DTYPES[contender.dtype or self.dtype]
+        return runner(contender.build(cell, shape), shape, task, self.device, padded, dtype)
+
+    def module(self, contender: Contender, cell: str, shape: Shape) -> torch.nn.Module:
+        """What :meth:`runner` calls."""
+        return contender.build(cell, shape).to(self.device, DTYPES[contender.dtype or self.dtype])
 
 
 class Progress:
@@ -78,7 +84,7 @@ def taking_part(settings: Settings, shape: Shape, task: str) -> list[Contender]:
         contender
         for contender in settings.contenders
         if task in contender.tasks
-        and contender.missing(settings.compiled, settings.device) is None
+        and contender.missing(settings.compiled, settings.device, settings.dtype) is None
         and shape.kind in contender.kinds
     ]
 
@@ -127,6 +133,31 @@ def _graph_group(settings: Settings, cell: str, shape: Shape, tick: Callable[[st
         if name in graphs
     }
     return _measured_on_gpu(settings, cell, shape, "graph", makers, tick)
+
+
+def _kernels(settings: Settings, cell: str, shape: Shape, tick: Callable[[str], None]) -> list[dict[str, Any]]:
+    """What the contenders launch in one forward and backward, and whether torch's have their weights in one piece."""
+    found = []
+    for contender in taking_part(settings, shape, "train"):
+        if not contender.graph:
+            continue
+        tick(contender.name)
+        entry: dict[str, Any] = {"cell": cell, "shape": shape.name, "contender": contender.name}
+        makers = {contender.name: functools.partial(settings.runner, contender, cell, shape, "train")}
+        runs, _, failed = gpu.working(makers, tick)
+        if failed:  # which is in the record of the timings too
+            found.append(entry | {"unknown": failed[contender.name]})
+            continue
+        if contender.name.startswith("torch"):
+            entry["one_piece"] = baselines.in_one_piece(settings.module(contender, cell, shape))
+        try:
+            counts = paths.launched(runs[contender.name])
+        except RuntimeError as error:  # a machine may keep its counters from us; the timings do not need them
+            found.append(entry | {"unknown": f"the profiler does not work here: {error}"})
+            continue
+        path = {"path": paths.path_of(counts)} if contender.name.startswith("torch") else {}
+        found.append(entry | path | {"kernels": counts})
+    return found
 
 
 def _scaling(settings: Settings, cell: str, shape: Shape, tick: Callable[[str], None]) -> dict[str, Any]:
@@ -186,14 +217,16 @@ def _begun(settings: Settings) -> dict[str, Any]:
         "skipped": {
             c.name: why
             for c in settings.contenders
-            if (why := c.missing(settings.compiled, settings.device)) is not None
+            if (why := c.missing(settings.compiled, settings.device, settings.dtype)) is not None
         },
         "timings": [],
+        "kernels": [],
         "memory": [],
     }
     if not settings.resume:
         return found
     earlier = load(settings.output)
+    earlier.pop("complete", None)
     for part in ("processor", "cores", "torch", "fused_rnn_dropout", "instruction_set", "threads"):
         before, now = earlier["environment"][part], found["environment"][part]
         if before != now:
@@ -226,26 +259,28 @@ def run(settings: Settings) -> dict[str, Any]:
     found = _begun(settings)
 
     def save() -> None:
-        # In one piece, or not at all: Ctrl-C may come in the middle of it.
-        unfinished = settings.output.with_name(settings.output.name + ".unfinished")
-        unfinished.write_text(json.dumps(found, indent=1) + "\n")
-        unfinished.replace(settings.output)
+        partial = settings.output.with_name(f"{settings.output.name}.partial")  # a run may be ended at any moment
+        partial.write_text(json.dumps(found, indent=1) + "\n")
+        partial.replace(settings.output)
 
     if settings.device == "cuda":
-        gpu.fp32_products(settings.tf32)
+        gpu.products(settings.dtype, settings.tf32)
         found["environment"]["gpu"] = gpu.environment()
         found["limits"] = gpu.limits()
     if "sgemm" not in found:
         largest = sorted(settings.shapes, key=lambda shape: shape.flops("LSTM", "train"))[-2:]
         found["sgemm"] = sgemm(largest, device=settings.device, dtype=DTYPES[settings.dtype])
     parts = [*settings.tasks, *["graph"] * settings.graphs, *["scaling"] * settings.scaling]
-    parts += ["memory"] * settings.memory
+    parts += ["memory"] * settings.memory + ["kernels"] * settings.kernels
+    counted = {(entry["cell"], entry["shape"]) for entry in found["kernels"]}
     todo = [
         (cell, shape, part)
         for shape in settings.shapes
         for cell in settings.cells
         for part in parts
-        if find(found, cell, shape.name, part) is None and (part not in ("graph", "scaling") or shape.kind != "packed")
+        if find(found, cell, shape.name, part) is None
+        and (part not in ("graph", "scaling") or shape.kind != "packed")
+        and (part != "kernels" or (cell, shape.name) not in counted)
     ]
     there = {(entry["cell"], entry["shape"], entry["contender"]) for entry in found["memory"]}
     progress, done = Progress(len(todo)), 0
@@ -254,6 +289,8 @@ def run(settings: Settings) -> dict[str, Any]:
             tick = progress.group(f"{cell} {shape.name} {part}")
             if part == "memory":
                 found["memory"] += _memory(settings, cell, shape, there, tick)
+            elif part == "kernels":
+                found["kernels"] += _kernels(settings, cell, shape, tick)
             elif part == "graph":
                 found["timings"].append(_graph_group(settings, cell, shape, tick))
             elif part == "scaling":
@@ -268,6 +305,8 @@ def run(settings: Settings) -> dict[str, Any]:
             raise Interrupted("no group was done yet") from None
         kept = f"{done} of {len(todo)} groups are in {settings.output}"
         raise Interrupted(f"{kept}, and the same command with --resume goes on from there") from None
+    found["complete"] = True
+    save()
     progress.end()
     return found
 

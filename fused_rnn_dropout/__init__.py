@@ -12,18 +12,22 @@ import sys
 if sys.version_info < (3, 10):  # noqa: UP036  a checkout is imported whatever pyproject.toml says
     raise ImportError(f"fused_rnn_dropout needs Python 3.10 or later, and {sys.executable} is {sys.version.split()[0]}")
 
-from . import library, reference  # noqa: F401  library first: it says what is wrong where it cannot be loaded
+from . import library, flops, reference  # noqa: F401, I001  library first: it says what is wrong where it cannot be loaded
 from .arguments import draw_rng
 from .convert import convert, revert
 from .introspect import explain, export_masks
-from .modules import GRU, LSTM, mc_dropout
+from .modules import GRU, LSTM, NNGRU, NNLSTM, hold_masks, mc_dropout
 from .options import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
 
 __version__ = "0.2.0.dev0"
 
+flops.register()
+
 __all__ = [
     "GRU",
     "LSTM",
+    "NNGRU",
+    "NNLSTM",
     "CellDropout",
     "HiddenDropout",
     "LockedDropout",
@@ -34,6 +38,7 @@ __all__ = [
     "draw_rng",
     "explain",
     "export_masks",
+    "hold_masks",
     "mc_dropout",
     "reference",
     "revert",

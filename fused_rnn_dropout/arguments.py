@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from . import library, ops
-from .sites import GROUPS, SEQ, SITE, Plan
+from .layouts import check_dense, is_dense, known
+from .sites import GROUPS, SEQ, SITE, SITES, Plan, bad_threshold
 
 Rng: TypeAlias = Tensor | Mapping[str | None, Tensor]
 """All the randomness of a call: int64[2], or one such pair per group of sites, ``None`` being the default."""
@@ -38,7 +39,7 @@ def draw_rng(device: torch.device | str | int | None = None, generator: torch.Ge
         RuntimeError: a private generator used inside a backward pass, such as the recomputation of a checkpoint.
     """
     if generator is None:
-        return ops.draw(torch.empty(0, dtype=torch.int64, device=device))
+        return ops.draw(device)
     device = torch.empty(0, device=device).device
     if generator.device.type != device.type:
         raise ValueError(f"generator should be on {device}, got one on {generator.device}")
@@ -52,7 +53,7 @@ def draw_rng(device: torch.device | str | int | None = None, generator: torch.Ge
     return torch.empty(2, dtype=torch.int64, device=device).random_(-(2**63), None, generator=generator)
 
 
-def _check_pair(name: str, pair: Any, device: torch.device) -> Tensor:
+def _check_pair(name: str, pair: Any, device: torch.device | None) -> Tensor:
     if not isinstance(pair, Tensor):
         raise TypeError(f"{name} should be an int64 tensor of shape (2,), got {type(pair).__name__}")
     if pair.dtype != torch.int64 or tuple(pair.shape) != (2,):
@@ -60,14 +61,27 @@ def _check_pair(name: str, pair: Any, device: torch.device) -> Tensor:
             f"{name} should be an int64 tensor of shape (2,), got {pair.dtype} of shape "
             f"{tuple(pair.shape)}: draw_rng(device) makes one"
         )
-    if pair.device != device:
+    if device is not None and pair.device != device:
         raise ValueError(f"{name} should be on {device}, where the layers compute, got {pair.device}")
     return pair
 
 
-def resolve_rng(
-    plan: Plan, thresholds: Tensor | None, rng: Rng | None, masks_on: bool, device: torch.device
-) -> dict[str, Tensor]:
+def check_rng(name: str, rng: Any, device: torch.device | None = None) -> Rng:
+    """Checks that ``rng`` is what :data:`Rng` says, on ``device`` where one is given.
+
+    Raises:
+        TypeError, ValueError: it is not, or names a group that does not exist.
+    """
+    if not isinstance(rng, Mapping):
+        return _check_pair(name, rng, device)
+    for group, pair in rng.items():
+        if group is not None and group not in GROUPS:
+            raise ValueError(f"{name} has a key {group!r}; allowed are {', '.join(map(repr, GROUPS))} and None")
+        _check_pair(f"{name}[{group!r}]", pair, device)
+    return rng
+
+
+def resolve_rng(plan: Plan, rng: Rng | None, masks_on: bool, device: torch.device) -> dict[str, Tensor]:
     """The pair of each group that has a configured site; draws one from the default generator if ``rng`` is None.
 
     Nothing is drawn where no site is configured or masks are off.
@@ -80,27 +94,44 @@ def resolve_rng(
     if rng is None:
         if not masks_on or not groups:
             return {}
-        assert thresholds is not None
-        pair = ops.draw(thresholds)
-        return dict.fromkeys(groups, pair)
+        return dict.fromkeys(groups, ops.draw(device))
+    rng = check_rng("rng", rng, device)
     if isinstance(rng, Mapping):
-        for group, pair in rng.items():
-            if group is not None and group not in GROUPS:
-                raise ValueError(f"rng has a key {group!r}; allowed are {', '.join(map(repr, GROUPS))} and None")
-            _check_pair(f"rng[{group!r}]", pair, device)
         missing = [group for group in groups if group not in rng]
         if missing and None not in rng:
             raise ValueError(f"rng lacks {', '.join(map(repr, missing))}: give them, or a default under the key None")
         chosen = {group: rng[group if group in rng else None] for group in groups}
     else:
-        chosen = dict.fromkeys(groups, _check_pair("rng", rng, device))
+        chosen = dict.fromkeys(groups, rng)
     return chosen if masks_on else {}
+
+
+def _readable(tensor: Tensor) -> bool:
+    """Whether the host may look at the values: elsewhere than on the CPU it would wait for the device."""
+    known = type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    return known and not ops.functorch_active()
+
+
+def check_thresholds(thresholds: Tensor) -> None:
+    """What the fused operators check of their thresholds, their values only where the host has them.
+
+    Raises:
+        ValueError: another dtype or shape than int64[10], or a rate outside [0, 1]; it names the site.
+    """
+    if thresholds.dtype != torch.int64 or tuple(thresholds.shape) != (len(SITES),):
+        raise ValueError(
+            f"thresholds should be an int64 tensor of shape ({len(SITES)},), got {thresholds.dtype} of shape "
+            f"{tuple(thresholds.shape)}"
+        )
+    fault = bad_threshold(thresholds.tolist()) if _readable(thresholds) else None
+    if fault is not None:
+        raise ValueError(fault)
 
 
 def check_counters(example_ids: Tensor | None, step_offset: int, batch: int, steps: int, device: torch.device) -> None:
     if isinstance(step_offset, bool) or not isinstance(step_offset, (int, torch.SymInt)):
         raise TypeError(f"step_offset should be an int, got {type(step_offset).__name__}")
-    if step_offset < 0 or step_offset + steps > SEQ:
+    if known(step_offset < 0) or known(step_offset + steps > SEQ):
         raise ValueError(
             f"step_offset should be at least 0 and step_offset + T at most {SEQ}, got {step_offset} with T = {steps}"
         )
@@ -108,16 +139,14 @@ def check_counters(example_ids: Tensor | None, step_offset: int, batch: int, ste
         return
     if not isinstance(example_ids, Tensor):
         raise TypeError(f"example_ids should be an int64 tensor of shape ({batch},), got {type(example_ids).__name__}")
-    if example_ids.dtype != torch.int64 or example_ids.dim() != 1 or example_ids.size(0) != batch:
+    if example_ids.dtype != torch.int64 or example_ids.dim() != 1 or known(example_ids.size(0) != batch):
         raise ValueError(
             f"example_ids should be an int64 tensor of shape ({batch},), got {example_ids.dtype} of shape "
             f"{tuple(example_ids.shape)}"
         )
     if example_ids.device != device:
         raise ValueError(f"example_ids should be on {device}, where the layers compute, got {example_ids.device}")
-    # Elsewhere than on the CPU a look at the values would make the host wait for the device.
-    readable = type(example_ids) is Tensor and device.type == "cpu" and not torch.compiler.is_compiling()
-    if readable and batch and not ops.functorch_active():
+    if batch and _readable(example_ids):
         low, high = (int(value) for value in example_ids.aminmax())
         if low < 0 or high >= SEQ:
             raise ValueError(f"example_ids should be in [0, {SEQ}), got values from {low} to {high}")
@@ -196,6 +225,8 @@ def result_dtypes(
 ) -> tuple[torch.dtype, torch.dtype]:
     """Dtype of a layer's results, and the one that out and h_n are given back in: what torch.nn gives.
 
+    On a GPU they have autocast's dtype, where torch's cuDNN layers give float16 for bfloat16 as well.
+
     ``memory`` is the dtype of the state that carries memory, c_0 of an LSTM and h_0 of a GRU.
     """
     device_type = input.device.type
@@ -217,29 +248,38 @@ def result_dtypes(
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def check_input(cell: str, input: Tensor, packed: bool, w_ih: Tensor) -> None:
+def check_input(cell: str, input: Tensor, packed: bool, weights: Sequence[Tensor]) -> None:
+    check_dense(f"input of a {cell}", input)
+    w_ih = weights[0]
     dims = 2 if packed else 3
     if input.dim() != dims:
         raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
     if not input.is_floating_point():
         raise TypeError(f"input of a {cell} should have a floating dtype, got {input.dtype}")
+    for weight in weights:
+        if weight.device != input.device:
+            raise RuntimeError(
+                "Input and parameter tensors are not at the same device, found input tensor at "
+                f"{input.device} and parameter tensor at {weight.device}"
+            )
+        if not is_dense(weight):
+            check_dense(f"a weight of a {cell}", weight)
+        if not weight.is_floating_point():
+            raise TypeError(f"a weight of a {cell} should have a floating dtype, got {weight.dtype}")
     if input.size(-1) != w_ih.size(1):
         raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {w_ih.size(1)}, got {input.size(-1)}")
-    if input.device != w_ih.device:
-        raise RuntimeError(
-            "Input and parameter tensors are not at the same device, found input tensor at "
-            f"{input.device} and parameter tensor at {w_ih.device}"
-        )
-    if not w_ih.is_floating_point():
-        raise TypeError(f"weights of a {cell} should have a floating dtype, got {w_ih.dtype}")
 
 
 def check_states(cell: str, hx: Sequence[Tensor], expected: list[tuple[int, int, int]], input: Tensor) -> None:
     mixed = autocast_enabled(input)
     for index, (state, size) in enumerate(zip(hx, expected, strict=True)):
         name, torch_name = ("hx", "hidden") if cell == "GRU" else (f"hx[{index}]", f"hidden[{index}]")
-        if tuple(state.shape) != size:
+        check_dense(name, state)
+        if state.dim() != 3 or any(known(got != want) for got, want in zip(state.shape, size, strict=True)):
             raise RuntimeError(f"Expected {torch_name} size {size}, got {list(state.shape)}")
+        if torch.compiler.is_compiling():
+            # Where the batch is not known yet, such as the number that a packed input keeps, it is checked in the run.
+            torch._check(state.size(1) == size[1], lambda: "hx has another batch size than the packed input")
         if state.device != input.device:
             raise RuntimeError(
                 "Input and hidden tensors are not at the same device, found input tensor at "

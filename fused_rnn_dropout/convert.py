@@ -7,15 +7,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-import torch
 from torch import nn
 
-from .modules import GRU, LSTM
-from .rnn_base import RegularizedRNN
-from .sites import SITE, SITE_NAMES, SITES, make_spec
+from .modules import GRU, LSTM, NNGRU, NNLSTM
+from .passed_over import passed_over, reason_to_leave
+from .references import LIMIT, Walk
+from .rnn_base import DERIVED, RegularizedRNN
+from .sites import SITE, SITE_NAMES, SITES, acting_in_eval, make_spec
 
 _OURS: dict[type, type[RegularizedRNN]] = {nn.LSTM: LSTM, nn.GRU: GRU}
-_TORCHS: dict[type, type[nn.RNNBase]] = {LSTM: nn.LSTM, GRU: nn.GRU}
+_OURS_AND_TORCHS: dict[type, type[RegularizedRNN]] = {nn.LSTM: NNLSTM, nn.GRU: NNGRU}
+_TORCHS: dict[type, type[nn.RNNBase]] = {LSTM: nn.LSTM, GRU: nn.GRU, NNLSTM: nn.LSTM, NNGRU: nn.GRU}
 _OWN_STATE = ("_sites", "_plan", "_reset_after", "mc", "backend", "recompute")
 _COPIED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_flat_weights", "_flat_weights_names",
            "_all_weights", "_flat_weight_refs")  # fmt: skip
@@ -33,23 +35,6 @@ def _slots(model: nn.Module) -> list[tuple[str, nn.Module | None, str, nn.Module
     return result
 
 
-def _reason_to_leave(module: nn.RNNBase) -> str | None:
-    """Why a module that is an LSTM or GRU cannot be swapped; None where it can."""
-    if torch.nn.utils.parametrize.is_parametrized(module):
-        return "its weights are parametrised"
-    if type(module) not in _OURS and type(module) not in _TORCHS:
-        return f"it is a subclass, {type(module).__qualname__}, whose own behaviour a swap would drop"
-    names = module._flat_weights_names
-    if any(name not in module._parameters for name in names):  # weight_norm, spectral_norm and prune work like this
-        computed = ", ".join(name for name in names if name not in module._parameters)
-        return f"a hook computes {computed}, which is no parameter of its own"
-    if "forward" in module.__dict__:
-        return "its forward was replaced on the instance"
-    if module.__dict__.get("_compiled_call_impl") is not None:
-        return "it was compiled with Module.compile()"
-    return None
-
-
 def _transplant(old: nn.RNNBase, cls: type[_RNN], drop: tuple[str, ...] = ()) -> _RNN:
     """A module of another class with everything that is set on ``old``: parameters, hooks, flags, attributes."""
     new = cls.__new__(cls)
@@ -63,62 +48,133 @@ def _transplant(old: nn.RNNBase, cls: type[_RNN], drop: tuple[str, ...] = ()) ->
 
 
 def _swap(
+    name: str,
     model: nn.Module,
-    of_type: tuple[type[nn.RNNBase], ...],
+    wanted: Callable[[nn.Module], bool],
     mine: Mapping[type, type],
     build: Callable[[str, Any], nn.Module],
+    remark: Callable[[], str | None],
 ) -> tuple[nn.Module, int]:
-    """Builds every replacement before it puts the first one in place, so that an error leaves the model as it was."""
-    slots = _slots(model)
-    made: dict[int, nn.Module] = {}
-    seen: set[int] = set()
+    """Builds and plans everything before the first change, so that an error leaves the model as it was.
+
+    Args:
+        name: of the public function, for warnings.
+        wanted: whether a module is one that the user means.
+        mine: the exact types that can be swapped.
+        build: makes the replacement of a module at a path.
+        remark: a warning to give when all replacements are built.
+
+    Returns:
+        The root, and how many modules were swapped or named in a warning.
+    """
+    slots, made, found = _slots(model), {}, 0
+    registered = {id(module): path for path, _, _, module in reversed(slots)}
     for path, _, _, module in slots:
-        if id(module) in seen or not isinstance(module, of_type):
+        if id(module) in made or registered[id(module)] != path:
             continue
-        seen.add(id(module))
-        reason = _reason_to_leave(module)
+        reason = passed_over(module) if name == "convert" else None
+        if wanted(module):
+            reason = reason_to_leave(module, mine)  # type: ignore[arg-type]
+            if reason is None:
+                made[id(module)] = build(path, module)
         if reason is not None:
-            warnings.warn(f"left {path or 'the module'} ({type(module).__name__}) as it is: {reason}", stacklevel=3)
-        elif type(module) in mine:
-            made[id(module)] = build(path, module)
-    root = model
-    for _, parent, name, module in slots:
+            _warn(f"left {path or 'the module'} ({type(module).__name__}) as it is: {reason}")
+        found += reason is not None or id(module) in made
+
+    # An RNN that is kept in a list while its parameters are registered is the model's; one whose parameters are not
+    # may be somebody else's, such as a teacher that is kept out of the way on purpose.
+    parameters = {id(parameter) for parameter in model.parameters()}
+    strangers: dict[int, tuple[str, nn.Module]] = {}
+
+    def replacement(path: str, module: nn.Module) -> nn.Module | None:
+        known = made.get(id(module))
+        if known is not None or id(module) in registered or type(module) not in mine or not wanted(module):
+            return known
+        own = [id(parameter) for parameter in module.parameters()]
+        if id(module) not in strangers:
+            strangers[id(module)] = path, module
+            if own and parameters.issuperset(own) and reason_to_leave(module, mine) is None:  # type: ignore[arg-type]
+                made[id(module)] = build(path, module)
+        return made.get(id(module))
+
+    walk = Walk(replacement)
+    walk.run(model)
+    said = remark()
+    if said:
+        _warn(said)
+    above = [module for module in walk.opened if id(module) not in registered and _holds(module, model)]
+    for path, module in strangers.values():
         if id(module) in made:
-            if parent is None:
-                root = made[id(module)]
-            else:
-                parent._modules[name] = made[id(module)]
-    return root, len(seen)
+            found += 1
+        elif not any(_holds(module_above, module) for module_above in above):
+            _warn(f"left {path} ({type(module).__name__}) as it is: the model refers to it, but neither it nor its "
+                  f"parameters are registered in the model. Register it, or {name} it by itself")  # fmt: skip
+            found += 1
+    if walk.stuck:
+        _warn(f"{name} could not exchange the module that is held by {'; '.join(walk.stuck)}: what runs from there is "
+              "the old one")  # fmt: skip
+    if walk.ended_at is not None:
+        _warn(f"{name} looked for other references to the modules that it swaps in the first {LIMIT:,} places that the "
+              f"model leads to, up to {walk.ended_at}; one beyond would still hold the old module")  # fmt: skip
+    walk.edit()
+    for _, parent, child, module in slots:
+        if parent is not None and id(module) in made:
+            parent._modules[child] = made[id(module)]
+    return made.get(id(model), model), found
+
+
+def _holds(module: nn.Module, inner: nn.Module) -> bool:
+    return any(child is inner for child in module.modules())
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, stacklevel=4)  # of whoever calls convert or revert
 
 
 def convert(
-    model: nn.Module, *, mc: bool = False, backend: str | None = None, recompute: bool = False, **sites: Any
+    model: nn.Module,
+    *,
+    mc: bool = False,
+    backend: str | None = None,
+    recompute: bool = False,
+    nn_subclass: bool = False,
+    **sites: Any,
 ) -> nn.Module:
     """Swaps every ``nn.LSTM`` and ``nn.GRU`` inside ``model`` for this package's, in place.
 
     The new modules hold the same Parameter objects, so that an optimizer built before stays valid, and keep hooks, the
     training flag, ``requires_grad``, attributes set by the user, and ``dropout``; one module in several places stays
-    one. Left alone, with a warning: subclasses, weights that are parametrised or computed by a hook (``weight_norm``,
-    pruning), and modules with a replaced or compiled forward. Modules that are already of this package are left as they
-    are, sites included; so is ``nn.RNN``.
+    one. Other references that the model has to a swapped module are changed along with it: in containers, attributes,
+    closures, partials, bound methods, weak references, hooks. Those that cannot be changed, and whatever lies beyond
+    the first million places that the model leads to, are named in a warning. So is an LSTM or GRU that is reached
+    like this only and whose parameters are not registered in the model; it is left as it is.
+
+    Left alone, with a warning: subclasses, weights that are parametrised or computed by a hook (``weight_norm``,
+    pruning), modules with a replaced or compiled forward, cells, ``nn.RNN``, and what is traced, scripted or quantised.
+    Modules that are already of this package are left as they are, sites included.
 
     Args:
         model: any module; may itself be an LSTM or GRU.
         mc: as in :class:`LSTM`.
         backend: as in :class:`LSTM`.
         recompute: as in :class:`LSTM`.
+        nn_subclass: make :class:`NNLSTM` and :class:`NNGRU`, which pass ``isinstance(module, nn.LSTM)``, at the price
+            of a graph break under ``torch.compile``.
         sites: rates or options objects by site, as in :class:`LSTM`: ``weight_dropout=0.5``.
 
     Returns:
         ``model``, or the new module where ``model`` is itself an ``nn.LSTM`` or ``nn.GRU``.
 
     Raises:
-        TypeError: an unknown site, or another site's options object.
+        TypeError: an unknown site, another site's options object, or a switch that is no bool.
         ValueError: a rate outside [0, 1], an LSTM-only site on a model with GRUs (it names them), or sites that cannot
             be combined. The model is then unchanged.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model should be an nn.Module, got {type(model).__name__}")
+    if not isinstance(nn_subclass, bool):
+        raise TypeError(f"nn_subclass should be of type bool, got: {type(nn_subclass).__name__}")
+    ours = _OURS_AND_TORCHS if nn_subclass else _OURS
     for name, value in sites.items():
         if name not in SITE:
             raise TypeError(f"convert got an unexpected site {name!r}; allowed are {', '.join(SITE_NAMES)}")
@@ -132,7 +188,7 @@ def convert(
                                  f"allowed sites are {allowed}")  # fmt: skip
 
     def build(path: str, old: nn.RNNBase) -> nn.Module:
-        new = _transplant(old, _OURS[type(old)])
+        new = _transplant(old, ours[type(old)])
         own = {"dropout": old.dropout, **sites}
         try:
             new._configure(own, mc=mc, backend=backend, recompute=recompute, stacklevel=4)
@@ -142,36 +198,62 @@ def convert(
             new._warn_of_one_layer(stacklevel=4)
         return new
 
-    root, found = _swap(model, (nn.LSTM, nn.GRU), _OURS, build)
+    def wanted(module: nn.Module) -> bool:
+        return isinstance(module, (nn.LSTM, nn.GRU)) and not isinstance(module, RegularizedRNN)
+
+    root, found = _swap("convert", model, wanted, ours, build, lambda: None)
     if not found and not any(isinstance(module, RegularizedRNN) for module in model.modules()):
         warnings.warn("convert found no nn.LSTM or nn.GRU in the model", stacklevel=2)
     return root
 
 
-def revert(model: nn.Module) -> nn.Module:
+def revert(model: nn.Module, *, allow_change: bool = False) -> nn.Module:
     """Swaps every LSTM and GRU of this package inside ``model`` for ``torch.nn``'s, in place: :func:`convert` undone.
 
-    The same Parameter objects, hooks, flags and ``state_dict``. Of the sites torch.nn has ``dropout`` alone.
+    The same Parameter objects, hooks, flags and ``state_dict``, and the same care for other references as
+    :func:`convert` takes. Of the sites torch.nn has ``dropout`` alone. Where another one acts in eval, which zoneout,
+    ``scale="paper"`` and ``mc=True`` do at a rate above 0, eval computes something else from then on: a warning names
+    module and site. A rate counts as it is now; one that was set later would have changed eval.
+
+    Args:
+        model: any module; may itself be an LSTM or GRU of this package.
+        allow_change: no warning where eval changes.
 
     Returns:
         ``model``, or the new module where ``model`` is itself an LSTM or GRU of this package.
 
     Raises:
+        TypeError: ``model`` is no module, or ``allow_change`` no bool.
         ValueError: a GRU with ``reset_after=False``, which torch.nn has not; the model is then unchanged.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model should be an nn.Module, got {type(model).__name__}")
+    if not isinstance(allow_change, bool):
+        raise TypeError(f"allow_change should be of type bool, got: {type(allow_change).__name__}")
+    changes: list[str] = []
 
-    def build(path: str, old: nn.RNNBase) -> nn.Module:
+    def build(path: str, old: RegularizedRNN) -> nn.Module:
         if isinstance(old, GRU) and not old.reset_after:
             raise ValueError(f"{path or 'the module'} has reset_after=False, which nn.GRU cannot compute")
+        acting = old._plan.names if old.mc else acting_in_eval(old._plan)
+        lost = [f"{name}={getattr(old, name):g}" for name in acting if getattr(old, name) > 0]
+        if lost:
+            changes.append(f"{path or 'the module'} ({', '.join([*lost, 'mc=True'] if old.mc else lost)})")
         new = _transplant(old, _TORCHS[type(old)], drop=_OWN_STATE)
-        del new._buffers["_thresholds"]
-        new._non_persistent_buffers_set.discard("_thresholds")
+        for name in DERIVED:
+            new.__dict__.pop(name, None)
         new.dropout = old.dropout
         return new
 
-    root, found = _swap(model, (RegularizedRNN,), _TORCHS, build)
+    def remark() -> str | None:
+        if not changes or allow_change:
+            return None
+        return (
+            f"revert changes what eval computes, where torch.nn has no such sites: {'; '.join(changes)}. "
+            "revert(model, allow_change=True) is silent about it"
+        )
+
+    root, found = _swap("revert", model, lambda module: isinstance(module, RegularizedRNN), _TORCHS, build, remark)
     if not found:
         warnings.warn("revert found no fused_rnn_dropout.LSTM or GRU in the model", stacklevel=2)
     return root

@@ -7,7 +7,6 @@ a copy or a warning; its gradient puts the masks on the way back.
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -15,17 +14,18 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.backends.cudnn import rnn as cudnn_rnn
 
-from . import library
+from . import cudnn_library
+from .cudnn_library import Configuration, Layout, Weights
 from .library import lib, register_fake
 from .ops import _differentiable, _only_reference, _snapshot
-from .sites import FLAG, KIND, Plan, stream
+from .sites import FLAG, KIND, Plan, acting_in_eval, stream
 
 _ops = torch.ops.fused_rnn_dropout
 
 ALTERNATING = "alternating"
 CUDNN = "cuDNN with masked weights"
+_INSIDE = ("hidden_dropout", "update_dropout", "cell_dropout", "zoneout_c", "zoneout_h")
 _WEIGHT_SITES = FLAG["WEIGHT_HH"] | FLAG["WEIGHT_IH"] | FLAG["WEIGHT_HR"]
 
 
@@ -39,18 +39,26 @@ class Schedule(NamedTuple):
 def acting_inside(plan: Plan, masks_on: bool) -> tuple[str, ...]:
     """The configured sites that change what a step computes now, the weights' apart."""
 
-    def acts(name: str) -> bool:
-        spec = getattr(plan, name)
-        if spec is None:
-            return False
-        return masks_on or name.startswith("zoneout") or getattr(spec, "scale", None) == "paper"
-
-    names = ("hidden_dropout", "update_dropout", "cell_dropout", "zoneout_c", "zoneout_h")
-    return tuple(name for name in names if acts(name))
+    names = plan.names if masks_on else acting_in_eval(plan)
+    return tuple(name for name in names if name in _INSIDE)
 
 
-def choose(plan: Plan, masks_on: bool, recompute: bool, input: Tensor, dtype: torch.dtype) -> Schedule:
-    """The schedule of the ``cuda`` backend for layers with results of ``dtype``."""
+def layers_at_once(plan: Plan, masks_on: bool, count: int) -> int:
+    """How many of ``count`` neighbouring layers one call of cuDNN runs: one where a site acts between them."""
+    between = plan.dropout is not None or plan.inter_layer_dropout is not None
+    return 1 if between and masks_on else count
+
+
+def choose(
+    plan: Plan, masks_on: bool, recompute: bool, input: Tensor, dtype: torch.dtype, steps: int, weights: Weights
+) -> Schedule:
+    """The schedule of the ``cuda`` backend for layers with results of ``dtype``.
+
+    Args:
+        input: (T, B, I) or packed (N, I).
+        steps: T.
+        weights: of all layers.
+    """
     inside = acting_inside(plan, masks_on)
     if inside:
         return Schedule(ALTERNATING, f"{', '.join(inside)} act{'s' if len(inside) == 1 else ''} inside a step")
@@ -58,8 +66,11 @@ def choose(plan: Plan, masks_on: bool, recompute: bool, input: Tensor, dtype: to
         return Schedule(ALTERNATING, "recompute=True, and cuDNN keeps what it likes")
     if torch.compiler.is_compiling() or _fake(input):
         return Schedule(ALTERNATING, "a tracer would unroll torch's own layers")
-    if not _takes(input, dtype):
-        return Schedule(ALTERNATING, f"cuDNN does not take this {str(dtype)[6:]} input, or is off")
+    together = layers_at_once(plan, masks_on, len(weights))
+    parts = [(plan.cell, weights[first : first + together]) for first in range(0, len(weights), together)]
+    obstacle = cudnn_library.obstacle(input, dtype, steps, parts)
+    if obstacle is not None:
+        return Schedule(ALTERNATING, obstacle)
     return Schedule(CUDNN, "no site acts inside a step")
 
 
@@ -69,50 +80,9 @@ def _fake(input: Tensor) -> bool:
     return active is not None or isinstance(input, FakeTensor)
 
 
-def _takes(input: Tensor, dtype: torch.dtype) -> bool:
-    """Whether torch's own layers would run on cuDNN for an input like this one in ``dtype``."""
-    if input.device.type == "cuda":
-        return torch.cudnn_is_acceptable(input if input.dtype == dtype else input.new_empty(1, dtype=dtype))
-    return input.device.type in library.gpu_devices  # the tests, where torch's CPU layers stand in for cuDNN
-
-
 # --------------------------------------------------------------------------------------------------------------------
 # The flat buffer
 # --------------------------------------------------------------------------------------------------------------------
-
-
-class Layout(NamedTuple):
-    """Where each weight lies in a flat buffer of ``size`` elements."""
-
-    offsets: tuple[int, ...]
-    size: int
-
-
-@functools.lru_cache(maxsize=256)
-def layout(
-    shapes: tuple[tuple[int, ...], ...], each: int, cell: str, bidirectional: bool, dtype: torch.dtype,
-    device: torch.device,
-) -> Layout:  # fmt: skip
-    """As cuDNN wants it, which it is asked once per configuration; end to end on other devices.
-
-    Args:
-        shapes: of all weights, in torch's order.
-        each: how many belong to one layer and direction.
-    """
-    if device.type != "cuda":
-        ends = [0]
-        for shape in shapes:
-            ends.append(ends[-1] + math.prod(shape))
-        return Layout(tuple(ends[:-1]), ends[-1])
-    with torch.cuda.device(device), torch.no_grad():
-        weights = [torch.empty(shape, dtype=dtype, device=device) for shape in shapes]
-        layers = len(shapes) // each // (2 if bidirectional else 1)
-        hidden = shapes[0][0] // (4 if cell == "LSTM" else 3)
-        projected = shapes[1][1] if shapes[1][1] != hidden else 0
-        flat = torch._cudnn_rnn_flatten_weight(
-            weights, each, shapes[0][1], cudnn_rnn.get_cudnn_mode(cell), hidden, projected, layers, False, bidirectional
-        )
-        return Layout(tuple(int(w.storage_offset()) for w in weights), flat.numel())
 
 
 def _pieces(flat: Tensor, where: Layout, shapes: Sequence[tuple[int, ...]]) -> list[Tensor]:
@@ -164,7 +134,11 @@ class MaskedWeights(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
         rng, thresholds, *weights = ctx.saved_tensors
-        return None, None, None, *_MaskedGradients.apply(grad, weights, *ctx.where, rng, thresholds, ctx.flags)
+        # Those that are frozen are left out.
+        wanted = [index for index, needed in enumerate(ctx.needs_input_grad[3:]) if needed]
+        of = [[values[index] for index in wanted] for values in (weights, *ctx.where)]
+        found = dict(zip(wanted, _MaskedGradients.apply(grad, *of, rng, thresholds, ctx.flags), strict=True))
+        return None, None, None, *(found.get(index) for index in range(len(weights)))
 
 
 class _MaskedGradients(torch.autograd.Function):
@@ -222,7 +196,11 @@ class _Once(torch.autograd.Function):
 
 
 def _once_differentiable(op: str, *tensors: Tensor) -> tuple[Tensor, ...]:
-    return _Once.apply(op, *tensors) if _differentiable(op, tensors) else tensors
+    """The tensors; those that need a gradient as :class:`_Once` gives them, so that what is frozen costs nothing."""
+    if not _differentiable(op, tensors):
+        return tensors
+    made = iter(_Once.apply(op, *(tensor for tensor in tensors if tensor.requires_grad)))
+    return tuple(next(made) if tensor.requires_grad else tensor for tensor in tensors)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -236,7 +214,7 @@ def layers(
     masks_on: bool,
     x: Tensor,
     states: Sequence[Tensor],
-    weights: Sequence[Sequence[Sequence[Tensor | None]]],
+    weights: Weights,
     first: int,
     batch_sizes: Tensor | None,
     rng: Tensor | None,
@@ -249,7 +227,7 @@ def layers(
         cell: "LSTM" or "GRU".
         x: (T, B, I) or packed (N, I).
         states: h_0 (layers * directions, B, P) and, for an LSTM, c_0 (layers * directions, B, H).
-        weights: [layer][direction] in torch's order, None where there are none.
+        weights: of these layers.
         first: number of the first of these layers.
         rng, thresholds: of weight dropout; None where it is not on.
         dtype: of the results.
@@ -264,6 +242,7 @@ def layers(
     flags = plan.train_flags & (_WEIGHT_SITES | FLAG["WEIGHT_ROW"] | FLAG["MASKS_ON"])
     flags = flags if masks_on and flags & _WEIGHT_SITES else 0
     kinds = (KIND["WEIGHT_IH"], KIND["WEIGHT_HH"], None, None, KIND["WEIGHT_HR"])
+    of = Configuration.of(cell, weights, dtype, x.device)
     flat: list[Tensor] = []
     streams: list[int] = []
     for number, directions in enumerate(weights):
@@ -272,25 +251,18 @@ def layers(
                 if weight is not None:
                     flat.append(weight)
                     streams.append(-1 if kind is None else stream(kind, first + number, direction))
-    bidirectional = len(weights[0]) == 2
-    each = len(flat) // len(weights) // len(weights[0])
-    shapes = tuple(tuple(weight.shape) for weight in flat)
-    where = layout(shapes, each, cell, bidirectional, dtype, x.device)
+    where = cudnn_library.layout(of)
     given = (rng, thresholds) if flags else (None, None)
     buffer = _ops.masked_weights(flat, streams, list(where.offsets), where.size, *given, dtype, flags)
 
     states = [state.to(dtype).contiguous() for state in states]  # which cuDNN insists on
     x, buffer, *states = _once_differentiable(cell.lower(), x.to(dtype), buffer, *states)
-    pieces = _pieces(buffer, where, shapes)
-    hx: Any = tuple(states) if cell == "LSTM" else states[0]
-    has_bias, count = weights[0][0][2] is not None, len(weights)
+    pieces = _pieces(buffer, where, of.shapes)
     # cuDNN's backward refuses what ran in its inference mode; there is no dropout in it that this would switch on.
     train = _differentiable(cell.lower(), (x, buffer, *states))
-    run = torch._VF.lstm if cell == "LSTM" else torch._VF.gru
+    has_bias = weights[0][0][2] is not None
     with torch.autocast(x.device.type, enabled=False):
-        if batch_sizes is None:
-            return run(x, hx, pieces, has_bias, count, 0.0, train, bidirectional, False)
-        return run(x, batch_sizes, hx, pieces, has_bias, count, 0.0, train, bidirectional)
+        return cudnn_library.run(cell, x, batch_sizes, states, pieces, has_bias, len(weights), train, of.bidirectional)
 
 
 __all__ = ["ALTERNATING", "CUDNN", "Schedule", "choose", "layers"]

@@ -22,12 +22,14 @@ from .arguments import (
     check_counters,
     check_input,
     check_states,
+    check_thresholds,
     choose_backend,
     draw_rng,
     resolve_rng,
     result_dtypes,
 )
 from .fakes import compute_dtype
+from .layouts import NO_STEPS, known
 from .options import LockedDropout
 from .sites import KIND, SITE_INDEX, Plan, stream
 
@@ -187,9 +189,7 @@ def _cudnn_stack(
     call: Call, x: Tensor, hx: Sequence[Tensor], layers: list[list[Weights]], between: str
 ) -> tuple[Tensor, ...]:
     """All layers at once, or one after the other where a site acts between them."""
-    together = len(layers)
-    if getattr(call.plan, between) is not None and call.masks_on:
-        together = 1
+    together = cudnn.layers_at_once(call.plan, call.masks_on, len(layers))
     finals: list[list[Tensor]] = [[] for _ in hx]
     for first in range(0, len(layers), together):
         if first:
@@ -298,19 +298,16 @@ def _run(
     packed = batch_sizes is not None
     layers = split_weights(weights, num_layers, bias, bidirectional)
     first = layers[0][0]
-    check_input(cell, input, packed, first.w_ih)
+    check_input(cell, input, packed, weights)
     batch = batch_size(input, batch_sizes, sorted_indices)
     projected, hidden_size = first.w_hr is not None, first.w_hh.size(0) // (4 if cell == "LSTM" else 3)
     count = num_layers * (2 if bidirectional else 1)
     expected = [(count, batch, first.w_hh.size(1)), (count, batch, hidden_size)][: 2 if cell == "LSTM" else 1]
     if hx is not None:
-        if torch.compiler.is_compiling() and packed and sorted_indices is None and hx[0].dim() == 3:
-            # Compiled code cannot decide on the number that the packed input keeps; it asserts it when it runs.
-            torch._check(batch == hx[0].size(1), lambda: "hx has another batch size than the packed input")
         check_states(cell, hx, expected, input)
     steps = input.size(0) if batch_sizes is None else batch_sizes.size(0)
-    if steps == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    if known(steps == 0):
+        raise RuntimeError(NO_STEPS)
     chosen = choose_backend(backend, plan, input.device.type)
     check_counters(example_ids, step_offset, batch, steps, input.device)
     if plan.names:
@@ -321,19 +318,23 @@ def _run(
                 f"the rates of the sites are on {thresholds.device} and the input is on {input.device}: "
                 "move the whole module with .to(device)"
             )
+        if chosen == "reference":  # the operators of the others look for themselves
+            check_thresholds(thresholds)
     if hx is None:
         hx = [torch.zeros(size, dtype=input.dtype, device=input.device) for size in expected]
     if sorted_indices is not None:
         hx = [state.index_select(1, sorted_indices) for state in hx]
         example_ids = sorted_indices if example_ids is None else example_ids.index_select(0, sorted_indices)
     dtype, visible = result_dtypes(cell, input, packed, projected, hx[-1].dtype)
-    schedule = cudnn.choose(plan, masks_on, recompute, input, dtype).name if chosen == "cuda" else None
+    schedule = None
+    if chosen == "cuda":
+        schedule = cudnn.choose(plan, masks_on, recompute, input, dtype, steps, layers).name
     call = Call(
         cell,
         plan,
         thresholds if plan.names else None,
         masks_on,
-        resolve_rng(plan, thresholds, rng, masks_on, input.device),
+        resolve_rng(plan, rng, masks_on, input.device),
         example_ids,
         step_offset,
         batch_sizes,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import cudnn, library, masks, ops
+from . import cudnn, held, library, masks, ops
 from .arguments import (
     BACKENDS,
     GROUP_OF,
@@ -22,6 +22,8 @@ from .arguments import (
     result_dtypes,
 )
 from .fakes import compute_dtype, kept_dtypes
+from .functional import split_weights
+from .layouts import NO_STEPS, check_dense, check_packed
 from .options import Spec, rate_of
 from .rnn_base import RegularizedRNN
 from .sites import KIND, SITE_INDEX, make_spec
@@ -60,14 +62,17 @@ def _check_rnn(rnn: Any, where: str) -> RegularizedRNN:
 
 def _sizes(rnn: RegularizedRNN, x: Any) -> _Input:
     if isinstance(x, PackedSequence):
+        check_packed(x)
         return _Input(x.data, x.batch_sizes.size(0), int(x.batch_sizes[0]), x.data.size(0), True)
     if not isinstance(x, Tensor):
         raise TypeError(f"x should be a Tensor or a PackedSequence, got {type(x).__name__}")
+    check_dense("x", x)
     if x.dim() not in (2, 3):
         raise ValueError(f"{rnn.mode}: Expected input to be 2D or 3D, got {x.dim()}D instead")
-    if x.dim() == 2:
-        return _Input(x, x.size(0), 1, x.size(0), False)
-    steps, batch = (x.size(1), x.size(0)) if rnn.batch_first else (x.size(0), x.size(1))
+    batched = x.dim() == 3
+    steps, batch = (x.size(1), x.size(0)) if rnn.batch_first and batched else (x.size(0), x.size(1) if batched else 1)
+    if steps == 0:
+        raise RuntimeError(NO_STEPS)
     return _Input(x, steps, batch, steps * batch, False)
 
 
@@ -87,7 +92,7 @@ def export_masks(
     x: Tensor | PackedSequence,
     rng: Rng | None = None,
     example_ids: Tensor | None = None,
-    step_offset: int = 0,
+    step_offset: int | None = None,
 ) -> dict[str, Tensor]:
     """Every mask that ``rnn(x, rng=rng, ...)`` would use now, exactly as its backend makes it.
 
@@ -96,7 +101,10 @@ def export_masks(
         x: an input; only its shape, dtype and device matter.
         rng: as in the forward pass; drawn as it would draw if None.
         example_ids: int64 (B,), as in the forward pass.
-        step_offset: absolute step of the first step.
+        step_offset: absolute step of the first step; 0 if None, or under ``hold_masks`` the step that is next.
+
+    Under ``hold_masks`` these are the masks of the next call, and the hold does not go on; a pair that it has not drawn
+    yet is drawn now.
 
     Returns:
         ``input``, ``inter_layer_l1`` (by the layer that reads), ``output``, and for each layer and direction
@@ -108,14 +116,17 @@ def export_masks(
         row's end are not used. With masks off: what eval uses, such as the number z of zoneout.
 
     Raises:
-        TypeError, ValueError: as the forward pass would.
+        TypeError, ValueError, RuntimeError: as the forward pass would.
     """
     rnn, size = _check_rnn(rnn, "export_masks"), _sizes(rnn, x)
-    plan, thresholds, device = rnn._plan, rnn._thresholds, size.data.device
+    plan, device = rnn._plan, size.data.device
+    thresholds = rnn._thresholds_on(device)
+    turn = held.begin(rnn, rng, step_offset, size.steps)
+    rng, step_offset = turn.rng, turn.step_offset
     check_counters(example_ids, step_offset, size.batch, size.steps, device)
     backend = choose_backend(rnn.backend, plan, device.type)
     words = masks.words if backend == "reference" else ops.family(backend).words
-    rngs = resolve_rng(plan, thresholds, rng, rnn.masks_on, device)
+    rngs = resolve_rng(plan, rng, rnn.masks_on, device)
     examples = torch.arange(size.batch, device=device) if example_ids is None else example_ids
     steps = torch.arange(size.steps, device=device) + step_offset
     dtype = compute_dtype(size.data.dtype)
@@ -229,7 +240,9 @@ def _schedule(rnn: RegularizedRNN, size: _Input, backend: str) -> cudnn.Schedule
         return cudnn.Schedule(backend, "")
     dtype, _ = result_dtypes(rnn.mode, size.data, size.packed, rnn.proj_size > 0, size.data.dtype)
     if backend == "cuda":
-        return cudnn.choose(rnn._plan, rnn.masks_on, rnn.recompute, size.data, dtype)
+        weights: Any = rnn._flat_weights
+        layers = split_weights(weights, rnn.num_layers, rnn.bias, rnn.bidirectional)
+        return cudnn.choose(rnn._plan, rnn.masks_on, rnn.recompute, size.data, dtype, size.steps, layers)
     device_type = size.data.device.type
     chosen = triton_schedules.choose(rnn.mode.lower(), rnn.hidden_size, rnn.proj_size > 0, dtype, device_type)
     return cudnn.Schedule(f"triton {chosen.schedule}", chosen.why)
@@ -281,7 +294,7 @@ def explain(rnn: RegularizedRNN, x: Tensor | PackedSequence) -> Explanation:
         An :class:`Explanation`, which prints as a short report.
 
     Raises:
-        TypeError, ValueError: as the forward pass would, where no backend can run.
+        TypeError, ValueError, RuntimeError: as the forward pass would, where no backend can run.
     """
     rnn, size = _check_rnn(rnn, "explain"), _sizes(rnn, x)
     plan, device_type = rnn._plan, size.data.device.type

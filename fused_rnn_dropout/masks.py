@@ -13,8 +13,8 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from .options import LockedDropout, StepDropout
-from .sites import DOMAIN, KIND, KINDS, SEQ, SITE_INDEX, Plan, stream
+from .options import LockedDropout, StepDropout, Zoneout
+from .sites import DOMAIN, KIND, KINDS, SEQ, SITE_INDEX, Plan, acting_in_eval, stream
 
 Words: TypeAlias = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
 """``words(rng, b, c, units, stream)``: this module's, or the operator of the same name."""
@@ -24,6 +24,7 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _FOUR_WORDS = frozenset(KIND[name] for name in ("STATE", "STATE_SEQUENCE", "HIDDEN", "INPUT_UNTIED"))
 _GATES = {"LSTM": 4, "GRU": 3}
+_PAPER_KEYS = {"update_dropout": "update", "cell_dropout": "cell"}
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -230,14 +231,12 @@ def _weights(
 def _state_in_eval(plan: Plan, thresholds: Tensor, dtype: torch.dtype) -> dict[str, Tensor]:
     """What stays of the state sites when masks are off: expectations, as 0-dim tensors."""
     result: dict[str, Tensor] = {}
-    for name in ("zoneout_c", "zoneout_h"):
-        spec = getattr(plan, name)
-        if spec is not None:
-            result["zoneout_gate" if spec.gate_shared else name] = drop_rate(thresholds[SITE_INDEX[name]], dtype)
-    for name, key in (("update_dropout", "update"), ("cell_dropout", "cell")):
-        spec = getattr(plan, name)
-        if spec is not None and spec.scale == "paper":
-            result[key] = keep_rate(thresholds[SITE_INDEX[name]], dtype)
+    for name in acting_in_eval(plan):
+        spec, limit = getattr(plan, name), thresholds[SITE_INDEX[name]]
+        if isinstance(spec, Zoneout):
+            result["zoneout_gate" if spec.gate_shared else name] = drop_rate(limit, dtype)
+        else:  # a scale="paper"
+            result[_PAPER_KEYS[name]] = keep_rate(limit, dtype)
     return result
 
 

@@ -1,20 +1,46 @@
 """Drop-in ``LSTM`` and ``GRU``: torch.nn's modules with every dropout of the RNN literature as a keyword.
 
-Both derive from ``nn.RNNBase``, whose parameters, names and checks they keep, and never from ``nn.LSTM``, a subclass of
-which ``torch.compile(fullgraph=True)`` refuses inside a model.
+Both derive from ``nn.RNNBase``, whose parameters, names and checks they keep, and not from ``nn.LSTM``, a subclass of
+which ``torch.compile(fullgraph=True)`` refuses. :class:`NNLSTM` and :class:`NNGRU` are torch.nn's too, at that price.
+
+The constructors call ``nn.RNNBase.__init__`` by name: in a class that derives from nn.LSTM as well, ``super()`` is
+nn.LSTM, which puts the mode in front of its arguments once more.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .arguments import Rng
+from .arguments import Rng, check_rng
+from .held import Hold, Slot
 from .options import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
 from .rnn_base import RegularizedRNN
 from .sites import check_combination
+
+
+def _keep_order(cls: type, ours: type, theirs: type) -> None:
+    """Puts ``ours`` before torch.nn's class in the order in which a new subclass looks for its methods.
+
+    In ``class Mine(Theirs, LSTM)``, where Theirs is an nn.LSTM, Python would look at nn.LSTM first, whose forward knows
+    no site. With the class that derives from both in place of LSTM the order is Theirs, LSTM, nn.LSTM.
+
+    Raises:
+        TypeError: a class between ``ours`` and ``cls`` stands in the way.
+    """
+    order = cls.__mro__
+    if theirs not in order or order.index(ours) < order.index(theirs):
+        return
+    both = NNLSTM if ours is LSTM else NNGRU
+    if ours not in cls.__bases__:
+        raise TypeError(
+            f"{cls.__name__} would find nn.{theirs.__name__}'s forward before this package's: the class of its bases "
+            f"that derives from {ours.__name__} should derive from {both.__name__}"
+        )
+    cls.__bases__ = tuple(both if base is ours else base for base in cls.__bases__)
 
 
 class LSTM(RegularizedRNN):
@@ -45,6 +71,10 @@ class LSTM(RegularizedRNN):
         TypeError: an argument of the wrong type, such as another site's options object.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _keep_order(cls, LSTM, nn.LSTM)
+
     def __init__(
         self,
         input_size: int,
@@ -71,7 +101,8 @@ class LSTM(RegularizedRNN):
         backend: str | None = None,
         recompute: bool = False,
     ) -> None:
-        super().__init__(
+        nn.RNNBase.__init__(
+            self,
             "LSTM",
             input_size,
             hidden_size,
@@ -105,7 +136,7 @@ class LSTM(RegularizedRNN):
         *,
         rng: Rng | None = None,
         example_ids: Tensor | None = None,
-        step_offset: int = 0,
+        step_offset: int | None = None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
         """Runs the layers over a batch of sequences.
 
@@ -117,7 +148,9 @@ class LSTM(RegularizedRNN):
                 same pair gives the same masks. Drawn from torch's generator if None, a site is configured and masks
                 are on.
             example_ids: int64 (B,), what the masks of each row are a function of; 0..B-1 if None.
-            step_offset: absolute step of the first step, for a sequence that comes in several calls.
+            step_offset: absolute step of the first step, for a sequence that comes in several calls; 0 if None.
+
+        Inside :func:`hold_masks` None, for ``rng`` and ``step_offset``, means what is held there.
 
         Returns:
             The output, shaped as the input with directions * P features, and (h_n, c_n), shaped as ``hx``.
@@ -158,6 +191,10 @@ class GRU(RegularizedRNN):
         reset_after: False applies the reset gate before the product; computed by ``backend="reference"`` only.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _keep_order(cls, GRU, nn.GRU)
+
     def __init__(
         self,
         input_size: int,
@@ -190,8 +227,19 @@ class GRU(RegularizedRNN):
             check_combination("GRU", {"zoneout_c": Zoneout(0.0)}, num_layers=num_layers, proj_size=0)
         if unsupported:
             raise TypeError(f"GRU got an unexpected keyword argument {next(iter(unsupported))!r}")
-        super().__init__(
-            "GRU", input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, 0, device, dtype
+        nn.RNNBase.__init__(
+            self,
+            "GRU",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            0,
+            device,
+            dtype,
         )
         sites = {
             "dropout": dropout,
@@ -225,7 +273,7 @@ class GRU(RegularizedRNN):
         *,
         rng: Rng | None = None,
         example_ids: Tensor | None = None,
-        step_offset: int = 0,
+        step_offset: int | None = None,
     ) -> tuple[Tensor | PackedSequence, Tensor]:
         """Runs the layers over a batch of sequences: as :meth:`LSTM.forward`, with h_0 alone as ``hx``.
 
@@ -249,20 +297,106 @@ class GRU(RegularizedRNN):
             raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {states[0].dim()}-D tensor")
 
 
+class NNLSTM(LSTM, nn.LSTM):  # type: ignore[misc]
+    """An :class:`LSTM` that is an ``nn.LSTM`` too, for code that asks ``isinstance(module, nn.LSTM)``.
+
+    Its arguments, masks and kernels are those of :class:`LSTM`. The price: ``torch.compile`` breaks the graph at it, as
+    at every ``nn.LSTM``, and refuses it with ``fullgraph=True``. ``convert(model, nn_subclass=True)`` makes them.
+    """
+
+
+class NNGRU(GRU, nn.GRU):  # type: ignore[misc]
+    """A :class:`GRU` that is an ``nn.GRU`` too: see :class:`NNLSTM`."""
+
+
+def _layers_of(model: nn.Module, where: str) -> dict[str, RegularizedRNN]:
+    """Every LSTM and GRU of this package inside ``model`` by path, once each."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"{where} takes an nn.Module, got {type(model).__name__}")
+    found = {path: module for path, module in model.named_modules() if isinstance(module, RegularizedRNN)}
+    if not found:
+        raise ValueError(f"{where} found no fused_rnn_dropout.LSTM or GRU in the model: convert() makes them")
+    return found
+
+
 def mc_dropout(model: nn.Module, on: bool = True) -> nn.Module:
     """Switches MC dropout on or off in every LSTM and GRU of this package inside ``model``, and returns ``model``.
 
     With ``mc`` masks stay on in eval (Gal & Ghahramani 2016), zoneout's included, and nothing else leaves eval mode.
 
     Raises:
+        TypeError: ``model`` is no module.
         ValueError: ``model`` holds no LSTM or GRU of this package.
     """
-    found = [module for module in model.modules() if isinstance(module, RegularizedRNN)]
-    if not found:
-        raise ValueError("mc_dropout found no fused_rnn_dropout.LSTM or GRU in the model: convert() makes them")
-    for module in found:
+    for module in _layers_of(model, "mc_dropout").values():
         module.mc = bool(on)
     return model
 
 
-__all__ = ["GRU", "LSTM", "RegularizedRNN", "mc_dropout"]
+def hold_masks(model: nn.Module, rng: Tensor | Mapping[str, Rng | None] | None = None) -> Hold:
+    """``with hold_masks(model):`` every LSTM and GRU inside ``model`` keeps its masks over all calls in the block.
+
+    Each call of a layer goes on with the same pair of random numbers, and with the step after the last one of its call
+    before. A sequence that comes one step at a time, or in chunks, so has the masks that it has in one piece: in a
+    decoder's loop, recurrent policies, truncated backpropagation, in code that does not know ``rng``.
+
+    Layers count apart, each by the steps of its own calls, a packed input by its longest row. Calls with masks off do
+    not count. A call with ``rng`` is as outside the block; one with ``step_offset`` alone uses the held pair at that
+    step; neither counts. The innermost block that names a layer counts; the outer one then goes on where it was. A
+    block holds for the thread or asyncio task that entered it.
+
+    Args:
+        model: any module, compiled and wrapped ones too.
+        rng: None draws a pair for each layer at its first masked call. One int64[2] tensor for a model with one layer,
+            or a dict by module path as ``model.named_modules()`` spells it (``""`` is the root), each value as ``rng``
+            of a call: int64[2], or a dict of such by group of sites. Layers that it leaves out, or has None for, draw
+            their own.
+
+    Returns:
+        The context manager, which ``as`` gives too: its ``rng`` and ``step_offset`` say by module path what the next
+        call uses.
+
+    Raises:
+        TypeError, ValueError: ``model`` has no LSTM or GRU of this package; ``rng`` is none of these, names a path
+            where none is, or is one pair for several layers, whose masks would be equal. A pair on another device than
+            its layer, or a dict that lacks a group, raises at the call.
+        RuntimeError: a call in the block that is recomputed inside a backward pass, exported, traced, captured in a
+            CUDA graph, or made by a replica of DataParallel; a recomputation of a held call after the block.
+    """
+    layers = _layers_of(model, "hold_masks")
+    if rng is None:
+        given: dict[str, Rng | None] = {}
+    elif isinstance(rng, Mapping):
+        given = _by_first_path(model, layers, rng)
+    else:
+        pair = check_rng("rng", rng)
+        if len(layers) > 1:
+            raise ValueError(
+                f"one rng for several layers would give them equal masks: pass a dict by module path, of "
+                f"{', '.join(map(repr, layers))}, or None, which draws a pair for each"
+            )
+        given = dict.fromkeys(layers, pair)
+    return Hold({path: Slot(module, given.get(path)) for path, module in layers.items()})
+
+
+def _by_first_path(
+    model: nn.Module, layers: Mapping[str, RegularizedRNN], rng: Mapping[Any, Any]
+) -> dict[str, Rng | None]:
+    """``rng`` of :func:`hold_masks`, checked, under the path that comes first of each module that has several."""
+    paths = dict(model.named_modules(remove_duplicate=False))
+    first = {module: path for path, module in layers.items()}
+    given: dict[str, Rng | None] = {}
+    for path, value in rng.items():
+        if path not in paths or paths[path] not in first:
+            raise ValueError(
+                f"rng of hold_masks goes by module path, and at {path!r} there is no fused_rnn_dropout.LSTM or GRU; "
+                f"those of this model are at {', '.join(map(repr, layers))}"
+            )
+        same = first[paths[path]]
+        if same in given:
+            raise ValueError(f"rng names one module twice, the one at {same!r}")
+        given[same] = None if value is None else check_rng(f"rng[{path!r}]", value)
+    return given
+
+
+__all__ = ["GRU", "LSTM", "NNGRU", "NNLSTM", "RegularizedRNN", "hold_masks", "mc_dropout"]

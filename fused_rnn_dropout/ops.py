@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import fakes, library
+from . import fakes, library, recomputation
 from .fakes import NEEDS_BIAS, NEEDS_W_HH, NEEDS_W_HR, NEEDS_W_IH, NEEDS_X, SAVE_ALL, SAVE_STATES
 from .library import NAMESPACE, lib, register_fake
 
@@ -76,6 +76,7 @@ lib.define("draw(Tensor like) -> Tensor", tags=(torch.Tag.nondeterministic_seede
 
 
 def _draw(like: Tensor) -> Tensor:
+    recomputation.check_compiled(draw)
     return torch.empty(2, dtype=torch.int64, device=like.device).random_(-(2**63), None)
 
 
@@ -87,9 +88,15 @@ def _(like: Tensor) -> Tensor:
     return like.new_empty(2, dtype=torch.int64)
 
 
-def draw(like: Tensor) -> Tensor:
-    """All the randomness of one call: int64 (2) from the default generator of ``like``'s device."""
-    return _ops.draw(like)
+def draw(device: torch.device | str | int | None) -> Tensor:
+    """All the randomness of one call: int64 (2) from the default generator of ``device``, torch's default if None.
+
+    The operand is made for this draw alone, and by ``torch.empty``. Compilers merge calls of one operator on the same
+    operands, and do not ask whether it is random. What ``empty`` gives they never merge: it is not a function of its
+    arguments. In a program that was captured it is made anew at each call, as here. Sixteen numbers, out of which come
+    two: a partitioner that has little memory takes that for a reduction, which it keeps and does not make again.
+    """
+    return _ops.draw(torch.empty(16, dtype=torch.int64, device=device))
 
 
 @register_fake("snapshot")

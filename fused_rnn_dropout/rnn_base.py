@@ -11,12 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional
+from . import functional, held, ops
 from .arguments import Rng, check_backend
+from .layouts import check_dense, check_packed
 from .options import Spec, rate_of, with_rate
 from .sites import SITE, SITE_NAMES, SITES, Plan, check_combination, make_spec, threshold
 
 _BETWEEN_LAYERS = ("dropout", "inter_layer_dropout")
+
+DERIVED = ("_plan", "_thresholds", "_placed")
+"""What a module makes of its options: no copy, pickle or module of another class takes it along."""
 
 
 def _site_property(name: str) -> property:
@@ -33,15 +37,23 @@ def _site_property(name: str) -> property:
     return property(read, assign, doc=f"The rate of {name}: {SITE[name].meaning}. Takes a rate or an options object.")
 
 
+def _is_real(tensor: Tensor) -> bool:
+    """Whether a module may keep it: not a tensor of tracing or of a torch.func transform, which ends with them."""
+    return torch.compiler.is_dynamo_compiling() or (type(tensor) is Tensor and not ops.functorch_active())
+
+
 class RegularizedRNN(nn.RNNBase):
     """What :class:`LSTM` and :class:`GRU` share: sites as attributes, their thresholds, and the forward pass."""
 
     mc: bool
     backend: str | None
     recompute: bool
-    _sites: dict[str, Spec]
+    _sites: dict[str, Spec]  # the only truth about rates; replaced, never changed, as replicas share it
     _plan: Plan
-    _thresholds: Tensor
+    # The rates as operators read them, on the device of the last call; None where no real tensor could be made yet.
+    # Neither a buffer nor a parameter: whoever allocates, averages or copies those would move the rates.
+    _thresholds: Tensor | None
+    _placed: dict[torch.device, Tensor]  # every such tensor: a captured graph reads its own for ever
 
     # ---------------------------------------------------------------------------------------------------------------
     # Configuration
@@ -57,13 +69,15 @@ class RegularizedRNN(nn.RNNBase):
         reset_after: bool = True,
         stacklevel: int = 1,
     ) -> None:
-        """Ends a constructor: every site, the switches, and the buffer of thresholds."""
+        """Ends a constructor: every site, the switches, and the tensor of thresholds."""
         check_backend(backend)
         for name, value in (("mc", mc), ("recompute", recompute), ("reset_after", reset_after)):
             if not isinstance(value, bool):
                 raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
         self.mc, self.backend, self.recompute = mc, backend, recompute
         self.__dict__["_reset_after"] = reset_after
+        self._sites = {}
+        self._forget_thresholds()
         self.__dict__.pop("dropout", None)
         specs = {}
         for name, value in sites.items():
@@ -71,11 +85,8 @@ class RegularizedRNN(nn.RNNBase):
             # A plain 0.0 means that the site is not there; an options object is there whatever its rate.
             if isinstance(value, SITE[name].spec) or rate_of(spec) > 0:
                 specs[name] = spec
-        first: Any = self._flat_weights[0]
-        self.register_buffer(
-            "_thresholds", torch.zeros(len(SITES), dtype=torch.int64, device=first.device), persistent=False
-        )
         self._commit(specs, stacklevel=stacklevel + 1)
+        self._place_thresholds()
 
     def _commit(self, specs: dict[str, Spec], stacklevel: int = 1) -> None:
         """Checks ``specs`` and makes them the configuration; changes nothing where the check fails."""
@@ -83,24 +94,18 @@ class RegularizedRNN(nn.RNNBase):
         check_combination(
             self.mode, specs, num_layers=self.num_layers, proj_size=self.proj_size, stacklevel=stacklevel + 1
         )
+        self._set_sites(specs)
+        self._make_plan()
+
+    def _make_plan(self) -> None:
         # With one layer there is nothing between layers, so that such a site must not make a call draw.
-        acting = {name: spec for name, spec in specs.items() if self.num_layers > 1 or name not in _BETWEEN_LAYERS}
+        inert = _BETWEEN_LAYERS if self.num_layers == 1 else ()
+        acting = {name: spec for name, spec in self._sites.items() if name not in inert}
         plan = Plan.make(self.mode, acting, reset_after=self.__dict__["_reset_after"])
-        self._sites = specs
         if plan != self.__dict__.get("_plan"):
             # Worked out now, so that compiled code finds plain values; it guards on the plan, which holds no rate.
             _ = plan.names, plan.eval_flags, plan.train_flags, plan.reference_only
             self._plan = plan
-        self._write_thresholds()
-
-    def _write_thresholds(self) -> None:
-        values = [threshold(rate_of(self._sites[name])) if name in self._sites else 0 for name in SITE_NAMES]
-        device = self._thresholds.device
-        if self._thresholds.is_inference() and not torch.is_inference_mode_enabled():
-            self._thresholds = torch.zeros(len(SITES), dtype=torch.int64, device=device)
-        with torch.no_grad():
-            # In place: compiled code and captured graphs keep reading this very tensor.
-            self._thresholds.copy_(torch.tensor(values, dtype=torch.int64, device="cpu"))
 
     def _assign(self, name: str, value: Any) -> None:
         specs = dict(self._sites)
@@ -148,8 +153,7 @@ class RegularizedRNN(nn.RNNBase):
         if name not in self._sites:
             self._commit({**self._sites, name: spec}, stacklevel=2)
             return
-        self._sites[name] = with_rate(self._sites[name], rate_of(spec))
-        self._write_thresholds()
+        self._set_sites({**self._sites, name: with_rate(self._sites[name], rate_of(spec))})
 
     @property
     def sites(self) -> Mapping[str, Spec]:
@@ -162,20 +166,73 @@ class RegularizedRNN(nn.RNNBase):
         return self.training or self.mc
 
     # ---------------------------------------------------------------------------------------------------------------
+    # The rates as a tensor
+    # ---------------------------------------------------------------------------------------------------------------
+
+    def _rates(self) -> list[int]:
+        return [threshold(rate_of(self._sites[name])) if name in self._sites else 0 for name in SITE_NAMES]
+
+    def _set_sites(self, specs: dict[str, Spec]) -> None:
+        """Takes new options, and writes what rates differ in place: compiled code and captured graphs read it there."""
+        before, self._sites = self._rates(), specs
+        if self.__dict__.get("_is_replica", False):
+            # One of DataParallel's, which lives for a call: it reads its original's tensors, and must not write them.
+            self._forget_thresholds()
+        changed = [(i, new) for i, (old, new) in enumerate(zip(before, self._rates(), strict=True)) if old != new]
+        # Filled, since a copy from the host would make it wait for the device.
+        for thresholds in list(self._placed.values()):
+            for index, rate in changed:
+                thresholds[index].fill_(rate)
+
+    def _forget_thresholds(self) -> None:
+        self._thresholds, self._placed = None, {}
+
+    def _place_thresholds(self) -> None:
+        """Sees to a tensor of rates where the weights are now, so that no call has to make it."""
+        first = next(self.parameters(), None)  # FSDP takes a module's parameters away
+        if first is not None:
+            self._thresholds_on(first.device)
+
+    def _thresholds_on(self, device: torch.device) -> Tensor:
+        """The rates where a call computes. A loader may have put the weights elsewhere, and told nobody."""
+        thresholds = self._thresholds
+        if thresholds is not None and thresholds.device == device:
+            return thresholds
+        thresholds = self._placed.get(device)
+        if thresholds is None:
+            with torch.inference_mode(False):  # it must take new rates anywhere
+                thresholds = torch.tensor(self._rates(), dtype=torch.int64, device=device)
+            if not _is_real(thresholds):
+                return thresholds
+            self._placed[device] = thresholds
+        self._thresholds = thresholds
+        return thresholds
+
+    # ---------------------------------------------------------------------------------------------------------------
     # What nn.Module does with a module
     # ---------------------------------------------------------------------------------------------------------------
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         result = super()._apply(fn, recurse)
-        self._write_thresholds()  # to_empty() leaves whatever was in memory
+        self._place_thresholds()
         return result
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        device = getattr(self, self._flat_weights_names[0]).device
-        if self._thresholds.device != device:  # assign=True takes parameters off the meta device, but no such buffer
-            self._thresholds = torch.zeros(len(SITES), dtype=torch.int64, device=device)
-            self._write_thresholds()
+        self._place_thresholds()  # assign=True takes parameters off the meta device
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name not in DERIVED}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        state = {name: value for name, value in state.items() if name not in DERIVED}
+        if "_thresholds" in state["_buffers"]:  # a module that 0.1 pickled: its rates were a buffer too
+            state["_buffers"] = {name: value for name, value in state["_buffers"].items() if name != "_thresholds"}
+            state["_non_persistent_buffers_set"] = state["_non_persistent_buffers_set"] - {"_thresholds"}
+        super().__setstate__(state)
+        self._make_plan()
+        self._forget_thresholds()
+        self._place_thresholds()
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]
@@ -202,16 +259,25 @@ class RegularizedRNN(nn.RNNBase):
     # ---------------------------------------------------------------------------------------------------------------
 
     def _call(
-        self, input: Tensor | PackedSequence, hx: Any, rng: Rng | None, example_ids: Tensor | None, step_offset: int
+        self,
+        input: Tensor | PackedSequence,
+        hx: Any,
+        rng: Rng | None,
+        example_ids: Tensor | None,
+        step_offset: int | None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         self._update_flat_weights()
         states = self._states(hx)
+        for index, state in enumerate(states or ()):
+            check_dense("hx" if self.mode == "GRU" else f"hx[{index}]", state)
         if isinstance(input, PackedSequence):
+            check_packed(input)
             return self._call_packed(input, states, rng, example_ids, step_offset)
         if not isinstance(input, Tensor):
             raise TypeError(
                 f"input of a {self.mode} should be a Tensor or a PackedSequence, got {type(input).__name__}"
             )
+        check_dense(f"input of a {self.mode}", input)
         if input.dim() not in (2, 3):
             raise ValueError(f"{self.mode}: Expected input to be 2D or 3D, got {input.dim()}D instead")
         batched = input.dim() == 3
@@ -234,7 +300,7 @@ class RegularizedRNN(nn.RNNBase):
         states: tuple[Tensor, ...] | None,
         rng: Rng | None,
         example_ids: Tensor | None,
-        step_offset: int,
+        step_offset: int | None,
     ) -> tuple[PackedSequence, tuple[Tensor, ...]]:
         data, batch_sizes, sorted_indices, unsorted_indices = input
         self.check_input(data, batch_sizes)
@@ -249,29 +315,32 @@ class RegularizedRNN(nn.RNNBase):
         sorted_indices: Tensor | None,
         rng: Rng | None,
         example_ids: Tensor | None,
-        step_offset: int,
+        step_offset: int | None,
     ) -> tuple[Tensor, ...]:
         run = functional.lstm if self.mode == "LSTM" else functional.gru
         hx: Any = states if self.mode == "LSTM" or states is None else states[0]
         weights: Any = self._flat_weights
-        return run(
+        turn = held.begin(self, rng, step_offset, x.size(0) if batch_sizes is None else batch_sizes.size(0))
+        results = run(
             x,
             hx,
             weights,
             self._plan,
-            self._thresholds,
+            self._thresholds_on(x.device),
             num_layers=self.num_layers,
             bias=self.bias,
             bidirectional=self.bidirectional,
             masks_on=self.masks_on,
             batch_sizes=batch_sizes,
             sorted_indices=sorted_indices,
-            rng=rng,
+            rng=turn.rng,
             example_ids=example_ids,
-            step_offset=step_offset,
+            step_offset=turn.step_offset,
             backend=self.backend,
             recompute=self.recompute,
         )
+        turn.end(results)
+        return results
 
     def _states(self, hx: Any) -> tuple[Tensor, ...] | None:
         raise NotImplementedError

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -154,6 +155,14 @@ def threshold(rate: float) -> int:
     return round(rate * 2**32)
 
 
+def bad_threshold(thresholds: Sequence[int]) -> str | None:
+    """What is wrong with the numbers of a tensor of thresholds, by site; None where nothing is."""
+    for name, value in zip(SITE_NAMES, thresholds, strict=True):
+        if not 0 <= value <= 2**32:
+            return f"thresholds must be in [0, 2^32], got {value} for {name}, whose rate must be in [0, 1]"
+    return None
+
+
 def keep_scale(p_threshold: int) -> float:
     """The inverted scale 2**32 / (2**32 - P) in double precision; 0 where everything is dropped."""
     return 2**32 / (2**32 - p_threshold) if p_threshold < 2**32 else 0.0
@@ -274,6 +283,21 @@ class Plan:
         if not self.reset_after:
             found.append("reset_after=False")
         return tuple(found)
+
+
+def acting_in_eval(plan: Plan) -> tuple[str, ...]:
+    """The configured sites that change what eval computes, so that torch.nn's LSTM or GRU would not compute the same.
+
+    Zoneout leaves its expectation there, and ``scale="paper"`` its scale, each at every step. Rates are no part of a
+    plan: at rate 0 such a site changes nothing yet, until ``set_rate`` says otherwise. With masks on (training,
+    ``mc``) every site acts.
+    """
+
+    def acts(name: str) -> bool:
+        spec = getattr(plan, name)
+        return isinstance(spec, Zoneout) or getattr(spec, "scale", None) == "paper"
+
+    return tuple(name for name in plan.names if acts(name))
 
 
 _warned: set[str] = set()

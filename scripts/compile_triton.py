@@ -1,10 +1,15 @@
 """Compiles every Triton kernel for every target, without a GPU, and holds the binaries to a table of budgets.
 
     python scripts/compile_triton.py            # compare with scripts/triton_budgets.json
-    python scripts/compile_triton.py --update   # write that file anew
+    python scripts/compile_triton.py --update   # write the installed release's table in that file anew
+
+A release of Triton is a compiler of its own: the file has a table for each release that a supported torch brings, named
+by major and minor version, with the torch that brings it and the targets it was made for. The installed release picks
+its table.
 
 Registers, stack and shared memory are read from the machine code: cuobjdump (which Triton's wheel brings along) for
-cubins, the metadata of the assembly for AMD. A spill, a stack, or more than the budget fails.
+cubins, the metadata of the assembly for AMD. More than the budget fails, and so do a spill and a stack, but for those
+that the table of an older release admits.
 """
 
 from __future__ import annotations
@@ -171,13 +176,81 @@ def usage(compiled: Any, backend: str) -> Use:
     return Use(found["REG"], shared, found["STACK"] + found["LOCAL"])
 
 
+def release_of(version: str) -> str:
+    """Major and minor of a version: what a table is named by."""
+    return ".".join(version.split(".")[:2])
+
+
+def choose_table(tables: dict[str, Any], version: str) -> dict[str, Any]:
+    """The table of a release of Triton.
+
+    Raises:
+        SystemExit: there is none.
+    """
+    if (release := release_of(version)) in tables:
+        return tables[release]
+    there = ", ".join(f"{name} ({table['brought_by']})" for name, table in tables.items())
+    raise SystemExit(
+        f"error: {BUDGETS.name} has no table for Triton {version}; it has {there}. --update --brought-by makes one"
+    )
+
+
+def budget_of(use: Use) -> dict[str, int]:
+    """Registers are rounded up, so that a later bug fix release may use a few more. A spill is as it is."""
+    spilled = {"spilled": use.spilled} if use.spilled else {}
+    return {"registers": -(-use.registers // 16) * 16, "shared": use.shared, **spilled}
+
+
+def compare(use: Use, budget: dict[str, int] | None) -> list[str]:
+    """What is wrong with a binary, in words."""
+    if budget is None:
+        return ["has no budget"]
+    most = {"spilled": 0, **budget}
+    return [f"{name} {value} > {most[name]}" for name, value in use._asdict().items() if value > most[name]]
+
+
+def write_tables(tables: dict[str, Any]) -> None:
+    """A line for each kernel, releases in order, so that a change shows as the lines that changed."""
+    parts = []
+    for release in sorted(tables, key=lambda name: tuple(map(int, name.split(".")))):
+        table = dict(tables[release])
+        kernels = ",\n".join(f"   {json.dumps(name)}: {json.dumps(use)}" for name, use in table.pop("kernels").items())
+        head = "".join(f"  {json.dumps(name)}: {json.dumps(value)},\n" for name, value in table.items())
+        parts.append(f' {json.dumps(release)}: {{\n{head}  "kernels": {{\n{kernels}\n  }}\n }}')
+    BUDGETS.write_text("{\n" + ",\n".join(parts) + "\n}\n")
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Compiles the Triton kernels for every target, without a GPU.")
-    parser.add_argument("--update", action="store_true", help="write the table of budgets instead of comparing")
+    parser.add_argument("--update", action="store_true", help="write the release's table instead of comparing")
+    parser.add_argument("--brought-by", metavar="TEXT", help="with --update, which torch brings this release")
+    parser.add_argument(
+        "--targets", help=f"with commas between them (default: those of the table, or {','.join(CUDA + HIP)})"
+    )
     parser.add_argument("-k", metavar="TEXT", default="", help="only cases whose name or target contains TEXT")
     options = parser.parse_args()
-    budgets = json.loads(BUDGETS.read_text()) if BUDGETS.exists() else {}
-    work = [(case, target) for case in cases() for target in case.targets if options.k in f"{case.name} {target}"]
+    if options.update and options.k:
+        parser.error("--update writes a whole table: leave -k out")
+    tables = json.loads(BUDGETS.read_text())
+    old = tables.get(release_of(triton.__version__), {}) if options.update else choose_table(tables, triton.__version__)
+    if options.update and not (options.brought_by or old):
+        parser.error(f"a table for Triton {triton.__version__} is new: say with --brought-by which torch brings it")
+    targets = options.targets.split(",") if options.targets else old.get("targets", [*CUDA, *HIP])
+    if wrong := sorted(set(targets) - {*CUDA, *HIP}):
+        parser.error(f"--targets {','.join(wrong)}: should be of {', '.join(CUDA + HIP)}")
+    if missing := sorted(set(targets) - set(old.get("targets", targets))):
+        print(f"the table was not made for {', '.join(missing)}", file=sys.stderr)
+    budgets = old.get("kernels", {})
+    of = f"the table is of {old['triton']}" if old else "there is no table yet"
+    print(f"Triton {triton.__version__}; {of}; compiling for {', '.join(targets)}")
+    work = [
+        (case, target)
+        for case in cases()
+        for target in case.targets
+        if target in targets and options.k in f"{case.name} {target}"
+    ]
+    if not work:
+        parser.error(f"no kernel for any target has {options.k!r} in its name")
     seen: dict[str, dict[str, Any]] = {}
     failures = []
     begin = time.monotonic()
@@ -187,20 +260,8 @@ def main() -> int:
             backend, int(architecture) if backend == "cuda" else architecture, 32 if backend == "cuda" else 64
         )
         use = usage(triton.compile(source_of(case), target=gpu, options=case.options), backend)
-        # Rounded up, so that a new release of a compiler may use a few more.
-        seen.setdefault(case.name, {})[target] = {"registers": -(-use.registers // 16) * 16, "shared": use.shared}
-        problems = [f"spills {use.spilled}"] if use.spilled else []
-        budget = budgets.get(case.name, {}).get(target)
-        if not options.update:
-            if budget is None:
-                problems.append("has no budget")
-            else:
-                over = [
-                    f"{name} {getattr(use, name)} > {most}"
-                    for name, most in budget.items()
-                    if getattr(use, name) > most
-                ]
-                problems += over
+        seen.setdefault(case.name, {})[target] = budget_of(use)
+        problems = [] if options.update else compare(use, budgets.get(case.name, {}).get(target))
         failures += [f"{case.name} on {target}: {problem}" for problem in problems]
         seconds = time.monotonic() - begin
         print(
@@ -208,8 +269,14 @@ def main() -> int:
             f"{use.shared:6} bytes shared  {'; '.join(problems)}",
             flush=True,
         )
-    if options.update and not options.k:
-        BUDGETS.write_text(json.dumps(seen, indent=1) + "\n")
+    if options.update:
+        tables[release_of(triton.__version__)] = {
+            "triton": triton.__version__,
+            "brought_by": options.brought_by or old["brought_by"],
+            "targets": targets,
+            "kernels": seen,
+        }
+        write_tables(tables)
     for failure in failures:
         print(f"FAILED {failure}", file=sys.stderr)
     return 1 if failures else 0

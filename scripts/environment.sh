@@ -1,6 +1,7 @@
 # Sourced by demo.sh, gpu.sh and test.sh: makes .venv with torch and this package in it, or brings it up to date.
 #
-#   FRD_PYTHON   the interpreter to make .venv with (default: the first of python3, python3.14 ... that is >= 3.10)
+#   FRD_PYTHON   the interpreter to make .venv with (default: the first of python3, python3.14 ... that is >= 3.10);
+#                gpu.sh does without .venv where it is set
 #   FRD_TORCH    the torch to install where .venv has none, as pip takes it: "torch==2.14.1", "torch --index-url ..."
 #                (default: torch==2.13.0; where pip is offered a CPU-only build of that version it takes it, which
 #                spares a download of several gigabytes)

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mutate import ROOT, Fault
 
-TESTS = ("tests/test_cuda_kernels.py", "tests/test_cudnn.py")
+TESTS = ("tests/test_cuda_kernels.py", "tests/test_cudnn.py", "tests/test_cudnn_choice.py")
 
 FAULTS = (
     Fault("backward takes the masks of another step", "csrc/cuda/lstm_backward.cu",
@@ -67,6 +67,20 @@ FAULTS = (
           "dropped(words.w[WORD_UPDATE], call", "dropped(words.w[WORD_CELL], call"),
     Fault("weight mask left out of its gradient for cuDNN", "csrc/bind/cuda_weights.cpp",
           "type_of(weights[i].scalar_type()), shape, streams[i]);", "type_of(weights[i].scalar_type()), shape, -1);"),
+    Fault("cuDNN reads as biases what nobody wrote", "csrc/bind/cuda_weights.cpp",
+          "cudaMemsetAsync(to + first * each, 0, static_cast<size_t>((last - first) * each)",
+          "cudaMemsetAsync(to + first * each, 0, 0 * static_cast<size_t>((last - first) * each)"),
+    Fault("only the last gap of cuDNN's buffer is written", "csrc/bind/cuda_weights.cpp",
+          "if (first > end) found.emplace_back(end, first);", ""),
+    Fault("gradients of frozen weights are asked for", "fused_rnn_dropout/cudnn.py",
+          "return tuple(next(made) if tensor.requires_grad else tensor for tensor in tensors)",
+          "return tuple(_Once.apply(op, *tensors))"),
+    Fault("bfloat16 for a cuDNN that does not take it", "fused_rnn_dropout/cudnn_library.py",
+          "version[:2] < _BFLOAT16_VERSION or ", ""),
+    Fault("cuDNN's longest sequence is forgotten", "fused_rnn_dropout/cudnn_library.py",
+          "if steps > MOST_STEPS:", "if False:"),
+    Fault("a layout is asked for inside a capture", "fused_rnn_dropout/cudnn_library.py",
+          "if unknown and capturing(", "if False and capturing("),
     Fault("cuDNN's weights masked as those of the first layer", "fused_rnn_dropout/cudnn.py",
           "stream(kind, first + number, direction)", "stream(kind, 0, direction)"),
     Fault("a site inside a step does not keep cuDNN away", "fused_rnn_dropout/cudnn.py",

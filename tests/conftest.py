@@ -9,15 +9,20 @@ from collections.abc import Iterator
 from types import ModuleType
 
 import host_run
-import hypothesis
 import numpy as np
 import pytest
 import torch
 
+try:
+    import hypothesis
+except ImportError:  # test_properties.py, which needs it, is skipped and says so
+    hypothesis = None  # type: ignore[assignment]
+
 # Examples are the same in every run unless one asks for others: HYPOTHESIS_PROFILE=explore pytest ...
-hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50, print_blob=True)
-hypothesis.settings.register_profile("explore", deadline=None, max_examples=500, print_blob=True, database=None)
-hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+if hypothesis is not None:
+    hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50, print_blob=True)
+    hypothesis.settings.register_profile("explore", deadline=None, max_examples=500, print_blob=True, database=None)
+    hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
 # Without a device Triton's kernels run in its interpreter, which must be chosen before triton is imported.
@@ -30,8 +35,8 @@ def pytest_configure(config: pytest.Config) -> None:
         host_run.install()
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:2")  # without it cuDNN's layers may add in any order
-        # By default cuDNN rounds float32 to TF32, and products in 16 bits may add up in 16 bits.
-        torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+        # By default products in 16 bits may add up in 16 bits. For cuDNN see cudnn_rounds_by_dtype.
+        torch.backends.cuda.matmul.allow_tf32 = False
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
         torch.backends.cuda.matmul.allow_fp16_reduced_precision_reduction = False
 
@@ -70,6 +75,23 @@ def torch_settings_restored() -> Iterator[None]:
     torch.set_default_dtype(dtype)
     torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
     torch.set_grad_enabled(grad)
+
+
+LOW_PRECISION = (torch.bfloat16, torch.float16)
+
+
+@pytest.fixture(autouse=True)
+def cudnn_rounds_by_dtype(request: pytest.FixtureRequest) -> Iterator[None]:
+    """By default cuDNN rounds float32 to TF32. Told not to, it does without tensor cores in bfloat16 too, which nobody
+    does: so it is told in tests of float32 and float64 alone.
+    """
+    callspec = getattr(request.node, "callspec", None)
+    low = callspec is not None and any(value in LOW_PRECISION for value in callspec.params.values()
+                                       if isinstance(value, torch.dtype))  # fmt: skip
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = low
+    yield
+    torch.backends.cudnn.allow_tf32 = before
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ import itertools
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
@@ -34,6 +35,17 @@ RATES: dict[str, float] = {
     "zoneout_h": 0.22,
 }
 """Another rate for each site, so that a rate taken from the wrong one shows."""
+
+
+def of_torch(theirs: nn.Module, *args: Any) -> Any:
+    """What a layer of torch.nn gives; skips where oneDNN cannot, as in bfloat16 on an older processor."""
+    try:
+        return theirs(*args)
+    except RuntimeError as error:
+        if "could not create a primitive" not in str(error):
+            raise
+        pytest.skip(f"torch.nn cannot be asked here: {error}")
+
 
 _OPTIONS: dict[str, dict[str, Any]] = {
     "input_step": {"input_dropout": LockedDropout(0.3, "step")},

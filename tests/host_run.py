@@ -3,7 +3,10 @@
 The operators of ``fused_rnn_dropout`` then have the CUDA bindings for CPU tensors too: the same schedules and kernels
 as on a GPU, run by the host shim, with torch's CPU matrix products between them. So any ``frd.LSTM`` or ``frd.GRU`` on
 CPU tensors, forward and backward, goes through them, with ``backend="cpu"`` as well as with ``backend="cuda"``, which
-is said to be there. ``FRD_CUDA_ON_HOST=1 pytest ...`` does it for a whole run of the tests.
+is said to be there. Where cuDNN would run, ``cudnn_stand_in`` does. ``FRD_CUDA_ON_HOST=1 pytest ...`` does it for a
+whole run of the tests.
+
+Memory that nobody has written to is poisoned meanwhile: what torch or the bindings allocate is full of NaN.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any, NamedTuple
 
 import torch
+from cudnn_stand_in import StandIn
 
 import fused_rnn_dropout  # noqa: F401  defines the operators
-from fused_rnn_dropout import library
+from fused_rnn_dropout import cudnn_library, library
 
 NAMES = ("words", "dropout", "lstm", "lstm_forward", "lstm_backward", "gru", "gru_forward", "gru_backward",
          "masked_weights", "masked_weights_backward")  # fmt: skip
@@ -45,7 +50,33 @@ def host_module() -> ModuleType:
     return build_module().load()
 
 
-installed: list[torch.library.Library] = []  # kept: a library that nobody holds takes its implementations with it
+class Installed(NamedTuple):
+    operators: torch.library.Library  # kept: a library that nobody holds takes its implementations with it
+    stand_in: StandIn
+    deterministic: tuple[bool, bool]
+
+
+installed: list[Installed] = []
+
+
+def poison(on: bool = True, warn_only: bool = True) -> None:
+    """Has torch fill what it allocates with NaN, integers with their largest value, or no longer.
+
+    That is what it does where deterministic algorithms are asked for; one that there is not warns.
+    """
+    torch.use_deterministic_algorithms(on, warn_only=warn_only)
+    assert torch.utils.deterministic.fill_uninitialized_memory  # which is torch's default
+
+
+def stand_in() -> StandIn:
+    """What stands in for cuDNN now."""
+    return installed[-1].stand_in
+
+
+def way_to_torch() -> dict[str, Any]:
+    """The functions of ``cudnn_library`` that ask torch, whatever stands in for them now."""
+    of = installed[0].stand_in.replaced if installed else vars(cudnn_library)
+    return {name: of[name] for name in StandIn.NAMES}
 
 
 def install() -> None:
@@ -57,13 +88,21 @@ def install() -> None:
         for name in NAMES:
             overrides.impl(name, getattr(torch.ops.frd_on_host, name).default, "CPU", allow_override=True)
     library.gpu_devices.add("cpu")
-    installed.append(overrides)
+    cudnn = StandIn()
+    cudnn.install()
+    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    installed.append(Installed(overrides, cudnn, deterministic))
+    poison()
 
 
 def uninstall() -> None:
     """Gives the operators their CPU kernels back."""
-    library.gpu_devices.discard("cpu")
-    installed.pop()._destroy()
+    last = installed.pop()
+    poison(*last.deterministic)
+    last.stand_in.uninstall()
+    if not installed:
+        library.gpu_devices.discard("cpu")
+    last.operators._destroy()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import of_torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -88,7 +89,7 @@ def test_results_have_the_dtypes_of_torch(
     x = given(form, dtype)
     hx = state_of(ours, dtype) if with_state else None
     with torch.autocast("cpu", torch.bfloat16):
-        expected, results = flat(theirs(x, hx)), flat(ours(x, hx))
+        expected, results = flat(of_torch(theirs, x, hx)), flat(ours(x, hx))
     assert [result.dtype for result in results] == [result.dtype for result in expected]
     for mine, their in zip(results, expected, strict=True):
         exact = dtype == torch.float64  # torch's layers leave fp64 alone
@@ -244,7 +245,7 @@ def test_states_of_another_dtype_than_the_input(cell: str, proj: int, form: str,
         h_0, c_0 = torch.randn(2, B, proj or H).to(h_dtype), torch.randn(2, B, H).to(c_dtype)
         hx = (h_0, c_0) if cell == "LSTM" else h_0
         with torch.autocast("cpu", torch.bfloat16):
-            results, expected = flat(rnn(x, hx)), flat(theirs(x, hx))
+            results, expected = flat(rnn(x, hx)), flat(of_torch(theirs, x, hx))
         for mine, their in zip(results, expected, strict=True):
             assert_within(mine.detach(), their.detach(), torch.bfloat16, 4)
         dtypes, wanted = [r.dtype for r in results], [r.dtype for r in expected]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import fused_rnn_dropout as frd
@@ -165,6 +165,135 @@ def test_inputs_that_are_no_tensors() -> None:
 def test_integers_under_autocast(backend: str) -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16), pytest.raises(TypeError, match="floating dtype, got torch.int64"):
         frd.LSTM(I, H, backend=backend)(torch.zeros(T, B, I, dtype=torch.int64))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Packed sequences that were made by hand, tensors that are not dense
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def every_way_in(rnn: Any, x: Any, *hx: Any) -> list[Callable[[], Any]]:
+    """The calls that look at an input."""
+    looks = [lambda: frd.explain(rnn, x), lambda: frd.export_masks(rnn, x)]
+    return [lambda: rnn(x, *hx), *([] if hx else looks)]
+
+
+def packed_by_hand(sizes: Any, order: Any = None, rows: int = 5, **kwargs: Any) -> PackedSequence:
+    sizes = sizes if isinstance(sizes, torch.Tensor) else torch.tensor(sizes, **kwargs)
+    # With unsorted_indices given, torch does not look at the order.
+    return PackedSequence(torch.randn(rows, I), sizes, order, None if order is None else torch.arange(B))
+
+
+_SIZES = r"batch_sizes of a PackedSequence should be an int64 tensor of shape \(T,\) on the CPU, got "
+_COUNTS = "batch_sizes of a PackedSequence should be positive, not grow and sum to the rows of its data, got "
+_ORDER = r"sorted_indices of a PackedSequence should be an int64 tensor of shape \(B,\) on cpu, as its data, got "
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    ("packed", "error", "message"),
+    [
+        (packed_by_hand([], rows=0, dtype=torch.int64), RuntimeError, "Expected sequence length to be larger than 0"),
+        (packed_by_hand([3, 2], dtype=torch.int32), ValueError, _SIZES + "torch.int32"),
+        (packed_by_hand([3.0, 2.0]), ValueError, _SIZES + "torch.float32"),
+        (packed_by_hand([[3, 2]]), ValueError, _SIZES + r"torch.int64 of shape \(1, 2\)"),
+        (packed_by_hand([2, 3]), ValueError, _COUNTS + r"\[2, 3\] for 5 rows"),
+        (packed_by_hand([3, 2, 0]), ValueError, _COUNTS),
+        (packed_by_hand([6, -1]), ValueError, _COUNTS),
+        (packed_by_hand([3, 2], rows=6), ValueError, _COUNTS + r"\[3, 2\] for 6 rows"),
+        (packed_by_hand([1] * 20, rows=6), ValueError, _COUNTS + r"\[1(, 1){11}, \.\.\.\] for 6"),
+        (packed_by_hand([0], rows=0), ValueError, _COUNTS),
+        (packed_by_hand([3, 2], torch.tensor([0, 1])), ValueError, "sorted_indices .* should have 3 entries, got 2"),
+        (packed_by_hand([3, 2], torch.tensor([0, 1, 1])), ValueError, r"name each of 3 rows once, got \[0, 1, 1\]"),
+        (packed_by_hand([3, 2], torch.tensor([0, 1, 7])), ValueError, "name each of 3 rows once"),
+        (packed_by_hand([3, 2], torch.tensor([0, 1, -1])), ValueError, "name each of 3 rows once"),
+        (packed_by_hand([3, 2], torch.arange(3).int()), ValueError, _ORDER + "torch.int32"),
+        (packed_by_hand([3, 2], torch.arange(3).float()), ValueError, _ORDER + "torch.float32"),
+        (packed_by_hand([3, 2], torch.arange(3, device="meta")), ValueError, _ORDER + ".* on meta"),
+    ],
+)
+def test_packed_sequences_made_by_hand(
+    packed: PackedSequence, error: type[Exception], message: str, cell: str, backend: str
+) -> None:
+    rnn = getattr(frd, cell)(I, H, backend=backend, weight_dropout=0.5)
+    for call in every_way_in(rnn, packed):
+        with pytest.raises(error, match=message):
+            call()
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_no_steps_when_looking(cell: str) -> None:
+    for batch_first, x in ((False, torch.randn(0, B, I)), (True, torch.randn(B, 0, I)), (False, torch.randn(0, I))):
+        rnn = getattr(frd, cell)(I, H, batch_first=batch_first)
+        for call in every_way_in(rnn, x):
+            with pytest.raises(RuntimeError, match="Expected sequence length to be larger than 0 in RNN"):
+                call()
+
+
+NOT_DENSE: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
+    "sparse": (lambda x: x.to_sparse(), r"one with layout torch.sparse_coo: convert it with .to_dense\(\)"),
+    "hybrid": (lambda x: x.to_sparse(1), r"one with layout torch.sparse_coo: convert it with .to_dense\(\)"),
+    "csr": (lambda x: x.to_sparse_csr(), r"one with layout torch.sparse_csr: convert it with .to_dense\(\)"),
+    "mkldnn": (lambda x: x.to_mkldnn(), r"one with layout torch._mkldnn: convert it with .to_dense\(\)"),
+    "nested": (lambda x: torch.nested.nested_tensor(list(x)), "a nested one: .*pack_sequence"),
+    "jagged": (lambda x: torch.nested.nested_tensor(list(x), layout=torch.jagged), "a nested one: .*pack_sequence"),
+    "quantised": (
+        lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8),
+        r"a quantised one \(torch.qint8\): convert it with .dequantize\(\)",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support", "ignore:The PyTorch API of nested tensors")
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore::DeprecationWarning:torch")
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("kind", NOT_DENSE)
+def test_what_is_not_dense(kind: str, cell: str, backend: str) -> None:
+    make, message = NOT_DENSE[kind]
+    rnn = getattr(frd, cell)(I, H, backend=backend, weight_dropout=0.5)
+    x, h = torch.randn(T, B, I), make(torch.randn(1, B, H))
+    for training in (True, False):
+        rnn.train(training)
+        for call in every_way_in(rnn, make(x)):
+            with pytest.raises(TypeError, match=f"(input of a {cell}|x) should be a dense tensor, got {message}"):
+                call()
+        if kind not in ("nested", "jagged"):  # torch cannot pack these
+            with pytest.raises(TypeError, match=f"data of a PackedSequence should be a dense tensor, got {message}"):
+                rnn(PackedSequence(make(torch.randn(5, I)), torch.tensor([3, 2])))
+        for hx in [(h, torch.zeros(1, B, H)), (torch.zeros(1, B, H), h)] if cell == "LSTM" else [h]:
+            with pytest.raises(TypeError, match=rf"hx(\[[01]\])? should be a dense tensor, got {message}"):
+                rnn(x, hx)
+    if kind == "quantised":
+        return  # no parameter can be that
+    for name in ("weight_ih_l0", "weight_hh_l0", "bias_hh_l0"):
+        if "bias" in name and kind in ("csr", "nested", "jagged"):
+            continue  # torch has none of one dimension
+        rnn = getattr(frd, cell)(I, H, backend=backend)
+        setattr(rnn, name, nn.Parameter(make(getattr(rnn, name).detach()), requires_grad=False))
+        with pytest.raises(TypeError, match=f"a weight of a {cell} should be a dense tensor, got {message}"):
+            rnn(x)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("cell", CELLS)
+def test_weights_that_do_not_fit_the_others(cell: str, backend: str) -> None:
+    x = torch.randn(T, B, I)
+    for name in ("weight_hh_l0", "bias_ih_l0", "weight_ih_l1"):
+        rnn = getattr(frd, cell)(I, H, 2, backend=backend)
+        weight = getattr(rnn, name).detach()
+        setattr(rnn, name, nn.Parameter(weight.to("meta")))
+        with pytest.raises(RuntimeError, match="not at the same device, found input tensor at cpu and .* at meta"):
+            rnn(x)
+        setattr(rnn, name, nn.Parameter(weight.to(torch.complex64)))
+        with pytest.raises(TypeError, match=f"a weight of a {cell} should have a floating dtype, got torch.complex64"):
+            rnn(x)
+    for wrong in (x.to(torch.complex64), x.to("meta")):
+        theirs, ours = (
+            error_of(lambda m=m, x=wrong: m(x)) for m in (getattr(nn, cell)(I, H), getattr(frd, cell)(I, H))
+        )
+        assert (type(ours), str(ours)) == (type(theirs), str(theirs))
 
 
 # --------------------------------------------------------------------------------------------------------------------

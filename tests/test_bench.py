@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from torch import nn
 
 pytest.importorskip("bench", reason="the bench is part of a checkout, not of the installed package")
 import fused_rnn_dropout as frd
-from bench import criteria, gpu, memory, report, run
+from bench import baselines, criteria, gpu, memory, paths, report, run
 from bench.__main__ import main
 from bench.contenders import BY_NAME, CONTENDERS, RATES, contenders_of, rates_of, runner
 from bench.loops import Loop, WeightDrop
@@ -170,7 +171,9 @@ def test_contenders_of_a_device() -> None:
     assert (
         set(on_gpu)
         == set(BY_NAME)
-        == {c.name for c in CONTENDERS} | {f"triton-{name}" for name in ("none", "weights", "all", "recompute")}
+        == {c.name for c in CONTENDERS}
+        | {f"triton-{name}" for name in ("none", "weights", "all", "recompute")}
+        | {f"torch-{name}" for name in ("flattened", "unflattened", "float16")}
     )
     for name, backend in (("all", "cuda"), ("triton-all", "triton")):
         rnn = on_gpu[name].build("LSTM", SHAPE)
@@ -287,16 +290,24 @@ def test_the_way_of_a_run_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """With the CPU in the place of the device: what is asked of whom, and what comes into the record."""
     made_up = made_up_gpu_results()
     graphs: list[Any] = []
+    products: list[Any] = []
+
+    def launched(call: Any) -> dict:
+        call()
+        return paths.count([event("RNN_blockPersist_fp_GRU"), event("nvjet_hsh"), event("nvjet_hsh")])
 
     def on_the_cpu(settings: run.Settings, contender: Any, cell: str, shape: Shape, task: str, **kwargs: Any) -> Any:
         if contender.name == "careful-loop":
             raise RuntimeError("no room")
-        return runner(contender.build(cell, shape), shape, task, dtype=run.DTYPES[settings.dtype], **kwargs)
+        dtype = run.DTYPES[contender.dtype or settings.dtype]
+        return runner(contender.build(cell, shape), shape, task, dtype=dtype, **kwargs)
 
     monkeypatch.setattr(run.Settings, "runner", on_the_cpu)
+    monkeypatch.setattr(run.Settings, "module", lambda _, contender, cell, shape: contender.build(cell, shape))
     monkeypatch.setattr(run, "sgemm", lambda *_, **__: {"best": 1.0, "products": {}})
     monkeypatch.setattr(gpu, "check", lambda _: None)
-    monkeypatch.setattr(gpu, "fp32_products", lambda _: None)
+    monkeypatch.setattr(gpu, "products", lambda *asked: products.append(asked))
+    monkeypatch.setattr(paths, "launched", launched)
     monkeypatch.setattr(gpu, "environment", lambda: made_up["environment"]["gpu"])
     monkeypatch.setattr(gpu, "limits", lambda: made_up["limits"])
     monkeypatch.setattr(gpu, "graphed", lambda run: graphs.append(run) or run)
@@ -309,14 +320,138 @@ def test_the_way_of_a_run_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert main(command) == 0
     results = json.loads(output.read_text())
     assert {"all", "triton-all", "compiled"} <= set(results["skipped"])
+    assert products == [("bfloat16", False)] and results["complete"]
     by_task = {(e["cell"], e["shape"], e["task"]): e for e in results["timings"]}
     assert {task for _, _, task in by_task} == {"train", "forward", "eval", "graph"}
     train, graph = (by_task["GRU", "quick", task] for task in ("train", "graph"))
     assert {"torch", "loop"} <= set(train["rounds"]) == set(train["first"])
     assert train["failed"] == graph["failed"] == {"careful-loop": "RuntimeError: no room"}
-    assert set(graph["rounds"]) == {"torch"} and len(graphs) == 2  # both cells, the padded shape
+    torchs = {"torch", "torch-flattened", "torch-float16"}
+    assert set(graph["rounds"]) == torchs and len(graphs) == 6  # both cells, the padded shape
+    assert results["skipped"]["torch-unflattened"] == "torch never flattens weights in bfloat16"
     assert {(e["contender"], e["mib"]) for e in results["memory"]} == {("torch", 7.0)}
-    assert "- GRU quick train, careful-loop: RuntimeError: no room" in report.report(results)
+    text = report.report(results)
+    assert "- GRU quick train, careful-loop: RuntimeError: no room" in text
+    kernels = {(e["cell"], e["shape"], e["contender"]): e for e in results["kernels"]}
+    assert kernels["LSTM", "quick", "torch"]["path"] == "cuDNN, persistent"
+    assert kernels["LSTM", "quick", "torch"]["kernels"]["product"] == {"nvjet_hsh": 2}
+    assert kernels["GRU", "quick", "careful-loop"]["unknown"] == "RuntimeError: no room"
+    assert kernels["GRU", "quick-packed", "torch"]["one_piece"] is False  # as on any CPU
+    assert "## Kernels of a forward and backward" in text and "cuDNN, persistent" in text and "apart" in text
+
+
+def event(name: str, device: Any = torch.autograd.DeviceType.CUDA) -> Any:
+    """As torch's profiler has them."""
+    return SimpleNamespace(name=name, device_type=device)
+
+
+NAMES = {
+    "void RNN_blockPersist_fp_LSTM<__half, __half, float, 1, 2>(...)": "persistent",
+    "PersistentRnnForward": "persistent",
+    "cudnn::rnn::persistRNN_bp": "persistent",
+    "sm90_xmma_gemm_f16f16_f16f32_f32_tn_n_tilesize128x128x64_warpgroupsize1x1x1_persistent_kernel": "product",
+    "void cutlass::Kernel2<cutlass_80_wmma_tensorop_bf16_s161616gemm_bf16_16x16_128x1_tn_align8>": "product",
+    "nvjet_sm90_hsh_64x8_64x16_4x1_v_bz_TNT": "product",
+    "void LSTM_elementWise_fp<float, float, float>(...)": "step",
+    "void elemWiseRNNcell<__half, __half, float, (cudnnRNNMode_t)2>(...)": "step",
+    "void frd::(anonymous namespace)::lstm_forward_kernel<float, 4>(...)": "step",
+    "void at::native::(anonymous namespace)::kernel::lstm_cell_forward<float, float, int, 1>(...)": "torch's own cell",
+    "void at::native::(anonymous namespace)::kernel::gru_cell_backward<float, float, int, 1>(...)": "torch's own cell",
+    "Memcpy DtoD (Device -> Device)": "copy",
+    "void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<float>>": "other",
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_kernels_are_grouped_by_their_names(name: str) -> None:
+    assert paths.count([event(name), event(name), event("aten::lstm", torch.autograd.DeviceType.CPU)]) == {
+        NAMES[name]: {name: 2}
+    }
+
+
+def test_which_way_a_layer_of_torchs_took() -> None:
+    product, step = event("sgemm"), event("LSTM_elementWise_fp")
+    own = event("at::native::kernel::lstm_cell_forward")
+    for events, path in (
+        ([product, step, event("RNN_blockPersist_fp_LSTM")], "cuDNN, persistent"),
+        ([product, step], "cuDNN, step by step"),
+        ([product, own], "torch's own kernels, not cuDNN"),
+        ([product], "no kernel of an RNN was seen"),
+        ([], "no kernel of an RNN was seen"),
+    ):
+        assert paths.path_of(paths.count(events)) == path
+
+
+def test_the_profilers_events_are_what_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a CPU: that the profiler runs, and that its events are of the kind that the fakes above are."""
+    seen: list[Any] = []
+    monkeypatch.setattr(torch.accelerator, "synchronize", lambda: None)
+    monkeypatch.setattr(paths, "count", lambda events: seen.extend(events) or {})
+    rnn = nn.LSTM(4, 6)
+    paths.launched(lambda: rnn(torch.randn(5, 3, 4)))
+    of_the_host = [event.name for event in seen if event.device_type == torch.autograd.DeviceType.CPU]
+    assert "aten::lstm" in of_the_host
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_cudnn_is_kept_from_tf32_in_float32_alone(dtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", dtype == "float32")  # the wrong one
+    matmul = torch.backends.cuda.matmul
+    before = matmul.allow_tf32  # monkeypatch cannot put it back: it would delete what the object makes up
+    try:
+        gpu.products(dtype, False)
+        assert torch.backends.cudnn.allow_tf32 == (dtype != "float32")
+        assert not matmul.allow_tf32
+        if dtype == "float32":
+            gpu.products(dtype, True)
+            assert torch.backends.cudnn.allow_tf32 and matmul.allow_tf32
+    finally:
+        matmul.allow_tf32 = before
+
+
+def test_baselines_of_torch_by_dtype(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everyone gets the one that torch does not give by itself; float16 stands beside bfloat16."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    torchs = [c for c in contenders_of("cuda") if c.name.startswith("torch")]
+    assert [c.name for c in torchs][0] == "torch"
+    for dtype, wanted in (
+        ("float32", {"torch", "torch-unflattened"}),
+        ("float16", {"torch", "torch-unflattened"}),
+        ("bfloat16", {"torch", "torch-flattened", "torch-float16"}),
+    ):
+        assert {c.name for c in torchs if c.missing(False, "cuda", dtype) is None} == wanted
+    assert all(c.missing(False, "cuda", "bfloat16") or c.name != "torch-unflattened" for c in torchs)
+
+
+@pytest.mark.parametrize("options", [{}, {"bias": False}, {"proj_size": 3, "bidirectional": True, "num_layers": 2}])
+def test_flattening_asks_for_what_torchs_modules_ask_for(
+    options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[Any] = []
+    rnn = nn.LSTM(4, 6, **options)
+    monkeypatch.setattr(torch, "_cudnn_rnn_flatten_weight", lambda *args: calls.append(args))
+    monkeypatch.setattr(baselines.cudnn_rnn, "get_cudnn_mode", {"LSTM": 2}.get)  # torch for a CPU has no numbers
+    baselines.flatten(rnn)
+    each = (4 if options.get("bias", True) else 2) + (1 if options.get("proj_size") else 0)
+    ((weights, *others),) = calls
+    assert all(given is own for given, own in zip(weights, rnn.parameters(), strict=True))
+    layers, both = options.get("num_layers", 1), options.get("bidirectional", False)
+    assert others == [each, 4, 2, 6, options.get("proj_size", 0), layers, False, both]  # 2: cuDNN's number of an LSTM
+
+
+def test_weights_in_one_piece_or_apart() -> None:
+    rnn = nn.GRU(4, 6)
+    whole = torch.cat([weight.data.flatten() for weight in rnn.parameters()])
+    for weight, piece in zip(rnn.parameters(), whole.split([w.numel() for w in rnn.parameters()]), strict=True):
+        weight.data = piece.view_as(weight)
+    x = torch.randn(5, 3, 4)
+    before = rnn(x)[0]
+    assert baselines.in_one_piece(rnn)
+    arranged = baselines.Arranged(rnn, baselines.scatter)
+    assert arranged.to(torch.float32)(x)[0].equal(before) and baselines.in_one_piece(rnn)  # only on a GPU
+    baselines.scatter(rnn)
+    assert not baselines.in_one_piece(rnn)
+    assert arranged(x)[0].equal(before)
 
 
 @pytest.mark.gpu
@@ -332,6 +467,9 @@ def test_quick_run_on_a_gpu(dtype: str, tmp_path: Path) -> None:
     assert all(entry["mib"] > 0 for entry in results["memory"]) and results["memory"]
     assert results["limits"]["copy_gb_s"] > 0
     assert results["environment"]["gpu"]["multiprocessors"] > 0
+    pieces = {e["contender"]: e["one_piece"] for e in results["kernels"] if "one_piece" in e}
+    assert pieces["torch"] == (dtype != "bfloat16") and not pieces.get("torch-unflattened")
+    assert pieces.get("torch-flattened", True)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -379,6 +379,84 @@ def test_lengths_of_packed_inputs_become_dynamic() -> None:
     assert counter.frame_count <= 3
 
 
+def random_batch(enforce_sorted: bool, rows: int, longest: int) -> PackedSequence:
+    lengths = torch.randint(1, longest + 1, (rows,))
+    lengths[0] = longest
+    if enforce_sorted:
+        lengths = lengths.sort(descending=True).values
+    return pack_padded_sequence(torch.randn(longest, rows, I), lengths, enforce_sorted=enforce_sorted)
+
+
+def random_batches(count: int) -> Iterator[PackedSequence]:
+    """Every kind of size first, sorted and not, then random ones; data is a leaf that needs a gradient."""
+    kinds = [(rows, longest, fixed) for rows in (1, 3) for longest in (1, 4) for fixed in (False, True)]
+    for index in range(count):
+        rows, longest, fixed = kinds[-index - 1] if index < len(kinds) else torch.randint(1, 10, (3,)).tolist()
+        batch = random_batch(bool(fixed % 2), rows, longest)
+        batch.data.requires_grad_()
+        yield batch
+
+
+@pytest.mark.parametrize("with_state", [False, True], ids=["zeros", "hx"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_packed_batches_of_any_kind(cell: str, with_state: bool) -> None:
+    """With sizes marked as unknown there are two graphs, for batches that come sorted and that do not."""
+    rnn = build(cell)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(rnn, fullgraph=True, backend=counter)
+    for given in random_batches(30):
+        rows = int(given.batch_sizes[0])
+        state = [torch.randn(2, rows, H) for _ in range(2 if cell == "LSTM" else 1)]
+        for part in given:
+            if part is not None:
+                torch._dynamo.decorators.mark_unbacked(part, 0)
+        for part in state:
+            torch._dynamo.decorators.mark_unbacked(part, 1)
+        hx = None if not with_state else tuple(state) if cell == "LSTM" else state[0]
+        mine, expected = flat(compiled(given, hx, rng=RNG)), flat(rnn(given, hx, rng=RNG))
+        assert_equal(results_and_gradients(mine, [given.data]), results_and_gradients(expected, [given.data]))
+    assert counter.frame_count == 2
+
+
+def test_packed_batches_whose_sizes_are_not_marked() -> None:
+    """Dynamo takes each size of 1, and sizes that happen to be equal, for another graph: a dozen at most."""
+    rnn = build("LSTM")
+    counter = CompileCounter()
+    compiled = torch.compile(rnn, fullgraph=True, backend=counter)
+    with torch._dynamo.config.patch(recompile_limit=16):
+        for given in random_batches(60):
+            assert_equal(flat(compiled(given, rng=RNG)), flat(rnn(given, rng=RNG)))
+    assert counter.frame_count <= 12
+
+
+def test_a_state_of_another_batch_than_the_packed_input() -> None:
+    rnn = build("GRU")
+    compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
+    for enforce_sorted in (True, False):
+        given = random_batch(enforce_sorted, 3, 4)
+        with pytest.raises(Exception, match="Runtime assertion failed|Expected hidden size"):
+            compiled(given, torch.zeros(2, 4, H), rng=RNG)
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_packed_batches_in_any_order_of_rows(cell: str) -> None:
+    """Without dynamic=True, batches that all come with enforce_sorted=False stay within the limit too."""
+    rnn = build(cell)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(rnn, fullgraph=True, backend=counter)
+    # The worst order: rows, then lengths, then their sum change alone, so that each becomes dynamic on its own.
+    sizes = [
+        (2, 3),
+        (3, 3),
+        (2, 4),
+        *[(rows, longest) for rows in (1, 2, 5, 9) for longest in (1, 2, 5, 9, 31)],
+    ]
+    for rows, longest in sizes:
+        given = random_batch(False, rows, longest)
+        assert_equal(flat(compiled(given, rng=RNG)), flat(rnn(given, rng=RNG)))
+    assert counter.frame_count <= 7
+
+
 def test_dynamic_from_the_start() -> None:
     rnn = build("GRU")
     counter = CompileCounterWithBackend("aot_eager")

@@ -371,4 +371,6 @@ def test_cpp_header_has_the_same_counters():
 def test_cpp_header_has_the_same_sites_and_flags():
     assert constants("SITE_") == {name.upper(): index for index, name in enumerate(SITE_NAMES)}
     assert constants("(?=NUM_SITES)") == {"NUM_SITES": len(SITE_NAMES)}
+    names = re.search(r"SITE_NAMES\[NUM_SITES\] = {(.*?)}", (CORE / "flags.h").read_text(), re.DOTALL)
+    assert names and tuple(re.findall(r'"(\w+)"', names[1])) == SITE_NAMES
     assert constants("FLAG_") == sites.FLAG

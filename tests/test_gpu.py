@@ -6,8 +6,11 @@ A test that can run on the host does, by the shim, so that its body is tried whe
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,7 +18,6 @@ import test_cuda_kernels
 import torch
 from grids import (
     CELLS,
-    TOLERANCE,
     all_sites,
     assert_equal,
     assert_same,
@@ -30,10 +32,11 @@ from grids import (
     tolerance,
 )
 from test_cuda_kernels import ALTERNATING, OPS, on, replayed
+from test_cudnn import cudnn_tolerance
 from torch import Tensor, nn
 
 import fused_rnn_dropout as frd
-from fused_rnn_dropout import cudnn
+from fused_rnn_dropout import cudnn_library
 from fused_rnn_dropout.sites import stream, threshold
 
 pytestmark = [
@@ -138,7 +141,7 @@ def test_everything_runs_on_the_callers_stream(device: torch.device, cell: str, 
         torch.cuda.synchronize()
     else:
         got = run(other, lambda: None)
-    assert_same(got, want, TOLERANCE[torch.float32])
+    assert_same(got, want, cudnn_tolerance(torch.float32, rnn, T))
 
 
 @both_schedules
@@ -176,7 +179,8 @@ def test_replays_draw_masks_of_their_own(device: torch.device, cell: str, schedu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("sites", [{}, WEIGHT, ALTERNATING], ids=["none", "weight", "zoneout_h"])
 @every_cell
-def test_autocast_gives_the_dtypes_of_torch(cell: str, sites: dict[str, Any], dtype: torch.dtype) -> None:
+def test_autocast_gives_its_dtype(cell: str, sites: dict[str, Any], dtype: torch.dtype) -> None:
+    """As torch's layers on cuDNN do in float16. In bfloat16 those return float16, which docs/semantics.md is about."""
     rnn = module(cell, sites, backend="cuda", device="cuda", dtype=torch.float32)
     kwargs = {"proj_size": rnn.proj_size} if rnn.proj_size else {}
     plain = getattr(nn, name_of(cell))(6, 19, 2, bidirectional=True, device="cuda", **kwargs)
@@ -184,9 +188,11 @@ def test_autocast_gives_the_dtypes_of_torch(cell: str, sites: dict[str, Any], dt
     x = torch.randn(T, B, 6, device="cuda", requires_grad=True)
     with torch.autocast("cuda", dtype=dtype):
         got, want = call(rnn, x, None), call(plain, x, None)
-    assert {name: value.dtype for name, value in got.items()} == {name: value.dtype for name, value in want.items()}
+    assert all(value.dtype == dtype for value in got.values())
+    if dtype == torch.float16:
+        assert all(value.dtype == dtype for value in want.values())
     if not sites:
-        assert_same(got, want, tolerance(dtype, 2 * T))
+        assert_same(got, want, 2 * cudnn_tolerance(dtype, rnn, T))
     got["out"].float().sum().backward()
     assert x.grad is not None and x.grad.dtype == torch.float32
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in rnn.parameters())
@@ -209,10 +215,11 @@ def test_without_sites_both_schedules_are_torchs_layers(
         warnings.filterwarnings("error", message=".*single contiguous chunk.*")
         want = measure(plain, x, states)
         running(rnn, x, "cuDNN")
-        assert_same(measure(rnn, x, states), want, TOLERANCE[dtype])
-        monkeypatch.setattr(cudnn, "_takes", lambda *_: False)
+        within = cudnn_tolerance(dtype, rnn, T)
+        assert_same(measure(rnn, x, states), want, within)
+        monkeypatch.setattr(cudnn_library, "obstacle", lambda *_: "the test keeps it away")
         running(rnn, x, "alternating")
-        assert_same(measure(rnn, x, states), want, TOLERANCE[dtype])
+        assert_same(measure(rnn, x, states), want, within)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -261,12 +268,27 @@ def test_another_device_than_the_current_one(cell: str, schedule: str) -> None:
         assert all(value.device == x.device for value in got.values())
         found.append({name: value.cpu() for name, value in got.items()})
     assert torch.cuda.current_device() == 0
-    assert_same(found[1], found[0], TOLERANCE[torch.float32])
+    assert_same(found[1], found[0], cudnn_tolerance(torch.float32, rnn, T))
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # More elements than 32 bits count
 # --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def alone_on_the_device(device: torch.device) -> Iterator[None]:
+    """One such test at a time, whatever the number of processes; its memory goes back to the device at the end."""
+    with open(Path(tempfile.gettempdir()) / "fused-rnn-dropout-large.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def large(test: Any) -> Any:
+    """Marks a test that fills gigabytes of a device."""
+    return pytest.mark.gpu_large(pytest.mark.usefixtures("alone_on_the_device")(test))
 
 
 def room(device: torch.device, gibibytes: float) -> None:
@@ -279,6 +301,7 @@ def last_rows(batch: int, device: torch.device) -> Tensor:
     return torch.tensor([0, batch // 2, batch - 2, batch - 1], device=device)
 
 
+@large
 def test_dropout_of_a_large_tensor(device: torch.device) -> None:
     """Its last rows are what they are alone."""
     room(device, 16)
@@ -298,6 +321,7 @@ def test_dropout_of_a_large_tensor(device: torch.device) -> None:
         del got
 
 
+@large
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
 def test_a_layer_with_large_tensors(device: torch.device, cell: str) -> None:
     """Rows of the batch do not touch each other: the last ones are what they are in a batch of their own."""

@@ -15,7 +15,7 @@ import test_cpu_kernels
 import torch
 
 import fused_rnn_dropout as frd
-from fused_rnn_dropout import cudnn, ops
+from fused_rnn_dropout import cudnn_library, ops
 
 pytestmark = pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout")
 
@@ -43,7 +43,7 @@ def on_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(test_cpu_kernels, "IDS", test_cpu_kernels.IDS.to(device))
     monkeypatch.setattr(test_cpu_kernels, "ISAS", (ops.cpu_isa(),))
     monkeypatch.setattr(frd, "draw_rng", lambda *_: draw("cpu").to(device))
-    monkeypatch.setattr(cudnn, "_takes", lambda *_: False)
+    monkeypatch.setattr(cudnn_library, "obstacle", lambda *_: "the test keeps it away")
     torch.set_num_threads(1)
 
 

@@ -1,10 +1,9 @@
-"""The one command for a machine with a GPU, as far as it goes without one: what it refuses, and the page it writes."""
+"""The page that a run on a GPU writes."""
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -16,8 +15,6 @@ from test_bench import made_up_gpu_results
 
 from bench.__main__ import main
 from bench.gpu_report import read_tests
-
-ROOT = Path(__file__).resolve().parents[1]
 
 TESTS = """
 import pytest
@@ -63,15 +60,16 @@ def results(path: Path, fails: bool) -> Path:
 def test_page_of_a_run_in_which_nothing_failed(tmp_path: Path) -> None:
     page, record = tmp_path / "report.md", junit(tmp_path / "t", TESTS)
     found = results(tmp_path / "float32.json", fails=False)
-    assert main(["gpu-report", "--tests", str(record), "--results", str(found), "--output", str(page)]) == 0
+    step = ["--step", "correct", "0", "7", "correct.log"]
+    assert main(["gpu-report", *step, "--tests", str(record), "--results", str(found), "--output", str(page)]) == 0
     text = page.read_text()
-    assert "Nothing failed." in text and "Made-up GPU" in text and "# In float32" in text
+    assert "Nothing failed." in text and "passed, 7 s" in text and "Made-up GPU" in text and "# In float32" in text
     assert "1 passed, 0 failed, 2 skipped" in text and "- skipped, 2: memory is short" in text
     whole = json.loads(page.with_suffix(".json").read_text())
-    assert whole["tests"]["passed"] == 1 and whole["results"]["float32"]["device"] == "cuda"
+    assert whole["tests"]["tests"]["passed"] == 1 and whole["results"]["float32"]["device"] == "cuda"
 
 
-@pytest.mark.parametrize("what", ["tests", "no tests", "no record", "step", "contender", "no results"])
+@pytest.mark.parametrize("what", ["tests", "no tests", "no record", "step", "over time", "contender", "no results"])
 def test_what_fails_is_on_the_page(what: str, tmp_path: Path) -> None:
     page, log = tmp_path / "report.md", tmp_path / "step.log"
     source = TESTS + BAD if what == "tests" else TESTS
@@ -82,7 +80,8 @@ def test_what_fails_is_on_the_page(what: str, tmp_path: Path) -> None:
     if what == "no results":
         found.unlink()
     log.write_text("line\n" * 100 + "error: out of memory\n")
-    steps = ["--failed", "measurements", str(log)] if what == "step" else []
+    status = {"step": "3", "over time": "124"}.get(what, "0")
+    steps = ["--step", "bench", status, "9", str(log)]
     assert main(["gpu-report", "--tests", str(record), "--results", str(found), *steps, "--output", str(page)]) == 1
     text = page.read_text()
     said = {
@@ -90,52 +89,9 @@ def test_what_fails_is_on_the_page(what: str, tmp_path: Path) -> None:
         "no tests": "0 passed, 0 failed",
         "no record": "**The tests did not run to their end",
         "step": "error: out of memory",
+        "over time": "FAILED: over its time, 9 s",
         "contender": "- LSTM awd train, recompute: RuntimeError: no room",
         "no results": "| not written",
     }
     assert "**Something failed: see below.**" in text and "Nothing failed." not in text
     assert said[what] in text
-
-
-@pytest.mark.parametrize("listing", [None, "exit 9", "echo 'No devices were found'"], ids=["missing", "fails", "none"])
-def test_the_command_stops_at_once_without_a_gpu(listing: str | None, tmp_path: Path) -> None:
-    """In a folder of its own, so that an environment that it began to make would be seen."""
-    (tmp_path / "scripts").mkdir()
-    for name in ("gpu.sh", "environment.sh"):
-        shutil.copy(ROOT / "scripts" / name, tmp_path / "scripts")
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    for tool in ("bash", "dirname", "grep"):
-        (tools / tool).symlink_to(str(shutil.which(tool)))
-    if listing is not None:
-        (tools / "nvidia-smi").write_text(f"#!/bin/sh\n{listing}\n")
-        (tools / "nvidia-smi").chmod(0o755)
-    done = subprocess.run(
-        ["bash", "scripts/gpu.sh"], cwd=tmp_path, env={"PATH": str(tools)}, capture_output=True, text=True
-    )
-    assert done.returncode == 1
-    assert "there is no NVIDIA GPU here" in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bin", "scripts"]
-
-
-def test_the_command_goes_through_every_step(tmp_path: Path) -> None:
-    """With a stand-in for the GPU's tool and for the environment, whose Python only notes what it is called with."""
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts" / "gpu.sh", tmp_path / "scripts")
-    (tmp_path / "scripts" / "environment.sh").write_text("say() { echo; }\nfail() { exit 1; }\n")
-    tools, python = tmp_path / "bin", tmp_path / ".venv" / "bin" / "python"
-    tools.mkdir()
-    python.parent.mkdir(parents=True)
-    (tools / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: made up'\n")
-    python.write_text('#!/bin/sh\necho "$FRD_CUDA $*" >>calls\ncase "$*" in *pytest*) exit 3 ;; esac\n')
-    for tool in (tools / "nvidia-smi", python):
-        tool.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{tools}{os.pathsep}{os.environ['PATH']}", "FRD_GPU_DTYPES": "float16"}
-    subprocess.run(["bash", "scripts/gpu.sh", "--quick"], cwd=tmp_path, env=environment, check=True)
-    _, tests, bench, report = (tmp_path / "calls").read_text().splitlines()
-    assert tests == "1 -m pytest -m gpu --junitxml=build/gpu/tests.xml"
-    assert bench == "1 -m bench --device cuda --compiled --dtype float16 --output build/gpu/float16.json --quick"
-    assert report == (
-        "1 -m bench gpu-report --tests build/gpu/tests.xml --output gpu-report.md "
-        "--failed tests marked gpu build/gpu/tests.log --results build/gpu/float16.json"
-    )

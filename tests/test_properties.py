@@ -6,7 +6,6 @@ import io
 import warnings
 from typing import Any, NamedTuple
 
-import hypothesis
 import pytest
 import torch
 from grids import (
@@ -24,13 +23,14 @@ from grids import (
     pack,
     with_gradients,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout, ops
 from fused_rnn_dropout.sites import SEQ
+
+hypothesis = pytest.importorskip("hypothesis", reason="the package hypothesis is not installed")
+given, st = hypothesis.given, hypothesis.strategies
 
 EXACT = TOLERANCE[torch.float64]
 

@@ -8,9 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
-from torch.testing._internal.common_modules import ModuleInput, module_db
 
 import fused_rnn_dropout as frd
+
+pytest.importorskip("expecttest", reason="the package expecttest, which torch's own tests import, is not installed")
+
+with pytest.MonkeyPatch.context() as patch:
+    # torch's tests forbid their process to set the flags of torch.backends, which conftest.py and the bench set here.
+    patch.setattr(torch.backends, "disable_global_flags", lambda: None)
+    from torch.testing._internal.common_modules import ModuleInput, module_db
 
 BACKENDS = ("cpu", "reference")
 _INFOS = {info.module_cls: info for info in module_db if info.module_cls in (nn.LSTM, nn.GRU)}

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +318,50 @@ def test_precision_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
         matmul.fp32_precision = before
 
 
+def test_precision_on_rocm(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Triton does not compile what the device lacks, whatever torch is set to."""
+    monkeypatch.delenv("FRD_TRITON_PRECISION", raising=False)
+    monkeypatch.setattr(torch.version, "hip", "7.0")
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    matmul = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "tf32"
+        for arch, found in (("gfx942:sramecc+:xnack-", "tf32"), ("gfx90a", "ieee"), ("gfx950", "ieee")):
+            device = types.SimpleNamespace(gcnArchName=arch)
+            monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, device=device: device)
+            monkeypatch.delenv("FRD_TRITON_PRECISION", raising=False)
+            assert schedules.precision(torch.float32) == found
+            monkeypatch.setenv("FRD_TRITON_PRECISION", "ieee")
+            assert schedules.precision(torch.float32) == "ieee"
+            monkeypatch.setenv("FRD_TRITON_PRECISION", "tf32x3")
+            with pytest.raises(ValueError, match="FRD_TRITON_PRECISION asks for tf32x3, .* not have on ROCm"):
+                schedules.precision(torch.float32)
+            monkeypatch.setenv("FRD_TRITON_PRECISION", "tf32")
+            if found == "tf32":
+                assert schedules.precision(torch.float32) == "tf32"
+                continue
+            with pytest.raises(ValueError, match="FRD_TRITON_PRECISION asks for tf32, .* gfx942 alone"):
+                schedules.precision(torch.float32)
+    finally:
+        matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize("hip", [None, "7.0"], ids=["cuda", "rocm"])
+def test_products_of_mixed_dtypes(hip: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By torch where it has them; on ROCm it raises, and the operands are widened before."""
+    from fused_rnn_dropout.triton.products import product
+
+    seen: list[tuple[torch.dtype, bool]] = []
+    monkeypatch.setattr(torch.version, "hip", hip)
+    monkeypatch.setattr(torch, "mm", lambda a, b, **given: seen.append((a.dtype, "out_dtype" in given)))
+    a, b = (torch.empty(shape, dtype=torch.bfloat16, device="meta") for shape in ((2, 3), (3, 4)))
+    product(a, b, torch.empty(2, 4, dtype=torch.float32, device="meta"))
+    product(a, b, torch.empty(2, 4, dtype=torch.bfloat16, device="meta"))
+    mixed = (torch.bfloat16, True) if hip is None else (torch.float32, False)
+    assert seen == [mixed, (torch.bfloat16, False)]
+
+
 def kept_bytes(rnn: nn.Module, x: Tensor, states: tuple[Tensor, ...]) -> int:
     """Bytes that autograd keeps besides the parameters, the caller's states and results, and integers."""
     found: dict[int, Tensor] = {}
@@ -413,3 +458,21 @@ def test_budgets_hold(case: str) -> None:
     done = subprocess.run(script, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "hip:gfx942" in done.stdout and "cuda:120" in done.stdout
+
+
+def test_the_release_of_triton_picks_its_budgets() -> None:
+    """A bug fix release has the table of its minor version; of a release without one a sentence says so."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    code = """if True:
+        import sys
+        sys.path[:0] = ["scripts", "."]
+        from compile_triton import choose_table
+        tables = {release: {"brought_by": f"torch of {release}"} for release in ("3.6", "3.10")}
+        print(choose_table(tables, "3.10.1")["brought_by"])
+        choose_table(tables, "3.1.0")
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
+    assert done.stdout == "torch of 3.10\n" and done.returncode == 1
+    there = "it has 3.6 (torch of 3.6), 3.10 (torch of 3.10)"
+    assert done.stderr.startswith("error: triton_budgets.json has no table for Triton 3.1.0; " + there)
+    assert done.stderr.count("\n") == 1

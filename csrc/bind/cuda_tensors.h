@@ -81,6 +81,7 @@ class Device {
   const cuda::Surroundings& around() const { return around_; }
   cudaStream_t stream() const { return around_.stream; }
 
+  // Nobody has written to it: who asks for it writes all of it, or hands it to no one who reads what is not written.
   Tensor empty(std::vector<int64_t> shape, ScalarType dtype) const {
     return torch::stable::empty(shape, dtype, std::nullopt, like_.device());
   }
@@ -91,7 +92,7 @@ class Device {
 
  private:
   static void* allocate(void* context, int64_t bytes) {
-    Device& device = *static_cast<Device*>(context);
+    const Device& device = *static_cast<const Device*>(context);
     device.taken_.push_back(device.empty({bytes}, ScalarType::Byte));
     return device.taken_.back().mutable_data_ptr();
   }
@@ -131,7 +132,7 @@ class Device {
 #endif
   int32_t type_ = 0, index_ = 0;
   cuda::Surroundings around_{};
-  std::vector<Tensor> taken_;
+  mutable std::vector<Tensor> taken_;  // grows while a call runs, in a Device that is const to it
 };
 
 template <class T>

@@ -1,4 +1,6 @@
 // The weights of layers as weight dropout leaves them, in one flat buffer that cuDNN takes as it is; and the way back.
+#include <utility>
+
 #include "bind/cuda_tensors.h"
 
 namespace frd::bind {
@@ -58,6 +60,22 @@ Integers shape_of(const Tensor& t) {
   return shape;
 }
 
+// The stretches of a buffer that no weight fills, first and last + 1.
+std::vector<std::pair<int64_t, int64_t>> gaps(const Tensors& weights, const Integers& offsets, int64_t size) {
+  std::vector<std::pair<int64_t, int64_t>> filled, found;
+  for (size_t i = 0; i < weights.size(); ++i)
+    if (weights[i].numel()) filled.emplace_back(offsets[i], offsets[i] + weights[i].numel());
+  std::sort(filled.begin(), filled.end());
+  int64_t end = 0;
+  for (const auto& [first, last] : filled) {
+    STD_TORCH_CHECK(first >= end, "offsets must keep weights apart");
+    if (first > end) found.emplace_back(end, first);
+    end = last;
+  }
+  if (size > end) found.emplace_back(end, size);
+  return found;
+}
+
 void check_weights(const Tensors& weights, const Integers& streams, const Integers& offsets, int64_t size) {
   STD_TORCH_CHECK(!weights.empty() && weights.size() == streams.size() && weights.size() == offsets.size(),
                   "weights, streams and offsets must be of one length, and not empty");
@@ -75,13 +93,18 @@ Tensor masked_weights(Tensors weights, Integers streams, Integers offsets, int64
   check_weights(weights, streams, offsets, size);
   check_floating("dtype", dtype);
   const Device device(weights[0]);
+  const auto unfilled = gaps(weights, offsets, size);
   const Tensor flat = device.empty({size}, dtype);
   const Weights masks(device, weights[0], rng, thresholds, flags);
   char* const to = static_cast<char*>(flat.mutable_data_ptr());
+  const int64_t each = cuda::size_of(type_of(dtype));
+  // cuDNN reads there what a module does not have: it always adds two biases.
+  for (const auto& [first, last] : unfilled)
+    cuda::check(cudaMemsetAsync(to + first * each, 0, static_cast<size_t>((last - first) * each), device.stream()));
   for (size_t i = 0; i < weights.size(); ++i) {
     const Tensor source = dense(weights[i], weights[i].scalar_type());
-    masks.mask(source.const_data_ptr(), type_of(source.scalar_type()), to + offsets[i] * cuda::size_of(type_of(dtype)),
-               type_of(dtype), shape_of(source), streams[i]);
+    masks.mask(source.const_data_ptr(), type_of(source.scalar_type()), to + offsets[i] * each, type_of(dtype),
+               shape_of(source), streams[i]);
   }
   return flat;
 }

@@ -68,7 +68,8 @@ struct Random {
   static void read_thresholds(const Tensor& tensor, uint64_t* to) {
     const std::vector<int64_t> values = integers("thresholds", tensor, NUM_SITES);
     for (int i = 0; i < NUM_SITES; ++i) {
-      STD_TORCH_CHECK(values[i] >= 0 && values[i] <= (int64_t{1} << 32), "thresholds must be in [0, 2^32]");
+      STD_TORCH_CHECK(values[i] >= 0 && values[i] <= (int64_t{1} << 32), "thresholds must be in [0, 2^32], got ",
+                      values[i], " for ", SITE_NAMES[i], ", whose rate must be in [0, 1]");
       to[i] = static_cast<uint64_t>(values[i]);
     }
   }

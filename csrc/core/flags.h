@@ -19,6 +19,11 @@ inline constexpr int SITE_ZONEOUT_C = 8;
 inline constexpr int SITE_ZONEOUT_H = 9;
 inline constexpr int NUM_SITES = 10;
 
+// What the modules call them.
+inline constexpr const char* SITE_NAMES[NUM_SITES] = {
+    "dropout",        "input_dropout",  "inter_layer_dropout", "output_dropout", "hidden_dropout",
+    "weight_dropout", "update_dropout", "cell_dropout",        "zoneout_c",      "zoneout_h"};
+
 // Bits of `flags`: which sites of a layer are configured, and how.
 inline constexpr uint32_t FLAG_HIDDEN = 1u << 0;
 inline constexpr uint32_t FLAG_HIDDEN_BATCH_SHARED = 1u << 1;

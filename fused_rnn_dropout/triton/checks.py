@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sites import FLAG, SEQ, SITES
+from ..sites import FLAG, SEQ, SITES, bad_threshold
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -55,8 +55,8 @@ def _values(tensor: Tensor) -> list[int]:
 
 def check_thresholds(thresholds: Tensor) -> None:
     check_integers("thresholds", thresholds, len(SITES))
-    fit = all(0 <= value <= 2**32 for value in _values(thresholds))
-    check(fit, "thresholds must be in [0, 2^32]")
+    fault = bad_threshold(values) if (values := _values(thresholds)) else None
+    check(fault is None, fault or "")
 
 
 def check_examples(example_ids: Tensor | None, batch: int) -> None:

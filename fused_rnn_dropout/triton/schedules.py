@@ -96,16 +96,33 @@ def precision(dtype: torch.dtype) -> str:
     """What the whole-sequence kernels round float32 operands of a product to: torch's setting for products on CUDA
     devices, ``torch.backends.cuda.matmul.fp32_precision``, unless the environment variable ``FRD_TRITON_PRECISION``
     says ``ieee``, ``tf32`` or ``tf32x3``, which torch does not know.
+
+    On ROCm Triton has no ``tf32x3``, and ``tf32`` for gfx942 alone. There torch's setting means ``ieee`` elsewhere, as
+    it does to torch's own products.
+
+    Raises:
+        ValueError: ``FRD_TRITON_PRECISION`` is something else, or names what Triton has not for the current device.
     """
     if dtype != torch.float32:
         return "ieee"
     asked = _setting("FRD_TRITON_PRECISION", PRECISIONS)
     if asked is not None:
+        if asked == "tf32x3" and torch.version.hip is not None:
+            raise ValueError("FRD_TRITON_PRECISION asks for tf32x3, which Triton does not have on ROCm")
+        if asked == "tf32" and not _has_tf32():
+            raise ValueError("FRD_TRITON_PRECISION asks for tf32, which Triton has on ROCm for gfx942 alone")
         return asked
     of_torch = torch.backends.cuda.matmul.fp32_precision
     if of_torch == "none":  # nobody set it: the setting for all backends holds
         of_torch = torch.backends.fp32_precision  # type: ignore[attr-defined]
-    return "tf32" if of_torch == "tf32" else "ieee"
+    return "tf32" if of_torch == "tf32" and _has_tf32() else "ieee"
+
+
+def _has_tf32() -> bool:
+    """Whether Triton compiles a product in TF32 for the current device."""
+    if torch.version.hip is None:
+        return True
+    return torch.cuda.get_device_properties(torch.cuda.current_device()).gcnArchName.startswith("gfx942")
 
 
 def rows_of_chunk(width: int, itemsize: int) -> int:

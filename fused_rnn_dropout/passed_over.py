@@ -1,0 +1,78 @@
+"""Why a recurrent module cannot be swapped for this package's, in words for a warning."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+import torch
+from torch import nn
+
+_NAMES = frozenset({"LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"})
+_CALLS = ("lstm", "gru")
+
+
+def reason_to_leave(module: nn.RNNBase, known: Container[type]) -> str | None:
+    """Why a module that is an LSTM or GRU, but for its exact type, cannot be swapped; None where it can.
+
+    Args:
+        known: the classes that can be.
+    """
+    if torch.nn.utils.parametrize.is_parametrized(module):
+        return "its weights are parametrised"
+    if type(module) not in known:
+        way = "".join(_way(module, theirs) for theirs in (nn.LSTM, nn.GRU) if theirs in known)
+        return f"it is a subclass, {type(module).__qualname__}, whose own behaviour a swap would drop{way}"
+    names = module._flat_weights_names
+    if any(name not in module._parameters for name in names):  # weight_norm, spectral_norm and prune work like this
+        computed = ", ".join(name for name in names if name not in module._parameters)
+        return f"a hook computes {computed}, which is no parameter of its own"
+    if "forward" in module.__dict__:
+        return "its forward was replaced on the instance"
+    if module.__dict__.get("_compiled_call_impl") is not None:
+        return "it was compiled with Module.compile()"
+    return None
+
+
+def _way(module: nn.RNNBase, theirs: type[nn.RNNBase]) -> str:
+    """How a subclass of torch.nn's gets this package's sites."""
+    if not isinstance(module, theirs):
+        return ""
+    return (
+        f". Where it calls super().forward, `class Mine({type(module).__name__}, frd.{theirs.__name__})` has both: "
+        "build that one in its place"
+    )
+
+
+def _calls(module: nn.Module) -> str | None:
+    """The fused LSTM or GRU that the graph of a traced module calls by itself, without a module."""
+    if isinstance(module, torch.jit.ScriptModule):
+        graph = getattr(module, "inlined_graph", None)  # a module without a forward has none
+        found = [name for name in _CALLS if graph is not None and graph.findAllNodes(f"aten::{name}")]
+    elif isinstance(module, torch.fx.GraphModule):
+        names = {str(getattr(node.target, "__name__", node.target)).split(".")[0] for node in module.graph.nodes
+                 if node.op == "call_function"}  # fmt: skip
+        found = [name for name in _CALLS if name in names]
+    else:
+        return None
+    return " and ".join(found) or None
+
+
+def passed_over(module: nn.Module) -> str | None:
+    """Why ``convert`` does not even consider a module that is recurrent; None where it is not."""
+    if isinstance(module, torch.jit.ScriptModule):
+        if getattr(module, "original_name", None) in _NAMES:
+            return "it is TorchScript: convert the model before it is scripted or traced"
+        inside = any(getattr(child, "original_name", None) in _NAMES for child in module.modules())
+        called = None if inside else _calls(module)
+        return called and f"its TorchScript calls {called} itself: convert the model before it is scripted or traced"
+    if isinstance(module, nn.RNNCellBase):
+        return "it computes one step, and this package's modules whole sequences"
+    if isinstance(module, nn.RNN):
+        return "this package has an LSTM and a GRU alone"
+    if type(module).__module__.startswith("torch.ao.") and type(module).__name__ in _NAMES:
+        return "it is quantised: convert the model before"
+    called = _calls(module)
+    return called and f"its graph calls {called} itself: convert the model before it is traced or exported"
+
+
+__all__ = ["passed_over", "reason_to_leave"]
