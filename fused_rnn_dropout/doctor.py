@@ -69,7 +69,7 @@ def _how_to_get_cuda() -> str:
 def about_launcher() -> str:
     """Whether Triton can compile the small C program with which it starts each kernel."""
     missing = []
-    compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang", "cc"]
+    compilers = [os.environ["CC"]] if os.environ.get("CC") else ["gcc", "clang"]  # as Triton looks for it
     found = next(filter(None, map(shutil.which, compilers)), None)
     if found is None:
         missing.append(f"a C compiler ({' or '.join(compilers)}; Debian, Ubuntu: apt install gcc)")

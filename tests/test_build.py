@@ -189,7 +189,8 @@ def test_the_torch_of_the_environment_that_starts_the_build(venvs):
     assert "2.12.1+cpu" in asked(venvs, [str(venvs["none"] / "bin" / "python")], VIRTUAL_ENV=str(venvs["good"]))
     assert "2.12.1+cpu" in asked(venvs, [str(venvs["old"] / "bin" / "python")], CONDA_PREFIX=str(venvs["good"]))
     # What hides torch from the build's environment does not hide it here.
-    assert "2.12.1+cpu" in asked(venvs, [str(venvs["good"] / "bin" / "python")], PYTHONPATH="/nowhere")
+    hidden = shadowing(venvs["good"].parent / "hides", torch="2.9.1")
+    assert "2.12.1+cpu" in asked(venvs, [str(venvs["good"] / "bin" / "python")], PYTHONPATH=hidden)
 
 
 @pytest.mark.skipif(not Path("/proc/self/cmdline").exists(), reason="needs Linux's /proc")

@@ -112,7 +112,7 @@ def test_doctor_looks_for_what_triton_compiles_with(monkeypatch, tmp_path):
     (tmp_path / "Python.h").touch()
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
     text = doctor.about_launcher()
-    assert "missing: a C compiler (gcc or clang or cc" in text and "Python.h" not in text
+    assert "missing: a C compiler (gcc or clang;" in text and "Python.h" not in text
     monkeypatch.setattr(doctor.shutil, "which", lambda name: "/bin/my-cc" if name == "my-cc" else None)
     monkeypatch.setenv("CC", "my-cc")
     assert doctor.about_launcher().startswith("there: /bin/my-cc")

@@ -106,13 +106,13 @@ def run(chosen: Settings, folder: Path, *, with_plot: bool = True) -> list[Outco
         f"vocabulary {len(corpus.vocabulary):,}; {corpus.unknown_share:.1%} of the validation tokens are outside it"
     )
     print(f"  sha256 {corpus.sha256}")
-    print(
-        f"Both trainings: {chosen.epochs} epochs, {chosen.batch} sequences in segments of {chosen.steps} steps, "
-        f"Adam at {chosen.rate:g}, seed {chosen.seed}; the same initial parameters, batches and updates\n",
-        flush=True,
-    )
     name, kept = chosen.cell.upper(), list[Outcome]()
     try:
+        print(
+            f"Both trainings: {chosen.epochs} epochs, {chosen.batch} sequences in segments of {chosen.steps} steps, "
+            f"Adam at {chosen.rate:g}, seed {chosen.seed}; the same initial parameters, batches and updates\n",
+            flush=True,
+        )
         outcomes = [
             train_apart(chosen, label, sites, _kept(kept, Display(chosen)))
             for label, sites in ((f"nn.{name}", {}), (f"frd.{name} with sites", SITES[chosen.level]))
