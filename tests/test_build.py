@@ -334,6 +334,8 @@ def test_an_sdist_holds_what_building_and_testing_read(sdist):
         for file in (ROOT / folder).rglob("*"):
             if file.is_file() and file.suffix not in (".so", ".pyc", ".o"):
                 assert (sdist / file.relative_to(ROOT)).exists(), file
+    for name in ("CHANGELOG.md", "LICENSE", "README.md", "pyproject.toml", "setup.py", ".clang-format"):
+        assert (sdist / name).exists(), name
     assert not [file for file in sdist.rglob("*") if file.suffix in (".so", ".pyc", ".o")]
     done = subprocess.run(
         [sys.executable, "setup.py", "--version"], capture_output=True, text=True, cwd=sdist, check=True

@@ -349,6 +349,20 @@ def interrupted(command: list[str], when: str) -> subprocess.CompletedProcess:
     return subprocess.CompletedProcess(command, started.wait(60), "".join(printed))
 
 
+class Interrupting:
+    """Sends Ctrl-C to the process that it is unpickled in; it is None there."""
+
+    def __reduce__(self):
+        return signal.raise_signal, (signal.SIGINT,)
+
+
+def test_a_training_does_not_hear_of_ctrl_c(text):
+    """Not while it starts either: its parent ends it, and alone says so."""
+    chosen = run.settings("word", quick=True, text=str(text), tokens=600)
+    with pytest.raises(RuntimeError, match=r"failed:(?s:.*)no_such_site"):  # it came as far as that
+        train.train_apart(chosen, "LSTM", {"no_such_site": Interrupting()}, lambda news: None)
+
+
 @pytest.mark.parametrize("when", ["Both trainings", "epoch  1/"])
 def test_ctrl_c_in_the_demonstration(text, tmp_path, when):
     command = ["-m", "fused_rnn_dropout", "demo", "--quick", "--no-plot", "--epochs", "5000", "--text", str(text)]
