@@ -84,7 +84,7 @@ FAULTS = (
     Fault("cuDNN's weights masked as those of the first layer", "fused_rnn_dropout/cudnn.py",
           "stream(kind, first + number, direction)", "stream(kind, 0, direction)"),
     Fault("a site inside a step does not keep cuDNN away", "fused_rnn_dropout/cudnn.py",
-          'names = ("hidden_dropout", ', "names = ("),
+          "if name in _INSIDE)", "if name in _INSIDE[1:])"),
 )  # fmt: skip
 
 
