@@ -32,6 +32,8 @@ import readme
 
 TORCH_TARGET = "0x020a000000000000"  # use only what torch 2.10 has
 WHEEL_TAG = "cp310"  # with abi3: this CPython and every later one
+NOT_BUILDING = {"sdist", "egg_info", "dist_info"}
+BUILDING = {"build", "build_ext", "bdist", "bdist_wheel", "install", "develop", "editable_wheel"}
 CUDA_ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
 
 
@@ -141,7 +143,7 @@ def build_arguments() -> dict:
     if problem := checks.setuptools(setuptools.__version__):
         raise SystemExit(f"error: {problem}")
     # An sdist and the metadata need no compiler and no torch, so making them must not fetch one.
-    if sys.argv[1:2] in (["sdist"], ["egg_info"], ["dist_info"]):
+    if NOT_BUILDING & set(sys.argv) and not BUILDING & set(sys.argv):
         return {}
     try:
         torch_version = version("torch")

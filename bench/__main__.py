@@ -8,6 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fused_rnn_dropout import __version__
+from fused_rnn_dropout.program import run_program
+
 from . import floor, gpu, gpu_report, memory, plots
 from .contenders import BY_NAME, TASKS, contenders_of
 from .profile import profile
@@ -34,6 +37,7 @@ def _choice(kind: str, allowed: Sequence[str]) -> Any:
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m bench", description="Measures the library side by side with others.")
+    made.add_argument("--version", action="version", version=f"fused_rnn_dropout {__version__}")
     commands = made.add_subparsers(dest="command", metavar="[report | readme | profile | floor | gpu-report]")
     shapes, contenders = [shape.name for shape in SHAPES], list(BY_NAME)
     made.add_argument("--shapes", type=_choice("shape", shapes), help=", ".join(shapes))
@@ -117,7 +121,7 @@ def settings(options: argparse.Namespace) -> Settings:
     )
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def _run(arguments: Sequence[str] | None) -> int:
     options = parser().parse_args(arguments)
     try:
         if options.command == "report":
@@ -145,10 +149,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             chosen = settings(options)
             print(criteria_table(run(chosen)))
             print(f"\nwrote {chosen.output}; python -m bench report {chosen.output} prints all of it", file=sys.stderr)
+    except BrokenPipeError:
+        raise
     except (OSError, ValueError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command; returns 0, 1 for what it says on stderr, 130 when interrupted, 141 where nobody reads on."""
+    return run_program("python -m bench", lambda: _run(arguments))
 
 
 if __name__ == "__main__":

@@ -5,12 +5,15 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from fused_rnn_dropout.program import Interrupted
 
 from . import baselines, gpu, memory, paths
 from .contenders import BY_NAME as CONTENDERS
@@ -242,9 +245,15 @@ def run(settings: Settings) -> dict[str, Any]:
 
     Raises:
         ValueError: the device is not there, or the results cannot be resumed.
+        OSError: the output cannot be written.
+        Interrupted: by Ctrl-C; the output holds every group that was measured.
         DeviceLost: the device was there, and is no more.
     """
     gpu.check(settings.device)
+    if settings.output.is_dir():
+        raise IsADirectoryError(f"--output {settings.output} is a folder")
+    with tempfile.TemporaryFile(dir=settings.output.absolute().parent):
+        pass  # the first group takes a while, after which it would be late to find that it cannot be written
     torch.set_num_threads(settings.threads)
     torch.manual_seed(0)
     found = _begun(settings)
@@ -274,20 +283,28 @@ def run(settings: Settings) -> dict[str, Any]:
         and (part != "kernels" or (cell, shape.name) not in counted)
     ]
     there = {(entry["cell"], entry["shape"], entry["contender"]) for entry in found["memory"]}
-    progress = Progress(len(todo))
-    for cell, shape, part in todo:
-        tick = progress.group(f"{cell} {shape.name} {part}")
-        if part == "memory":
-            found["memory"] += _memory(settings, cell, shape, there, tick)
-        elif part == "kernels":
-            found["kernels"] += _kernels(settings, cell, shape, tick)
-        elif part == "graph":
-            found["timings"].append(_graph_group(settings, cell, shape, tick))
-        elif part == "scaling":
-            found["timings"].append(_scaling(settings, cell, shape, tick))
-        else:
-            found["timings"].append(_group(settings, cell, shape, part, tick))
-        save()
+    progress, done = Progress(len(todo)), 0
+    try:
+        for cell, shape, part in todo:
+            tick = progress.group(f"{cell} {shape.name} {part}")
+            if part == "memory":
+                found["memory"] += _memory(settings, cell, shape, there, tick)
+            elif part == "kernels":
+                found["kernels"] += _kernels(settings, cell, shape, tick)
+            elif part == "graph":
+                found["timings"].append(_graph_group(settings, cell, shape, tick))
+            elif part == "scaling":
+                found["timings"].append(_scaling(settings, cell, shape, tick))
+            else:
+                found["timings"].append(_group(settings, cell, shape, part, tick))
+            save()
+            done += 1
+    except KeyboardInterrupt:
+        progress.end()
+        if not done:
+            raise Interrupted("no group was done yet") from None
+        kept = f"{done} of {len(todo)} groups are in {settings.output}"
+        raise Interrupted(f"{kept}, and the same command with --resume goes on from there") from None
     found["complete"] = True
     save()
     progress.end()

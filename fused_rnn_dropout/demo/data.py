@@ -79,7 +79,8 @@ def make_corpus(train: str, valid: str, level: str, tokens: int, source: str, sh
     counts = sorted(Counter(train_tokens).items(), key=lambda item: (-item[1], item[0]))
     vocabulary = (UNKNOWN, *(token for token, count in counts if count >= least))
     if len(vocabulary) == 1:
-        raise CorpusError(f"the text is too short: no {level} of it occurs {least} times; give a longer one")
+        often = f"occurs {least} times among the first {len(train_tokens)}" if train_tokens else "is in it"
+        raise CorpusError(f"the text is too short: no {level} {often}; give a longer one, or more --tokens")
     number = {token: index for index, token in enumerate(vocabulary)}
     return Corpus(
         source,
@@ -135,6 +136,8 @@ def load_file(path: str | Path, level: str, tokens: int) -> Corpus:
         raise CorpusError(f"--text {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise CorpusError(f"--text {path}: not UTF-8 text ({error})") from error
+    if "\0" in text:
+        raise CorpusError(f"--text {path}: not a text, it has zero bytes in it")
     cut = len(text) - round(len(text) * _SHARE_OF_VALID)
     line_end = text.find("\n", cut, cut + (len(text) - cut) // 4)
     cut = line_end + 1 if line_end >= 0 else cut
@@ -142,7 +145,7 @@ def load_file(path: str | Path, level: str, tokens: int) -> Corpus:
     return make_corpus(text[:cut], text[cut:], level, tokens, source, hashlib.sha256(data).hexdigest())
 
 
-def columns(ids: Tensor, batch: int) -> Tensor:
+def columns(ids: Tensor, batch: int, purpose: str = "train") -> Tensor:
     """Cuts a sequence of token ids (N,) into ``batch`` contiguous parallel ones: (N // batch, batch), time first.
 
     Raises:
@@ -150,5 +153,8 @@ def columns(ids: Tensor, batch: int) -> Tensor:
     """
     steps = len(ids) // batch
     if steps < 2:
-        raise CorpusError(f"the text is too short: {len(ids)} tokens for {batch} parallel sequences; give a longer one")
+        raise CorpusError(
+            f"the text is too short: {len(ids)} tokens to {purpose} on, and {batch} parallel sequences need at least "
+            f"{2 * batch}; give a longer one, or more --tokens"
+        )
     return ids[: steps * batch].view(batch, steps).t().contiguous()

@@ -7,11 +7,13 @@ import dataclasses
 import math
 import multiprocessing
 import re
+import signal
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -129,8 +131,8 @@ class Outcome:
         return self.trained_tokens / self.training_seconds
 
     def record(self) -> dict[str, Any]:
-        """All of it, for JSON."""
-        derived = {"best_epoch": self.best + 1, "tokens_per_second": self.tokens_per_second}
+        """All of it, for JSON; no speed where the training did not come to its end."""
+        derived = {"best_epoch": self.best + 1, "tokens_per_second": self.tokens_per_second if self.seconds else None}
         return dataclasses.asdict(self) | derived
 
 
@@ -194,7 +196,7 @@ def train(
     corpus = settings.corpus()
     model, ran = build(settings, sites, len(corpus.vocabulary))
     optimizer = torch.optim.Adam(model.parameters(), lr=settings.rate)
-    ids, valid = columns(corpus.train, settings.batch), columns(corpus.valid, settings.batch)
+    ids, valid = columns(corpus.train, settings.batch), columns(corpus.valid, settings.batch, "validate")
     seen = ids[: len(valid)]  # of the training text, as much as there is to validate on
     updates = math.ceil((len(ids) - 1) / settings.steps)
     parameters = sum(parameter.numel() for parameter in model.parameters())
@@ -228,12 +230,24 @@ def train(
 def _child(connection: Connection, settings: Settings, name: str, sites: dict[str, Any]) -> None:
     try:
         train(settings, name, sites, connection.send)
-    except KeyboardInterrupt:
-        return  # the parent got it too and says so
     except Exception:
         connection.send(traceback.format_exc())
     finally:
         connection.close()
+
+
+@contextlib.contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """A process that is started within does not hear of Ctrl-C, not even while it imports: its parent ends it.
+
+    A signal that comes in the meantime waits for the parent. A process inherits what is blocked; handlers it does not.
+    """
+    resource_tracker.ensure_running()  # which otherwise is started within, and unblocks the signal when it is
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def train_apart(
@@ -247,7 +261,8 @@ def train_apart(
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(theirs, settings, name, sites), daemon=True)
-    process.start()
+    with _deaf_to_interrupts():
+        process.start()
     theirs.close()
     last: Any = None
     try:
