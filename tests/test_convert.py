@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
 import fused_rnn_dropout as frd
+from fused_rnn_dropout.sites import acting_in_eval
 
 I, H, T, B = 4, 6, 5, 3
 
@@ -211,3 +212,108 @@ def test_nothing_found_and_no_module() -> None:
     for function in (frd.convert, frd.revert):
         with pytest.raises(TypeError, match="should be an nn.Module, got str"):
             function("model")  # type: ignore[operator]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Eval before and after revert
+# ---------------------------------------------------------------------------------------------------------------------
+
+OPTIONS: dict[str, list[Any]] = {
+    "dropout": [0.5],
+    "input_dropout": [frd.LockedDropout(0.5, tied=False), frd.LockedDropout(0.5, per="step", batch_shared=True)],
+    "inter_layer_dropout": [frd.LockedDropout(0.5), frd.LockedDropout(0.5, per="step")],
+    "output_dropout": [frd.LockedDropout(0.5), frd.LockedDropout(0.5, per="step")],
+    "hidden_dropout": [frd.HiddenDropout(0.5), frd.HiddenDropout(0.5, tied=False)],
+    "weight_dropout": [frd.WeightDropout(0.5, inputs=True), frd.WeightDropout(0.5, mode="row"),
+                       frd.WeightDropout(0.5, per_example=True)],
+    "update_dropout": [frd.UpdateDropout(p, per, scale) for p in (0.0, 0.5) for per in ("step", "sequence")
+                       for scale in ("inverted", "paper")],
+    "cell_dropout": [frd.CellDropout(p, per, scale) for p in (0.0, 0.5) for per in ("step", "sequence")
+                     for scale in ("output", "paper")],
+    "zoneout_c": [frd.Zoneout(z, per) for z in (0.0, 0.5) for per in ("step", "sequence")]
+    + [frd.Zoneout(0.5, gate_shared=True)],
+    "zoneout_h": [frd.Zoneout(z, per, output=output) for z in (0.0, 0.5) for per in ("step", "sequence")
+                  for output in ("zoned", "unzoned")],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mc", [False, True])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_revert_says_where_eval_changes(name: str, cell: str, mc: bool) -> None:
+    if (cell, name) == ("GRU", "zoneout_c"):
+        pytest.skip("no site of a GRU")
+    x = torch.randn(T, B, I)
+    for option in OPTIONS[name]:
+        rnn = getattr(frd, cell)(I, H, 2, mc=mc, backend="reference", **{name: option})
+        model = nn.ModuleDict({"rnn": rnn}).eval()
+        before = rnn(x)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            frd.revert(model)
+        after = model["rnn"](x)
+        changed = not torch.allclose(before[0], after[0], atol=1e-6)
+        assert len(caught) == changed, option
+        if changed:
+            message = str(caught[0].message)
+            assert f"rnn ({name}=0.5{', mc=True' if mc else ''})" in message and caught[0].filename == __file__
+        plan = rnn._plan
+        assert mc or changed == (name in acting_in_eval(plan) and getattr(rnn, name) > 0)
+
+
+def test_revert_warns_once_and_can_be_silent() -> None:
+    def build() -> nn.Module:
+        return nn.ModuleDict({"a": frd.LSTM(I, H, zoneout_c=0.1, zoneout_h=0.2), "b": frd.GRU(I, H, weight_dropout=0.5),
+                              "c": frd.GRU(I, H, cell_dropout=frd.CellDropout(0.25, scale="paper"))})  # fmt: skip
+
+    with pytest.warns(UserWarning, match=r"a \(zoneout_c=0.1, zoneout_h=0.2\); c \(cell_dropout=0.25\)") as caught:
+        frd.revert(build())
+    assert len(caught) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert type(frd.revert(build(), allow_change=True)["a"]) is nn.LSTM
+        model = build()
+        with pytest.raises(UserWarning, match="revert changes what eval computes"):
+            frd.revert(model)
+        assert type(model["a"]) is frd.LSTM  # a warning made an error leaves the model as it was
+    with pytest.raises(TypeError, match="allow_change should be of type bool, got: int"):
+        frd.revert(build(), allow_change=1)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Passed over
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell, nn.RNN])
+def test_other_recurrent_modules_are_named(cell: type) -> None:
+    model = nn.ModuleDict({"decoder": nn.Sequential(cell(I, H)), "rnn": nn.LSTM(I, H)})
+    with pytest.warns(UserWarning, match=rf"left decoder\.0 \({cell.__name__}\) as it is: ") as caught:
+        frd.convert(model, weight_dropout=0.5)
+    assert len(caught) == 1 and type(model["decoder"][0]) is cell and type(model["rnn"]) is frd.LSTM
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*TracerWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+def test_traced_scripted_and_quantised_rnns_are_named(cell: type) -> None:
+    def inner() -> nn.Module:
+        return nn.Sequential(cell(I, H)).eval()
+
+    x = torch.randn(T, B, I)
+    made = {
+        "it is TorchScript": [torch.jit.script(inner()), torch.jit.trace(inner(), x)],
+        f"its TorchScript calls {cell.__name__.lower()}": [torch.jit.freeze(torch.jit.script(inner()))],
+        f"its graph calls {cell.__name__.lower()}": [torch.export.export(inner(), (x,)).module()],
+        "it is quantised": [torch.ao.quantization.quantize_dynamic(inner(), {cell})],
+    }
+    for reason, modules in made.items():
+        for module in modules:
+            model = nn.ModuleDict({"inner": module, "rnn": cell(I, H)})
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                frd.convert(model, weight_dropout=0.5)
+            messages = [str(warning.message) for warning in caught if warning.category is UserWarning]
+            assert len(messages) == 1 and messages[0].startswith("left inner") and reason in messages[0]
+            assert model["inner"] is module and isinstance(model["rnn"], (frd.LSTM, frd.GRU))
+    traced = frd.convert(torch.fx.symbolic_trace(inner()), weight_dropout=0.5)  # which keeps the module
+    assert isinstance(getattr(traced, "0"), (frd.LSTM, frd.GRU))
