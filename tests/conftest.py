@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import sys
 from collections.abc import Iterator
 from types import ModuleType
@@ -31,6 +32,9 @@ if not torch.cuda.is_available():
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        # A shell starts what runs in the background deaf to Ctrl-C, and the commands under test would inherit that.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if host_run.wanted:
         host_run.install()
     if torch.cuda.is_available():
