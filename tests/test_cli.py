@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -361,6 +362,26 @@ def test_a_training_does_not_hear_of_ctrl_c(text):
     chosen = run.settings("word", quick=True, text=str(text), tokens=600)
     with pytest.raises(RuntimeError, match=r"failed:(?s:.*)no_such_site"):  # it came as far as that
         train.train_apart(chosen, "LSTM", {"no_such_site": Interrupting()}, lambda news: None)
+
+
+def test_ctrl_c_that_another_thread_takes_while_a_training_starts():
+    """A block is one thread's; without a handler that waits, the start would be interrupted half way."""
+    reached = []
+
+    def start() -> None:
+        with train._deaf_to_interrupts():
+            taker = threading.Thread(target=signal.raise_signal, args=(signal.SIGINT,))
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a new thread has its maker's mask
+            taker.start()
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            taker.join()
+            reached.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert reached
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 @pytest.mark.parametrize("when", ["Both trainings", "epoch  1/"])

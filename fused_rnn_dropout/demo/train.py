@@ -9,6 +9,7 @@ import multiprocessing
 import re
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -241,13 +242,27 @@ def _deaf_to_interrupts() -> Iterator[None]:
     """A process that is started within does not hear of Ctrl-C, not even while it imports: its parent ends it.
 
     A signal that comes in the meantime waits for the parent. A process inherits what is blocked; handlers it does not.
+    In the parent only this thread is blocked: another may take the signal, for which Python would interrupt this one.
+    So the handler waits too. Otherwise the new process might come alive and never be told what to do.
     """
     resource_tracker.ensure_running()  # which otherwise is started within, and unblocks the signal when it is
+    heard = False
+
+    def later(*_: Any) -> None:
+        nonlocal heard
+        heard = True
+
+    handles = threading.current_thread() is threading.main_thread()  # Python interrupts no other thread
+    handler = signal.signal(signal.SIGINT, later) if handles else None
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if handles:
+            signal.signal(signal.SIGINT, signal.SIG_DFL if handler is None else handler)
+        if heard:
+            signal.raise_signal(signal.SIGINT)
 
 
 def train_apart(
