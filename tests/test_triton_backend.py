@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fused_rnn_dropout as frd
-from fused_rnn_dropout import cli, masks, ops
+from fused_rnn_dropout import cli, doctor, masks, ops
 from fused_rnn_dropout.sites import KINDS, keep_scale, stream, threshold
 from fused_rnn_dropout.triton import schedules
 
@@ -422,8 +422,8 @@ def test_doctor_on_triton(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
     assert "there, in the interpreter of triton" in told()
     monkeypatch.delenv("TRITON_INTERPRET")
     assert ("there, with triton" if ON_DEVICE else "no CUDA device; triton") in told()
-    version = cli._version
-    monkeypatch.setattr(cli, "_version", lambda package: None if package == "triton" else version(package))
+    version = doctor.version_of
+    monkeypatch.setattr(doctor, "version_of", lambda package: None if package == "triton" else version(package))
     assert "pip install 'fused-rnn-dropout[triton]'" in told()
 
 
