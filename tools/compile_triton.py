@@ -263,9 +263,7 @@ def main() -> int:
     if options.sample:
         seed, whole = options.seed or commit(), len(work)
         work = sample(work, options.sample, seed, lambda pair: (pair[0].name, pair[1]))
-        print(
-            f"a sample of {len(work)} of {whole}: --sample {options.sample} --seed {seed}; without it all of them"
-        )
+        print(f"a sample of {len(work)} of {whole}: --sample {options.sample} --seed {seed}; without it all of them")
     seen: dict[str, dict[str, Any]] = {}
     failures = []
     begin = time.monotonic()
