@@ -238,7 +238,7 @@ _MEANING = "Ratios of medians; torch is `nn.LSTM` or `nn.GRU` **without any drop
 
 
 def short(results: dict[str, Any]) -> str:
-    """The README's table: some of :func:`summary`'s columns, of four shapes, or of all where none of these was measured."""
+    """The README's table: some of :func:`summary`'s columns, of four shapes, or of all where none of these was run."""
     shapes = [shape for shape in shapes_of(results) if shape.name in _SHORT_SHAPES]
     ours = "In a column of another over ours, above 1 we are faster."
     return f"{_MEANING} {ours} {machine(results)}\n\n{_ratios(results, _SHORT, shapes)}"
