@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 import sampling
 
-FEW = 8
+FEW = 4
 """A test with no more cases than this keeps all of them, one with more at least as many."""
 SMALL = 4
 """Of a parameter with no more values than this, a sample has every value."""
@@ -66,7 +66,8 @@ class Sample:
             tests[_test(item)].append(item)
         for (name, _), cases in tests.items():
             traits = _of_small_parameters(cases)
-            count = max(FEW, math.ceil(self.share * len(cases)))
+            whole = cases[0].get_closest_marker("whole") is not None
+            count = len(cases) if whole else max(FEW, math.ceil(self.share * len(cases)))
             yield from sampling.sample(cases, count, f"{self.seed} {name}", traits.__getitem__)
 
     @pytest.hookimpl(trylast=True)

@@ -18,6 +18,7 @@ def test_no_two_have_one_name():
     assert {path.stem for path in faults.DATA.iterdir()} == set(faults.BACKENDS)
 
 
+@pytest.mark.whole
 @pytest.mark.parametrize("name", ALL)
 def test_it_applies(name):
     """Its text stands there exactly once, so that nothing else is changed with it."""

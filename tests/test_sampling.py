@@ -32,8 +32,13 @@ def test_few(number):
 def test_alone():
     pass
 
+@pytest.mark.whole
+@pytest.mark.parametrize("number", range(50))
+def test_quick(number):
+    pass
+
 class TestOther:
-    @pytest.mark.parametrize("number", range(100))
+    @pytest.mark.parametrize("number", range(60))
     def test_many(self, number):
         pass
 
@@ -95,9 +100,9 @@ def test_every_test_keeps_cases(run):
     whole, done = collected(run()), run("--sample", "0.05", "--sample-seed", "x")
     some = collected(done)
     assert set(some) < set(whole) and [name for name in whole if name in some] == some
-    names = ("py::test_many", "test_few", "test_alone", "TestOther::test_many")
+    names = ("py::test_many", "test_few", "test_alone", "test_quick", "TestOther::test_many")
     counts = [sum(line.partition("[")[0].endswith(name) for line in some) for name in names]
-    assert counts == [30, sampled.FEW, 1, sampled.FEW]
+    assert counts == [30, sampled.FEW, 1, 50, sampled.FEW]
     for kind in "abc":
         assert any(f"[{kind}-" in name for name in some)
     assert "test_it.py::test_mostly_skipped[0]" in some, "one that is skipped does not stand in for it"
