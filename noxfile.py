@@ -19,6 +19,7 @@ from pathlib import Path
 import nox
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "tools"))
+import compile_cuda
 import lanes
 import sampling
 
@@ -81,8 +82,9 @@ def wheel(session: nox.Session) -> None:
 @step
 def cuda_build(session: nox.Session) -> None:
     """The GPU's library, built against a CUDA build of torch, and all of it that needs no GPU."""
-    architectures = sampled(session, *sampling.sample(["8.0", "8.6", "9.0", "12.0"], 1, sampling.commit()))
-    environment = {"TORCH_CUDA_ARCH_LIST": architectures[0]} if architectures else {}
+    (target,) = sampling.sample(list(compile_cuda.TARGETS), 1, sampling.commit())
+    one = sampled(session, f"{target // 10}.{target % 10}")
+    environment = {"TORCH_CUDA_ARCH_LIST": one[0]} if one else {}
     session.run(PYTHON, "tools/check_cuda_build.py", "--torch", NEWER_TORCH, env=environment)
 
 

@@ -58,8 +58,14 @@ def test_a_step_that_fails(tmp_path, capsys):
     assert re.search(r"^ +0:\d\d  bad FAILED with status 3, \d+ s$", said, re.M)
     assert "######## FAILED: bad; the end of" in said and "\n999\nthe reason\n" in said and "\n880\n" not in said
     assert re.search(r"^after .* not run: a step before it failed$", said, re.M)
-    assert re.search(r"^bad +\d+  FAILED$", said, re.M) and re.search(r"^other +\d+$", said, re.M)
+    assert re.search(r"^bad +\d+  FAILED: the reason$", said, re.M) and re.search(r"^other +\d+  given$", said, re.M)
     assert lanes.report([outcomes["other"]])
+
+
+def test_a_verdict_is_the_steps_own(tmp_path):
+    outcomes = run(tmp_path, [step("a", "print('==== 3 passed in 1 s ====\\n\\nnox > Session a was successful.')")])
+    assert lanes.verdict(outcomes["a"]) == "3 passed in 1 s"
+    assert lanes.verdict(run(tmp_path, [step("b")])["b"]) == ""
 
 
 def test_stopping_ends_what_runs_and_starts_nothing(tmp_path):

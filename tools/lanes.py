@@ -120,14 +120,22 @@ class Lanes:
         return self.outcomes
 
 
+def verdict(outcome: Outcome) -> str:
+    """What a step itself says at its end: the last line of its log that is not nox's."""
+    if outcome.status is None:
+        return "not run: a step before it failed"
+    lines = outcome.log.read_text(errors="replace").splitlines()
+    own = [line for line in lines if line.strip() and not line.startswith("nox > ")]
+    return f"{'FAILED: ' if outcome.status else ''}{own[-1].strip(' =') if own else ''}"
+
+
 def report(outcomes: Sequence[Outcome]) -> bool:
     """Shows the end of each failed step's log, and a table of all; returns whether every step went well."""
     for outcome in outcomes:
         if outcome.status:
             say(f"\n######## FAILED: {outcome.name}; the end of {outcome.log}:")
             say("\n".join(outcome.log.read_text(errors="replace").splitlines()[-TAIL:]))
-    say(f"\n{'step':<20} {'seconds':>7}")
+    say(f"\n{'step':<12} seconds")
     for outcome in sorted(outcomes, key=lambda outcome: -outcome.seconds):
-        verdict = {0: "", None: "  not run: a step before it failed"}.get(outcome.status, "  FAILED")
-        say(f"{outcome.name:<20} {outcome.seconds:7.0f}{verdict}")
+        say(f"{outcome.name:<12} {outcome.seconds:7.0f}  {verdict(outcome)}")
     return all(outcome.status == 0 for outcome in outcomes)
