@@ -211,7 +211,7 @@ _TODAYS = (
 
 _SHORT = (_OVER_TORCH[0], _OVER_TORCH[4], _TODAYS[0], _TODAYS[2])
 _SHORT_SHAPES = ("awd", "awd-wide", "medium", "small")
-"""What the README shows: where the library is slowest is among it."""
+"""Columns and shapes of the README's table."""
 
 
 def _ratios(results: dict[str, Any], columns: Sequence[tuple[str, Measure]], shapes: Sequence[Shape] = ()) -> str:
