@@ -18,7 +18,7 @@ from .sites import SITE, SITE_NAMES, SITES, acting_in_eval, make_spec
 _OURS: dict[type, type[RegularizedRNN]] = {nn.LSTM: LSTM, nn.GRU: GRU}
 _OURS_AND_TORCHS: dict[type, type[RegularizedRNN]] = {nn.LSTM: NNLSTM, nn.GRU: NNGRU}
 _TORCHS: dict[type, type[nn.RNNBase]] = {LSTM: nn.LSTM, GRU: nn.GRU, NNLSTM: nn.LSTM, NNGRU: nn.GRU}
-_OWN_STATE = ("_sites", "_plan", "_reset_after", "mc", "backend", "recompute", "__module__")
+_OWN_STATE = ("_sites", "_plan", "_reset_after", "mc", "backend", "recompute")
 _COPIED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_flat_weights", "_flat_weights_names",
            "_all_weights", "_flat_weight_refs")  # fmt: skip
 

@@ -29,7 +29,7 @@ from .arguments import (
     result_dtypes,
 )
 from .fakes import compute_dtype
-from .layouts import NO_STEPS, known
+from .layouts import NO_STEPS, exporting, known
 from .options import LockedDropout
 from .sites import KIND, SITE_INDEX, Plan, stream
 
@@ -255,7 +255,7 @@ def batch_size(input: Tensor, batch_sizes: Tensor | None, sorted_indices: Tensor
         return int(batch_sizes[0])
     # The one number that a packed input keeps in a tensor: without this a full graph cannot be captured.
     with torch._dynamo.patch_dynamo_config(capture_scalar_outputs=True):
-        batch = int(batch_sizes[0])
+        batch = batch_sizes[0].item()
     torch._check(batch >= 0)
     return batch
 
@@ -332,13 +332,13 @@ def _run(
         hx = [state.index_select(1, sorted_indices) for state in hx]
         example_ids = sorted_indices if example_ids is None else example_ids.index_select(0, sorted_indices)
     dtype, visible = result_dtypes(cell, input, packed, projected, hx[-1].dtype)
-    exporting = not torch.compiler.is_dynamo_compiling() and onnx.exporting()
-    if exporting:
+    to_onnx = not torch.compiler.is_dynamo_compiling() and onnx.exporting()
+    if to_onnx:
         chosen = onnx.check_call(plan, masks_on, packed, projected, dtype, chosen)
     if not torch.compiler.is_dynamo_compiling() and torch.jit.is_tracing():
         onnx.register_torchscript()
     schedule = None
-    if chosen == "cuda" and not exporting:  # a schedule's own operators have no translation
+    if chosen == "cuda" and not to_onnx:  # a schedule's own operators have no translation
         schedule = cudnn.choose(plan, masks_on, recompute, input, dtype, steps, layers).name
     call = Call(
         cell,
@@ -358,6 +358,11 @@ def _run(
     if batch_sizes is None or chosen != "reference":
         out, *last = _stack(call, input, hx, layers, visible)
     else:
+        if exporting():
+            raise NotImplementedError(
+                "torch.export cannot trace a packed batch with backend='reference': give a padded tensor, or export with "
+                "backend=None"
+            )
         padded, lengths = pad_packed_sequence(PackedSequence(input, batch_sizes))
         call = call._replace(batch_sizes=None, lengths=lengths)
         out, *last = _stack(call, padded, hx, layers, visible)

@@ -19,8 +19,8 @@ from .sites import SITE, SITE_NAMES, SITES, Plan, check_combination, make_spec, 
 
 _BETWEEN_LAYERS = ("dropout", "inter_layer_dropout")
 
-DERIVED = ("_plan", "_thresholds", "_placed")
-"""What a module makes of its options: no copy, pickle or module of another class takes it along."""
+DERIVED = ("_plan", "_thresholds", "_placed", "__module__")
+"""What a module makes for itself: no copy, pickle or module of another class takes it along."""
 
 
 def _site_property(name: str) -> property:
@@ -76,9 +76,7 @@ class RegularizedRNN(nn.RNNBase):
                 raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
         self.mc, self.backend, self.recompute = mc, backend, recompute
         self.__dict__["_reset_after"] = reset_after
-        # torch.fx asks a module for its __module__, and takes those of torch.nn as one node each. The class keeps its own,
-        # which is what pickle reads.
-        self.__dict__["__module__"] = nn.LSTM.__module__
+        self._be_one_node()
         self._sites = {}
         self._forget_thresholds()
         self.__dict__.pop("dropout", None)
@@ -233,7 +231,7 @@ class RegularizedRNN(nn.RNNBase):
             state["_buffers"] = {name: value for name, value in state["_buffers"].items() if name != "_thresholds"}
             state["_non_persistent_buffers_set"] = state["_non_persistent_buffers_set"] - {"_thresholds"}
         super().__setstate__(state)
-        self.__dict__["__module__"] = nn.LSTM.__module__  # which a pickle of 0.1 does not have
+        self._be_one_node()
         self._make_plan()
         self._forget_thresholds()
         self._place_thresholds()
@@ -257,6 +255,14 @@ class RegularizedRNN(nn.RNNBase):
             switches["reset_after"] = True
         shown |= {name: getattr(self, name) for name, default in switches.items() if getattr(self, name) != default}
         return ", ".join(parts + [f"{name}={value!r}" for name, value in shown.items()])
+
+    def _be_one_node(self) -> None:
+        """Makes torch.fx take this module as one node, which it does by the ``__module__`` that it reads of an instance.
+
+        The class keeps its own, which is what pickle and ``repr`` read. It is torch.nn and not torch.nn.modules: what
+        says that, torch.compile takes for one of torch's own, which its guards may be told to trust.
+        """
+        self.__dict__["__module__"] = nn.__name__
 
     def __prepare_scriptable__(self) -> Any:
         """What torch.jit.script calls first, on every module inside the one that it is given."""
