@@ -1,10 +1,13 @@
-"""ONNX: the layer operators as ONNX's ``LSTM`` and ``GRU``, for ``torch.onnx.export`` in eval, with nothing to pass.
+"""ONNX: the layers as ONNX's ``LSTM`` and ``GRU``, for ``torch.onnx.export`` in eval, with nothing to pass.
 
-``dynamo=True`` traces the operators once more while it takes a program apart; their Autograd kernels (``ops.py``) give it
-:func:`layer` then, whether the program comes from a module or from ``torch.export``. ``dynamo=False`` looks each operator
-up by its name, and finds what :func:`register_torchscript` put there. Both refuse the same calls with the same words.
+With ``dynamo=True`` a module's layers become nodes by :func:`layer` while torch.export runs it. A program that was captured
+before holds operators, which the exporter traces once more while it takes the program apart: their Autograd kernels
+(``ops.py``) give it the same nodes then. ``dynamo=False`` looks each operator up by its name, and finds what
+:func:`register_torchscript` put there. All three refuse the same calls with the same words.
 
-Products and states are float32 in ONNX, as the CPU's kernels compute bfloat16 and float16 too.
+A node is one of torch's symbolic operators, which compute zeros in torch: ``verify=True`` of ``torch.onnx.export`` compares with
+those, and is of no use here. Products and states are float32 in ONNX, as the CPU's kernels compute bfloat16 and float16
+too.
 """
 
 from __future__ import annotations
@@ -32,10 +35,12 @@ _ACTING_FLAGS = {
 """What :func:`sites.acting_in_eval` says of a plan, for the flags of an operator in a program."""
 
 _OPSET = 14
-BACKEND = "onnx"
-"""What computes the layers of the reference backend while they are exported; no user asks for it."""
+"""From which on the nodes below are what they are; they have not changed since."""
 
-_INSTEAD = "torch.export and AOTInductor take it as it is (docs/deploy.md)"
+BACKEND = "onnx"
+"""What computes the layers of a module while it is exported; no user asks for it."""
+
+_INSTEAD = "torch.export and AOTInductor take it as it is"
 
 
 def exporting() -> bool:
@@ -69,9 +74,9 @@ def _refuse(
         )
     if in_eval:
         raise NotImplementedError(
-            f"ONNX's {cell} cannot compute what {', '.join(in_eval)} leave{'s' if len(in_eval) == 1 else ''} in eval: "
-            f"{_INSTEAD}. Without, by rnn.{in_eval[0]} = 0.0 or fused_rnn_dropout.revert(model), the model exports, and "
-            "gives other results"
+            f"ONNX's {cell} cannot compute {', '.join(in_eval)}, which act{'s' if len(in_eval) == 1 else ''} in eval: "
+            f"{_INSTEAD}. Without (rnn.{in_eval[0]} = 0.0, or fused_rnn_dropout.revert(model)) the model exports, and computes "
+            "what torch.nn's does"
         )
     if packed:
         raise NotImplementedError(
@@ -85,27 +90,25 @@ def _refuse(
         )
 
 
-def check_call(
-    plan: Plan, masks_on: bool, packed: bool, projected: bool, dtype: torch.dtype, backend: str
-) -> str:
+def check_call(plan: Plan, masks_on: bool, packed: bool, projected: bool, dtype: torch.dtype, backend: str) -> str:
     """Refuses, while a module is exported, what ONNX cannot say; returns the backend of its layers.
 
-    The fused operators are translated in their turn. The reference has none: its steps would be unrolled for the one T
-    of the example, so that its layers become nodes at once.
+    Where the module runs on tensors without values, its layers become nodes at once, those of the reference too, whose
+    steps would be unrolled for the one T of the example. The other operators are translated in their turn.
 
     Raises:
         NotImplementedError: masks are on, a site acts in eval, a packed input, a projection, or float64; with
             ``dynamo=False`` the reference backend.
     """
     _refuse(plan.cell, plan.names if masks_on else (), acting_in_eval(plan), packed, projected, dtype)
-    if backend != "reference":
-        return backend
-    if not _traced():
+    if _traced():
+        return BACKEND
+    if backend == "reference":
         raise NotImplementedError(
             "backend='reference' needs torch.onnx.export(..., dynamo=True): dynamo=False would unroll it for one number of "
             "steps. Or export with rnn.backend = None"
         )
-    return BACKEND
+    return backend
 
 
 def acting(flags: int) -> tuple[str, ...]:
