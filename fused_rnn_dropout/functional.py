@@ -255,7 +255,7 @@ def batch_size(input: Tensor, batch_sizes: Tensor | None, sorted_indices: Tensor
         return int(batch_sizes[0])
     # The one number that a packed input keeps in a tensor: without this a full graph cannot be captured.
     with torch._dynamo.patch_dynamo_config(capture_scalar_outputs=True):
-        batch = batch_sizes[0].item()
+        batch: int = batch_sizes[0].item()  # type: ignore[assignment]  # a symbol, which int() would make a constant
     torch._check(batch >= 0)
     return batch
 
@@ -360,8 +360,8 @@ def _run(
     else:
         if exporting():
             raise NotImplementedError(
-                "torch.export cannot trace a packed batch with backend='reference': give a padded tensor, or export with "
-                "backend=None"
+                "torch.export cannot trace a packed batch with backend='reference': give a padded tensor, or export "
+                "with backend=None"
             )
         padded, lengths = pad_packed_sequence(PackedSequence(input, batch_sizes))
         call = call._replace(batch_sizes=None, lengths=lengths)

@@ -1,13 +1,12 @@
 """ONNX: the layers as ONNX's ``LSTM`` and ``GRU``, for ``torch.onnx.export`` in eval, with nothing to pass.
 
-With ``dynamo=True`` a module's layers become nodes by :func:`layer` while torch.export runs it. A program that was captured
-before holds operators, which the exporter traces once more while it takes the program apart: their Autograd kernels
-(``ops.py``) give it the same nodes then. ``dynamo=False`` looks each operator up by its name, and finds what
+With ``dynamo=True`` a module's layers become nodes by :func:`layer` while torch.export runs it. A program that was
+captured before holds operators, which the exporter traces once more while it takes the program apart: their Autograd
+kernels (``ops.py``) give it the same nodes then. ``dynamo=False`` looks each operator up by its name, and finds what
 :func:`register_torchscript` put there. All three refuse the same calls with the same words.
 
-A node is one of torch's symbolic operators, which compute zeros in torch: ``verify=True`` of ``torch.onnx.export`` compares with
-those, and is of no use here. Products and states are float32 in ONNX, as the CPU's kernels compute bfloat16 and float16
-too.
+A node is one of torch's symbolic operators, which give zeros in torch: ``verify=True`` of ``torch.onnx.export`` would
+compare with those. Products and states are float32 in ONNX, as in the CPU's kernels for bfloat16 and float16.
 """
 
 from __future__ import annotations
@@ -75,8 +74,8 @@ def _refuse(
     if in_eval:
         raise NotImplementedError(
             f"ONNX's {cell} cannot compute {', '.join(in_eval)}, which act{'s' if len(in_eval) == 1 else ''} in eval: "
-            f"{_INSTEAD}. Without (rnn.{in_eval[0]} = 0.0, or fused_rnn_dropout.revert(model)) the model exports, and computes "
-            "what torch.nn's does"
+            f"{_INSTEAD}. Without (rnn.{in_eval[0]} = 0.0, or fused_rnn_dropout.revert(model)) the model exports, and "
+            "computes what torch.nn's does"
         )
     if packed:
         raise NotImplementedError(
@@ -105,8 +104,8 @@ def check_call(plan: Plan, masks_on: bool, packed: bool, projected: bool, dtype:
         return BACKEND
     if backend == "reference":
         raise NotImplementedError(
-            "backend='reference' needs torch.onnx.export(..., dynamo=True): dynamo=False would unroll it for one number of "
-            "steps. Or export with rnn.backend = None"
+            "backend='reference' needs torch.onnx.export(..., dynamo=True): dynamo=False would unroll it for one T. "
+            "Or export with rnn.backend = None"
         )
     return backend
 
@@ -259,7 +258,10 @@ def _symbolic(name: str, names: Sequence[str], g: Any, *values: Any) -> Any:
 
 @functools.cache
 def register_torchscript() -> None:
-    """Tells torch's exporter of TorchScript graphs (``dynamo=False``) of the operators, once."""
+    """Tells torch's exporter of TorchScript graphs (``dynamo=False``) of the operators, once.
+
+    That exporter passes keyword arguments by position, so that an LSTM or GRU must lie inside a module for it.
+    """
     register = getattr(torch.onnx, "register_custom_op_symbolic", None)
     if register is None:  # it is deprecated, and will be gone
         return

@@ -257,7 +257,7 @@ class RegularizedRNN(nn.RNNBase):
         return ", ".join(parts + [f"{name}={value!r}" for name, value in shown.items()])
 
     def _be_one_node(self) -> None:
-        """Makes torch.fx take this module as one node, which it does by the ``__module__`` that it reads of an instance.
+        """Makes torch.fx take this module as one node, for which it looks at the ``__module__`` of an instance.
 
         The class keeps its own, which is what pickle and ``repr`` read. It is torch.nn and not torch.nn.modules: what
         says that, torch.compile takes for one of torch's own, which its guards may be told to trust.
@@ -267,8 +267,8 @@ class RegularizedRNN(nn.RNNBase):
     def __prepare_scriptable__(self) -> Any:
         """What torch.jit.script calls first, on every module inside the one that it is given."""
         raise NotImplementedError(
-            f"torch.jit.script cannot compile {type(self).__name__} of fused_rnn_dropout: use torch.jit.trace(model, inputs) "
-            "or torch.export.export(model, inputs), which keep its kernels, or script torch.nn's layers in its place, after "
+            f"torch.jit.script cannot compile {type(self).__name__} of fused_rnn_dropout: use torch.jit.trace or "
+            "torch.export.export, which keep its kernels, or script torch.nn's layers in its place, after "
             "fused_rnn_dropout.revert(model)"
         )
 
@@ -286,8 +286,8 @@ class RegularizedRNN(nn.RNNBase):
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
         if isinstance(input, torch.fx.Proxy):
             raise TypeError(
-                f"torch.fx cannot trace into a {type(self).__name__}: trace a module that holds it, where it is one node as "
-                "torch.nn's are, with torch.fx's own Tracer or one whose is_leaf_module says so"
+                f"torch.fx cannot trace into a {type(self).__name__}: trace a module that holds it, where it is one "
+                "node as torch.nn's are, with torch.fx's own Tracer or one whose is_leaf_module says so"
             )
         self._update_flat_weights()
         states = self._states(hx)
