@@ -42,20 +42,25 @@ BACKEND = "onnx"
 _INSTEAD = "torch.export and AOTInductor take it as it is"
 
 
-def exporting() -> bool:
-    """Whether ``torch.onnx.export`` is at work. Does not import ``torch.onnx``, which is slow and seldom needed."""
-    onnx = sys.modules.get("torch.onnx")
-    return onnx is not None and onnx.is_in_onnx_export()
-
-
 def _traced() -> bool:
     """Whether tensors have no values: the exporter also runs programs, to verify what it made."""
     return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
 
 
+def _asked() -> bool:
+    """Whether ``torch.onnx.export`` is at work. Takes microseconds, and does not import ``torch.onnx`` for it."""
+    onnx = sys.modules.get("torch.onnx")
+    return onnx is not None and onnx.is_in_onnx_export()
+
+
+def exporting() -> bool:
+    """Whether a module is run in order to be exported to ONNX. Every call asks."""
+    return (_traced() or torch.jit.is_tracing()) and _asked()
+
+
 def translating() -> bool:
     """Whether an operator should give its ONNX nodes in place of its result."""
-    return exporting() and _traced()
+    return _traced() and _asked()
 
 
 # --------------------------------------------------------------------------------------------------------------------
