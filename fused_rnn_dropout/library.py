@@ -61,6 +61,7 @@ def library_paths() -> tuple[Path, ...]:
     """
     return tuple(Path(str(module.__file__)).resolve() for module in _loaded)
 
+
 gpu_devices = {"cuda"}
 """The kinds of devices whose tensors the GPU's kernels take. The tests add the CPU, where they run the same sources."""
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import library
@@ -25,7 +26,7 @@ pytestmark = pytest.mark.cpu_kernels
 
 
 class Block(NamedTuple):
-    """A fenced block, and the block of text after it: what it prints or how it fails."""
+    """A fenced block, and the block of text after it: what it prints."""
 
     language: str
     code: str
@@ -44,31 +45,41 @@ def blocks(text: str) -> list[Block]:
 
 SETUP, *_rest = re.split(r"^## ", PAGE.read_text("utf-8"), flags=re.MULTILINE)
 SECTIONS = {title: blocks(body) for title, body in (section.split("\n", 1) for section in _rest)}
+ERRORS = dict(re.findall(r"^\| `(torch\..*?)` \| (.*) \|$", SETUP, flags=re.MULTILINE))
+"""What the page says of each call where the import was forgotten."""
 NEEDS = {"ONNX": ("onnxscript", "onnxruntime")}
 SLOW = ("AOTInductor",)
 
 
-def run(command: list[str], folder: Path, prints: str) -> None:
-    """Runs a command in ``folder`` and compares what it says; ``...`` stands for anything.
-
-    A text that ends with an error, and one of TorchScript's, which begins with its error, is of a command that fails.
-    """
+def run(command: list[str], folder: Path, fails: bool = False) -> str:
+    """Runs a command in ``folder`` and returns what it says."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     env = {**os.environ, "PYTHONPATH": path, "PATH": f"{folder}{os.pathsep}{os.environ['PATH']}"}
     env["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=500)
     said = done.stdout + done.stderr
-    fails = re.search(r"^\w*Error: |^Unknown builtin op", prints, flags=re.MULTILINE) is not None
     assert (done.returncode != 0) == fails, said
-    pattern = ".*".join(re.escape(part.strip()) for part in re.split(r"^\.\.\.$", prints, flags=re.MULTILINE))
-    assert re.search(pattern, said, flags=re.DOTALL), said
+    return said
 
 
-def python(code: str, folder: Path, prints: str = "") -> None:
+def python(code: str, folder: Path, fails: bool = False) -> str:
+    """Runs a block, and sees that it imports the package nowhere but where it says so."""
     if "import fused_rnn_dropout" not in code:
         code += "\nimport sys\nassert 'fused_rnn_dropout' not in sys.modules"
     (folder / "block.py").write_text(code, "utf-8")
-    run([sys.executable, "block.py"], folder, prints)
+    return run([sys.executable, "block.py"], folder, fails)
+
+
+def serve(block: Block, folder: Path) -> str:
+    """Runs a block as a serving process: first without the import, if it has one."""
+    assert block.code.startswith(SERVING)
+    without = re.sub(r"^import fused_rnn_dropout.*\n", "", block.code, flags=re.MULTILINE)
+    if without != block.code:
+        (call,) = [call for call in ERRORS if f"{call}(" in without]
+        said = python(without, folder, fails=True)
+        for sentence in re.findall(r"`(.*?)`", ERRORS[call]):
+            assert sentence in said, said
+    return python(block.code, folder)
 
 
 @pytest.fixture
@@ -92,44 +103,78 @@ def test_a_section(title: str, folder: Path) -> None:
         pytest.skip("needs g++")
     training = [block for block in SECTIONS[title] if block.language == "python" and SERVING not in block.code]
     code = "".join(block.code for block in [*blocks(SETUP), *training])
-    python(code, folder, "...\n".join(block.prints for block in training))
+    said = python(code, folder)
+    assert all(block.prints.strip() in said for block in training), said
     for block in SECTIONS[title]:
         if block in training:
             continue
-        elif block.language == "python":
-            assert block.code.startswith(SERVING)
-            python(block.code, folder, block.prints)
-        elif block.language == "cpp":
+        if block.language == "cpp":
             (folder / block.code.split("\n")[0].removeprefix("// ")).write_text(block.code, "utf-8")
-        else:
-            assert block.language == "sh"
-            run(["bash", "-euc", block.code], folder, block.prints)
+            continue
+        assert block.language in ("python", "sh")
+        said = serve(block, folder) if block.language == "python" else run(["bash", "-euc", block.code], folder)
+        assert block.prints.strip() in said, said
 
 
 def test_every_section_is_found() -> None:
-    assert len(blocks(SETUP)) == 1
+    assert len(blocks(SETUP)) == 1 and len(ERRORS) == 3
     assert {title for title, found in SECTIONS.items() if not found} == {"What the serving machine needs"}
     assert set(NEEDS) | set(SLOW) <= set(SECTIONS)
     assert sum(map(len, SECTIONS.values())) + 1 == len(blocks(PAGE.read_text("utf-8")))
 
 
-def test_the_library_alone_serves_a_trace(folder: Path) -> None:
-    """What a C++ program has after ``dlopen``; draws are not in it."""
-    rnn, x = frd.LSTM(4, 5, weight_dropout=0.5).eval(), torch.randn(3, 2, 4)
-    with pytest.warns(torch.jit.TracerWarning):
-        torch.jit.trace(rnn, (x,)).save(str(folder / "rnn.ts"))
-    torch.save((x, rnn(x)[0].detach()), folder / "check.pt")
-    code = f"""
+class Sampler(nn.Module):
+    """The pair is an input; or it is drawn, where none is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn = frd.LSTM(4, 5, weight_dropout=0.5, zoneout_h=0.2)
+
+    def forward(self, x: Tensor, rng: Tensor | None = None) -> Tensor:
+        return self.rnn(x, rng=rng)[0]
+
+
+LIBRARY_ALONE = f"""
 import ctypes, os
 import torch
 
 for path in {list(map(str, frd.library_paths()))}:
     ctypes.CDLL(path, os.RTLD_LAZY)
-x, y = torch.load("check.pt")
-torch.testing.assert_close(torch.jit.load("rnn.ts")(x)[0], y)
 assert hasattr(torch.ops.fused_rnn_dropout, "lstm") and not hasattr(torch.ops.fused_rnn_dropout, "draw")
+x, pair, y = torch.load("check.pt")
 """
-    python(code, folder)
+"""What a C++ program has after ``dlopen``."""
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+def test_the_library_alone_serves_traces(folder: Path) -> None:
+    """With masks on as well: a trace draws by torch's own operator."""
+    model, x, pair = Sampler(), torch.randn(3, 2, 4), frd.draw_rng("cpu")
+    torch.save((x, pair, model(x, pair).detach()), folder / "check.pt")
+    torch.jit.trace(model, (x, pair)).save(str(folder / "given.ts"))
+    torch.jit.trace(model, (x,), check_trace=False).save(str(folder / "drawn.ts"))
+    code = """
+given, drawn = torch.jit.load("given.ts"), torch.jit.load("drawn.ts")
+torch.testing.assert_close(given(x, pair), y)
+assert not torch.equal(given(x, pair + 1), y)
+assert not torch.equal(drawn(x), drawn(x))
+"""
+    python(LIBRARY_ALONE + code, folder)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
+def test_the_library_alone_serves_a_package_with_the_pair_as_an_input(folder: Path) -> None:
+    model, x, pair = Sampler(), torch.randn(3, 2, 4), frd.draw_rng("cpu")
+    torch.save((x, pair, model(x, pair).detach()), folder / "check.pt")
+    program = torch.export.export(model, (x, pair))
+    torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "sampler.pt2"))
+    code = """
+sampler = torch._inductor.aoti_load_package("sampler.pt2")
+torch.testing.assert_close(sampler(x, pair), y)
+assert not torch.equal(sampler(x, pair + 1), y)
+"""
+    python(LIBRARY_ALONE + code, folder)
 
 
 def test_library_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
