@@ -73,7 +73,7 @@ def capabilities(text: str) -> list[tuple[int, int, bool]]:
 
 
 def served(architectures: str, device: list[int]) -> bool:
-    """Whether a device runs what was compiled: for its major version and no later minor one, or PTX that is no later."""
+    """Whether a device runs what was compiled: for its major version and no later minor one, or PTX no later."""
     major, minor = device
     return any(
         (a == major and b <= minor) or (ptx and (a, b) <= (major, minor)) for a, b, ptx in capabilities(architectures)
@@ -147,13 +147,18 @@ def pack(architectures: str, folder: Path = FOLDER) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     for old in objects.glob("lib.*"):
         shutil.rmtree(old)
-    build = [sys.executable, "setup.py", "-q", "build", "--build-base", str(objects)]
-    if subprocess.run(build, cwd=ROOT, env=settings).returncode:
-        raise SystemExit("error: the libraries could not be built, see above; FRD_PYTHON names another interpreter")
+    objects.mkdir(parents=True, exist_ok=True)
+    manifest = here()
+    log = objects / "build.log"
+    with log.open("w") as output:
+        build = [sys.executable, "setup.py", "-q", "build", "--build-base", str(objects)]
+        done = subprocess.run(build, cwd=ROOT, env=settings, stdout=output, stderr=subprocess.STDOUT)
+    if done.returncode:
+        raise SystemExit(f"{log.read_text()[-4000:]}\nerror: {sys.executable} could not build the libraries: {log}")
     folder.mkdir(parents=True)
     for library in objects.glob("lib.*/fused_rnn_dropout/*.so"):
         shutil.copyfile(library, folder / library.name)
-    manifest = here() | {
+    manifest |= {
         "architectures": architectures,
         "libraries": {path.name: digest(path) for path in sorted(folder.glob("*.so"))},
     }

@@ -109,9 +109,9 @@ run() {  # name, seconds, arguments; sets status. The output goes to the step's 
   local log=$out/$1.log viewer
   : >"$log"
   # In a process group of its own, which a signal reaches as a whole. SIGINT, so that pytest and the bench write what they
-  # found. A pipe would be open for as long as any process that a step has left behind.
+  # found; they have up to half a minute for it. A pipe would be open for as long as any process that a step leaves behind.
   set -m
-  timeout --signal=INT --kill-after=30 "$2" bash scripts/gpu_step.sh "$1" "${@:3}" >"$log" 2>&1 </dev/null &
+  timeout --signal=INT --kill-after=$((limit < 30 ? limit : 30)) "$2" bash scripts/gpu_step.sh "$1" "${@:3}" >"$log" 2>&1 </dev/null &
   job=$!
   set +m
   tail -n +1 -f -s 0.2 --pid="$job" "$log" &
