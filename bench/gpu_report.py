@@ -28,6 +28,7 @@ PACKAGES = {
     "triton": "there is no Triton backend, and its tests are skipped",
     "hypothesis": "tests/test_properties.py is skipped",
     "expecttest": "tests/test_torch_database.py is skipped",
+    "pybind11": "tests of the GPU's kernels on the host fail; those marked gpu do not need it",
     "matplotlib": "the bench draws no plots",
 }
 """Packages that a run can do without, and at what cost."""
@@ -36,12 +37,23 @@ OVER_TIME, INTERRUPTED = 124, 130
 
 
 class Tests(NamedTuple):
-    """A run of pytest. ``failed``: name and message; ``skipped``: reason and number."""
+    """A run of pytest.
+
+    Attributes:
+        failed: name and message.
+        skipped: number by reason.
+        cut_off: whether a test was running when the run was ended.
+    """
 
     passed: int
     failed: list[tuple[str, str]]
     skipped: dict[str, int]
     seconds: float
+    cut_off: bool = False
+
+    @property
+    def all_well(self) -> bool:
+        return self.passed > 0 and not self.failed and not self.cut_off
 
 
 def read_tests(path: Path) -> Tests | None:
@@ -50,9 +62,12 @@ def read_tests(path: Path) -> Tests | None:
         cases = xml.parse(path).getroot().iter("testcase")
     except (FileNotFoundError, xml.ParseError):
         return None
-    passed, failed, skipped, seconds = 0, [], Counter[str](), 0.0
+    passed, failed, skipped, seconds, cut_off = 0, [], Counter[str](), 0.0, False
     for case in cases:
         seconds += float(case.get("time", 0))
+        if case.get("name") is None:  # so pytest writes the one that Ctrl-C interrupts
+            cut_off = True
+            continue
         name = f"{case.get('classname')}::{case.get('name')}"
         bad = [found for kind in ("failure", "error") for found in case.findall(kind)]
         skip = case.find("skipped")
@@ -62,7 +77,7 @@ def read_tests(path: Path) -> Tests | None:
             skipped[skip.get("message", "")] += 1
         else:
             passed += 1
-    return Tests(passed, failed, dict(skipped), seconds)
+    return Tests(passed, failed, dict(skipped), seconds, cut_off)
 
 
 class Step(NamedTuple):
@@ -93,6 +108,7 @@ def _of_tests(path: Path, tests: Tests | None) -> str:
         f"`{path.stem}`: {tests.passed} passed, {len(tests.failed)} failed, {sum(tests.skipped.values())} skipped in "
         f"{tests.seconds:.0f} s."
     ]
+    parts += ["**It was ended while a test ran: others have not run.**"] if tests.cut_off else []
     parts += ["\n".join(f"- FAILED {name}: {message}" for name, message in tests.failed)] if tests.failed else []
     parts += ["\n".join(f"- skipped, {n}: {why}" for why, n in tests.skipped.items())] if tests.skipped else []
     return "\n\n".join(parts)
@@ -164,7 +180,7 @@ class Run(NamedTuple):
     def all_well(self) -> bool:
         if not self.steps or self.not_run or self.missing or any(step.status for step in self.steps):
             return False
-        ran = all(tests is not None and tests.passed > 0 and not tests.failed for tests in self.tests.values())
+        ran = all(tests is not None and tests.all_well for tests in self.tests.values())
         return ran and not any(found.failures for found in self.measured)
 
 
