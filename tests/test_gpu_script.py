@@ -324,7 +324,7 @@ def test_without_an_interpreter_an_environment_is_made(made: bool, tmp_path: Pat
     (tmp_path / "scripts" / "environment.sh").write_text(f'echo "extras: $FRD_EXTRAS"\n{making}\n')
     place.tool("python3", f'exec {sys.executable} "$@"')
     done = place.run("doctor", FRD_PYTHON="")
-    assert "extras: demo,test,triton" in done.stdout
+    assert "extras: test,triton" in done.stdout
     if made:
         assert place.steps == {"build": "0", "doctor": "0"}
     else:
