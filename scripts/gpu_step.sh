@@ -33,7 +33,7 @@ build() {
   elif [[ $dry ]]; then
     "$python" setup.py build_ext --inplace
   elif [[ ! ${FRD_PYTHON:-} ]]; then
-    export FRD_EXTRAS=${FRD_EXTRAS:-test,triton}
+    export FRD_EXTRAS=${FRD_EXTRAS:-bench,test,triton}
     source scripts/environment.sh
   elif [[ ! -e build/carry/manifest.json ]] || ! "$python" scripts/carried.py use; then
     "$python" setup.py build_ext --inplace
