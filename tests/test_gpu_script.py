@@ -109,6 +109,7 @@ def test_a_failing_step_is_reported_and_the_others_run(tmp_path: Path) -> None:
     place = Place(tmp_path, 'case "$*" in *"not gpu_large"*) exit 3 ;; *gpu_report*) exit 1 ;; esac')
     assert place.run().returncode == 1
     assert place.steps == {**WELL, "correct": "3"}
+    assert any("-m gpu_large" in call for call in place.calls)  # of the same step
 
 
 def test_steps_are_chosen_by_name(tmp_path: Path) -> None:
@@ -279,7 +280,8 @@ def test_relative_paths_are_the_callers(tmp_path: Path) -> None:
     place = Place(tmp_path / "checkout")
     elsewhere = tmp_path / "else where"
     elsewhere.mkdir()
-    done = place.run("doctor", cwd=elsewhere, FRD_OUT="a folder/of runs", FRD_PYTHON="../checkout/bin/python")
+    (elsewhere / "python").symlink_to(place.python)
+    done = place.run("doctor", cwd=elsewhere, FRD_OUT="a folder/of runs", FRD_PYTHON="./python")
     assert done.returncode == 0, done.stderr
     out = elsewhere / "a folder" / "of runs"
     assert f"--output {out}/report.md" in place.calls[-1]
