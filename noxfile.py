@@ -74,6 +74,12 @@ def demo(session: nox.Session) -> None:
 
 
 @step
+def gpu_dry_run(session: nox.Session) -> None:
+    """The command for a GPU, with the CPU in its place and without an index."""
+    session.run("bash", "scripts/gpu.sh", "--dry-run", env={"PIP_NO_INDEX": "1", "FRD_OUT": str(LOGS / "gpu")})
+
+
+@step
 def wheel(session: nox.Session) -> None:
     """A wheel from an sdist, which must hold all that building reads; its ABI."""
     session.run("bash", "tools/check_wheel.sh", env={"PYTHON": PYTHON})
@@ -156,6 +162,7 @@ CHAINS = (
     ("triton",),
     ("cuda12",),
     ("demo",),
+    ("gpu_dry_run",),
     ("lint",),
 )
 
