@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import fakes, library, recomputation
+from . import fakes, library, onnx, recomputation
 from .fakes import NEEDS_BIAS, NEEDS_W_HH, NEEDS_W_HR, NEEDS_W_IH, NEEDS_X, SAVE_ALL, SAVE_STATES
 from .library import NAMESPACE, lib, register_fake
 
@@ -224,8 +224,12 @@ class _Once(torch.autograd.Function):
 def _autograd(name: str, apply: Callable[..., Any], checked: int | None = None) -> None:
     """Registers what an operator does where a graph is needed; ``checked``: how many arguments decide that."""
     op = getattr(_ops, name)
+    names = [argument.name for argument in op.default._schema.arguments]
+    exported = name.removeprefix("triton_")
 
     def call(*args: Any) -> Any:
+        if exported in ("lstm", "gru", "dropout") and onnx.translating():
+            return onnx.operator(exported, dict(zip(names, args, strict=True)))
         if _differentiable(name, args[:checked]):
             return apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
