@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, invert_permutation, pack_padded_sequence, pad_packed_sequence
 
-from . import cudnn, masks, ops, reference
+from . import cudnn, masks, ops, reference, schedules
 from .arguments import (
     GROUP_OF,
     Rng,
@@ -53,7 +53,7 @@ class Call(NamedTuple):
     dtype: torch.dtype
     backend: str
     recompute: bool
-    schedule: str | None  # of the backend, where it has several
+    schedule: schedules.Schedule
 
 
 class Weights(NamedTuple):
@@ -80,7 +80,7 @@ def _fused_layer(
         rngs.get("weight"),
         call.thresholds if flags else None,
         call.dtype,
-        flags,
+        schedules.with_schedule(flags, call.schedule),
         layer,
         reverse,
         call.step_offset,
@@ -212,7 +212,7 @@ def _stack(
     run = _reference_layer if call.backend == "reference" else _fused_layer
     between = "dropout" if call.plan.inter_layer_dropout is None else "inter_layer_dropout"
     x = _site(call, "input_dropout", x, KIND["INPUT"], 0)
-    if call.schedule == cudnn.CUDNN:
+    if call.schedule.name == schedules.CUDNN:
         x, *last = _cudnn_stack(call, x, hx, layers, between)
         x = _site(call, "output_dropout", x.to(visible), KIND["OUTPUT"], len(layers))
         return x, last[0].to(visible), *last[1:]
@@ -326,9 +326,7 @@ def _run(
         hx = [state.index_select(1, sorted_indices) for state in hx]
         example_ids = sorted_indices if example_ids is None else example_ids.index_select(0, sorted_indices)
     dtype, visible = result_dtypes(cell, input, packed, projected, hx[-1].dtype)
-    schedule = None
-    if chosen == "cuda":
-        schedule = cudnn.choose(plan, masks_on, recompute, input, dtype, steps, layers).name
+    asked = schedules.Layers(plan, masks_on, recompute, input, steps, packed, dtype, layers)
     call = Call(
         cell,
         plan,
@@ -342,7 +340,7 @@ def _run(
         dtype,
         chosen,
         recompute,
-        schedule,
+        schedules.choose(chosen, asked).schedule,
     )
     if batch_sizes is None or chosen != "reference":
         out, *last = _stack(call, input, hx, layers, visible)
