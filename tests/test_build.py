@@ -295,7 +295,7 @@ def named_in(page: Path) -> set[str]:
     text = page.read_text("utf-8")
     words = set(re.findall(r"[\w.*-]+(?:/[\w.*-]+)*/?", text))
     found = {word.rstrip("/.") for word in words}
-    tracked = {"bench", "csrc", "docs", "scripts", "tests", "_build", ".ci"}
+    tracked = {"bench", "csrc", "docs", "examples", "scripts", "tests", "tools", "_build", ".ci"}
     return {
         word for word in found if (ROOT / word).exists() and (word.split("/")[0] in tracked or (ROOT / word).is_file())
     }
@@ -330,7 +330,7 @@ def test_an_sdist_holds_what_its_pages_name(sdist):
 
 
 def test_an_sdist_holds_what_building_and_testing_read(sdist):
-    for folder in ("_build", "bench", "csrc", "docs", "fused_rnn_dropout", "scripts", "tests"):
+    for folder in ("_build", "bench", "csrc", "docs", "examples", "fused_rnn_dropout", "scripts", "tests", "tools"):
         for file in (ROOT / folder).rglob("*"):
             if file.is_file() and file.suffix not in (".so", ".pyc", ".o"):
                 assert (sdist / file.relative_to(ROOT)).exists(), file

@@ -1,7 +1,7 @@
 """Compiles every Triton kernel for every target, without a GPU, and holds the binaries to a table of budgets.
 
-    python scripts/compile_triton.py            # compare with scripts/triton_budgets.json
-    python scripts/compile_triton.py --update   # write the installed release's table in that file anew
+    python tools/compile_triton.py            # compare with tests/budgets/triton.json
+    python tools/compile_triton.py --update   # write the installed release's table in that file anew
 
 A release of Triton is a compiler of its own: the file has a table for each release that a supported torch brings, named
 by major and minor version, with the torch that brings it and the targets it was made for. The installed release picks
@@ -47,7 +47,8 @@ from fused_rnn_dropout.triton import (
     weights,
 )
 
-BUDGETS = Path(__file__).with_name("triton_budgets.json")
+ROOT = Path(__file__).resolve().parents[1]
+BUDGETS = ROOT / "tests/budgets/triton.json"
 CUDA, HIP = ("cuda:80", "cuda:90", "cuda:100", "cuda:120"), ("hip:gfx942",)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
@@ -191,7 +192,8 @@ def choose_table(tables: dict[str, Any], version: str) -> dict[str, Any]:
         return tables[release]
     there = ", ".join(f"{name} ({table['brought_by']})" for name, table in tables.items())
     raise SystemExit(
-        f"error: {BUDGETS.name} has no table for Triton {version}; it has {there}. --update --brought-by makes one"
+        f"error: {BUDGETS.relative_to(ROOT)} has no table for Triton {version}; it has {there}. "
+        "--update --brought-by makes one"
     )
 
 

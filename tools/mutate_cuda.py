@@ -1,6 +1,6 @@
 """Plants faults in the GPU's kernels and schedules, one at a time, and checks that their tests catch each of them.
 
-    python scripts/mutate_cuda.py [--list] [--only NAME ...]
+    python tools/mutate_cuda.py [--list] [--only NAME ...]
 
 The sources are copied once; for each fault one file is changed, what depends on it is compiled for the host shim, and
 the tests are run until the first one fails. The unchanged sources go first and must pass. Exits with 1 if a fault goes

@@ -1,6 +1,6 @@
 """Plants faults in the CPU kernels, one at a time, and checks that the tests catch each of them.
 
-    python scripts/mutate.py [--list] [--only NAME ...] [--jobs N]
+    python tools/mutate.py [--list] [--only NAME ...] [--jobs N]
 
 For each fault the sources are copied, changed, compiled for the baseline instruction set, and the tests are run on the
 result until the first one fails. The unchanged sources go first and must pass. Exits with 1 if a fault goes unnoticed.

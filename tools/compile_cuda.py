@@ -1,6 +1,6 @@
-"""Compiles every kernel of csrc/cuda to machine code for every target, and holds it against csrc/cuda/budgets.json.
+"""Compiles every kernel of csrc/cuda to machine code for every target, and holds it against tests/budgets/cuda.json.
 
-    python scripts/compile_cuda.py [--update] [--target SM ...] [--jobs N] [SOURCE.cu ...]
+    python tools/compile_cuda.py [--update] [--target SM ...] [--jobs N] [SOURCE.cu ...]
 
 A kernel may not use more registers or static shared memory than the table says, nor have fewer blocks on a
 multiprocessor, nor fewer of the wide loads and stores that a vectorised one is written for. No kernel may spill, use
@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLE = ROOT / "csrc/cuda/budgets.json"
+TABLE = ROOT / "tests/budgets/cuda.json"
 SELFTEST = ROOT / "tests/cuda/selftest.cu"
 FLAGS = ("-O3", "-std=c++20", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cuda'}", "-Xptxas", "-v")
 
@@ -345,7 +345,7 @@ def main() -> int:
         for kernel, by_target in sorted(found.items()):
             if kernel not in budgets:
                 if kernel not in of_selftest:
-                    wrong.append(f"{kernel} has no budget: scripts/compile_cuda.py --update gives it one")
+                    wrong.append(f"{kernel} has no budget: tools/compile_cuda.py --update gives it one")
                 continue
             for target, figures in sorted(by_target.items()):
                 wrong += over_budget(kernel, target, figures, budgets[kernel])

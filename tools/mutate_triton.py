@@ -1,6 +1,6 @@
 """Plants faults in the Triton kernels, one at a time, and checks that the tests catch each of them.
 
-    python scripts/mutate_triton.py [--list] [--only NAME ...]
+    python tools/mutate_triton.py [--list] [--only NAME ...]
 
 For each fault the package is copied, changed, and the tests run on the copy, in Triton's interpreter, until the first
 one fails. The unchanged copy goes first and must pass. Exits with 1 if a fault goes unnoticed.
@@ -223,7 +223,7 @@ def run(fault: Fault | None, folder: Path) -> tuple[bool, str]:
         if fault.old not in text:
             raise SystemExit(f"{fault.name}: {fault.file} does not contain {fault.old!r}")
         file.write_text(text.replace(fault.old, fault.new))
-    for name in ("tests", "scripts", "pyproject.toml"):
+    for name in ("tests", "tools", "pyproject.toml"):
         os.symlink(ROOT / name, folder / name)
     default = "test_everything and everything"
     if fault is not None and fault.file.startswith("gru"):
