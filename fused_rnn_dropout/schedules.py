@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from . import cudnn_library
+from . import cudnn_library, onnx
 from .cudnn import layers_at_once
 from .cudnn_library import Weights
 from .library import setting
@@ -110,6 +110,8 @@ def _cudnn_obstacle(layers: Layers) -> str | None:
         return "recompute=True, and cuDNN keeps what it likes"
     if torch.compiler.is_compiling() or _fake(layers.input):
         return "a tracer would unroll torch's own layers"
+    if onnx.exporting():
+        return "ONNX has no node for masked weights"
     together = layers_at_once(plan, layers.masks_on, len(weights))
     parts = [(plan.cell, weights[first : first + together]) for first in range(0, len(weights), together)]
     return cudnn_library.obstacle(layers.input, layers.dtype, layers.steps, parts)
@@ -183,6 +185,7 @@ SCHEDULES: dict[str, tuple[Schedule, ...]] = {
         Schedule(ALTERNATING, 0, "per step torch's matrix products and one Triton kernel for all else"),
     ),
     "reference": (Schedule("step by step", 0, "plain PyTorch, masks as tensors"),),
+    onnx.BACKEND: (Schedule("nodes", 0, "one node of ONNX per layer and direction"),),
 }
 """The schedules of each backend, best first."""
 
