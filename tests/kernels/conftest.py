@@ -1,0 +1,36 @@
+"""The fixture ``target``, and what every test of the kernels has."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from targets import Target, left_out
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Takes out the combinations of a test's parameters that their target cannot run: they are no cases."""
+    kept = []
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout"))
+            params = getattr(item, "callspec", None) and item.callspec.params
+            if params and isinstance(params.get("target"), Target) and left_out(params["target"], params):
+                continue
+        kept.append(item)
+    items[:] = kept
+
+
+@pytest.fixture
+def target(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """One of the targets that ``targets.on`` names; within the test its kernels run where it says."""
+    target: Target = request.param
+    if target.backend == "triton":
+        pytest.importorskip("triton", reason="the package triton is not installed")
+    torch.set_num_threads(1)  # test_geometry.py is about threads
+    with target.chosen():
+        yield target
