@@ -11,10 +11,10 @@ from typing import Any
 from fused_rnn_dropout import __version__
 from fused_rnn_dropout.program import run_program
 
-from . import floor, gpu, gpu_report, memory, plots
+from . import floor, gpu, memory, plots
 from .contenders import BY_NAME, TASKS, contenders_of
 from .profile import profile
-from .report import criteria_table, into_readme, report
+from .report import criteria_table, into_pages, report
 from .run import DTYPES, Settings, load, run
 from .shapes import QUICK, SHAPES
 
@@ -38,7 +38,7 @@ def _choice(kind: str, allowed: Sequence[str]) -> Any:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m bench", description="Measures the library side by side with others.")
     made.add_argument("--version", action="version", version=f"fused_rnn_dropout {__version__}")
-    commands = made.add_subparsers(dest="command", metavar="[report | readme | profile | floor | gpu-report]")
+    commands = made.add_subparsers(dest="command", metavar="[report | pages | profile | floor]")
     shapes, contenders = [shape.name for shape in SHAPES], list(BY_NAME)
     made.add_argument("--shapes", type=_choice("shape", shapes), help=", ".join(shapes))
     made.add_argument("--cells", type=_choice("cell", _CELLS), default=_CELLS)
@@ -65,9 +65,9 @@ def parser() -> argparse.ArgumentParser:
     shown = commands.add_parser("report", help="print a result's tables, and draw its plots")
     shown.add_argument("results", type=Path)
     shown.add_argument("--plots", type=Path, metavar="FOLDER", help="where the plots go (default: none are drawn)")
-    readme = commands.add_parser("readme", help="put a result's summary between the markers of a page")
-    readme.add_argument("results", type=Path)
-    readme.add_argument("page", type=Path, nargs="?", default=Path("README.md"))
+    pages = commands.add_parser("pages", help="put a result's tables into README.md and docs/benchmarks.md")
+    pages.add_argument("results", type=Path)
+    pages.add_argument("root", type=Path, nargs="?", default=Path("."), help="the checkout (default: here)")
     taken_apart = commands.add_parser("profile", help="where the time of our own calls goes")
     taken_apart.add_argument("--shapes", type=_choice("shape", shapes), default=tuple(shapes))
     taken_apart.add_argument("--cells", type=_choice("cell", _CELLS), default=_CELLS)
@@ -78,12 +78,6 @@ def parser() -> argparse.ArgumentParser:
     least.add_argument("--shapes", type=_choice("shape", shapes), default=tuple(shapes))
     least.add_argument("--cells", type=_choice("cell", _CELLS), default=_CELLS)
     least.add_argument("--dtypes", type=_choice("dtype", tuple(floor.BYTES)), default=tuple(floor.BYTES))
-    whole = commands.add_parser("gpu-report", help="one page of tests and results; scripts/gpu.sh calls it")
-    whole.add_argument("--tests", type=Path, action="append", default=[], help="what pytest --junitxml wrote")
-    whole.add_argument("--results", type=Path, action="append", default=[], help="a result, once for each")
-    of_step = ("NAME", "STATUS", "SECONDS", "LOG")
-    whole.add_argument("--step", nargs=4, action="append", default=[], metavar=of_step, help="a step that ran")
-    whole.add_argument("--output", type=Path, default=Path("build/gpu/report.md"))
     return made
 
 
@@ -129,19 +123,12 @@ def _run(arguments: Sequence[str] | None) -> int:
             print(report(results))
             for path in plots.draw(results, options.plots) if options.plots else ():
                 print(f"wrote {path}", file=sys.stderr)
-        elif options.command == "readme":
-            into_readme(load(options.results), options.page)
+        elif options.command == "pages":
+            into_pages(load(options.results), options.root)
         elif options.command == "floor":
             chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
             text = floor.page(options.cells, chosen_shapes, options.dtypes)
             floor.into(text, options.page) if options.page else print(text)
-        elif options.command == "gpu-report":
-            steps = [
-                gpu_report.Step(name, int(status), int(took), Path(log)) for name, status, took, log in options.step
-            ]
-            good = gpu_report.write(steps, options.tests, options.results, options.output)
-            print(f"wrote {options.output}: {'nothing failed' if good else 'SOMETHING FAILED, it says what'}")
-            return 0 if good else 1
         elif options.command == "profile":
             chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
             print(profile(options.cells, chosen_shapes, options.task, options.threads))

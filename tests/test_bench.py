@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -226,6 +227,24 @@ def test_a_run_in_another_dtype(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert not list(criteria.verdicts(results))
     assert "none is judged here" in capsys.readouterr().out
     assert "Products in bfloat16" in report.report(results)
+
+
+def test_without_matplotlib_all_but_plots_is_there(tmp_path: Path) -> None:
+    (tmp_path / "matplotlib.py").write_text("raise ImportError('made up')")
+    found = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    output = tmp_path / "results.json"
+
+    def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "bench", *arguments]
+        env = {**os.environ, "PYTHONPATH": found}
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+    few = ("--rounds", "2", "--cells", "GRU", "--tasks", "train", "--contenders", "torch,all")
+    done = bench("--quick", *few, "--no-memory", "--no-scaling", "--output", output)
+    assert done.returncode == 0 and output.exists(), done.stderr
+    assert bench("report", output).returncode == 0
+    done = bench("report", output, "--plots", tmp_path / "plots")
+    assert done.returncode == 1 and "error: plots need matplotlib: pip" in done.stderr
 
 
 def test_a_contender_that_fails_is_reported_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -477,9 +496,30 @@ def test_quick_run_on_a_gpu(dtype: str, tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def test_quick_run_report_and_readme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def cells_of(page: Path) -> dict[tuple[str, str, str], str]:
+    """What stands in a page's tables, by cell, shape and column."""
+    found = {}
+    inside = page.read_text("utf-8").split(report.BEGIN)[1].split(report.END)[0]
+    for text in re.findall(r"(?:^\|.*\n)+", inside, re.M):
+        head, _, *rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines()]
+        found.update({(row[0], row[1], name): value for row in rows for name, value in zip(head, row, strict=True)})
+    return found
+
+
+def disagreements(readme: Path, page: Path) -> list[tuple[str, str, str]]:
+    """Figures of the first page that the second has not, or has otherwise."""
+    short, whole = cells_of(readme), cells_of(page)
+    assert short
+    return [place for place, value in short.items() if whole.get(place) != value]
+
+
+def test_the_readme_shows_figures_of_the_benchmarks():
+    assert not disagreements(ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+
+
+def test_quick_run_report_and_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
-    output, page = tmp_path / "results.json", tmp_path / "page.md"
+    output, readme, page = tmp_path / "results.json", tmp_path / "README.md", tmp_path / "docs" / "benchmarks.md"
     assert main(["--quick", "--rounds", "2", "--output", str(output)]) == 0
     capsys.readouterr()
     results = json.loads(output.read_text())
@@ -508,15 +548,17 @@ def test_quick_run_report_and_readme(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "that loop over x.unbind()" in printed
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"ratios.png", "memory.png"}
 
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    assert main(["readme", str(output), str(page)]) == 0
-    text = page.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "old" not in text
-    assert "| LSTM | quick" in text
+    page.parent.mkdir()
+    for file in (readme, page):
+        file.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    assert main(["pages", str(output), str(tmp_path)]) == 0
+    for file in (readme, page):
+        text = file.read_text()
+        assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+        assert "| LSTM | quick" in text
+    assert not disagreements(readme, page) and len(readme.read_text()) < len(page.read_text())
     page.write_text("no markers")
-    assert main(["readme", str(output), str(page)]) == 1
+    assert main(["pages", str(output), str(tmp_path)]) == 1
     assert page.read_text() == "no markers"
 
 

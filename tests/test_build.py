@@ -301,6 +301,14 @@ def named_in(page: Path) -> set[str]:
     }
 
 
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    """As do those of the pages that it links to."""
+    assert (ROOT / "README.md").read_text("utf-8").count("\n") <= 130
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")):
+        for target in re.findall(r"\]\((?![a-z]+:)([^)#]+)[^)]*\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
+
+
 @pytest.fixture(scope="module")
 def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that an sdist unpacks to, made from a copy: setuptools would write beside the sources."""
@@ -323,9 +331,14 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_sdist_holds_what_its_pages_name(sdist):
-    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pages = [
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *(ROOT / "examples").rglob("*.md"),
+    ]
     named = set().union(*map(named_in, pages))
-    assert {"scripts/demo.sh", "scripts/test.sh", "scripts/gpu.sh", "docs/demo.png", "bench/criteria.py"} <= named
+    assert {"scripts/demo.sh", "scripts/test.sh", "scripts/gpu.sh", "docs/usage.md", "bench/criteria.py"} <= named
     assert not [name for name in sorted(named) if not (sdist / name).exists()]
 
 

@@ -198,9 +198,10 @@ def test_bad_options(capsys, arguments):
     assert "usage:" in capsys.readouterr().err
 
 
-def test_readme_example_runs(capsys):
-    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.S)
+@pytest.mark.parametrize("page", ["README.md", "docs/usage.md"])
+def test_the_code_of_a_page_runs(capsys, page):
+    code = re.findall(r"```python\n(.*?)```", (ROOT / page).read_text("utf-8"), re.S)
     assert code
     for block in code:
-        exec(compile(block, "README.md", "exec"), {})
-    assert "weight_dropout=0.5" in capsys.readouterr().out
+        exec(compile(block, page, "exec"), {})
+    assert page != "README.md" or "weight_dropout=0.5" in capsys.readouterr().out
