@@ -180,7 +180,7 @@ def on(*groups: tuple[Target, ...]) -> pytest.MarkDecorator:
     params = []
     for target in (target for group in groups for target in group):
         marks = [pytest.mark.gpu] if target.device == "cuda" else []
-        marks += [pytest.mark.triton] if target.backend == "triton" else []
+        marks += [getattr(pytest.mark, target.backend)] if target.backend in ("cuda", "triton") else []
         params.append(pytest.param(target, marks=marks, id=target.name))
     return pytest.mark.parametrize("target", params, indirect=True)
 
