@@ -179,8 +179,14 @@ def test_mc(target: Target, cell: str, sites: dict[str, Any]) -> None:
     check_mc(target, cell, sites)
 
 
-@on(CPU, CUDA, TRITON)
+@on(CPU, CUDA)
 @pytest.mark.parametrize("name", ["everything", "everything_unzoned", "nothing"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_mc_with_everything(target: Target, cell: str, name: str) -> None:
+def test_mc_of_everything(target: Target, cell: str, name: str) -> None:
     check_mc(target, cell, everything(target, cell)[name])
+
+
+@on(TRITON)
+@pytest.mark.parametrize("cell", CELLS)
+def test_mc_of_one_layer(target: Target, cell: str) -> None:
+    check_mc(target, cell, inner_sites(cell))
