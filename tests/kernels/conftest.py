@@ -18,11 +18,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout"))
-            if config.option.on_host:
-                item.add_marker(pytest.mark.skip(reason="it names its target itself, --on-host or not"))
-            params = getattr(item, "callspec", None) and item.callspec.params
-            if params and isinstance(params.get("target"), Target) and left_out(params["target"], params):
-                continue
+            params = item.callspec.params if hasattr(item, "callspec") else {}
+            if isinstance(params.get("target"), Target):
+                if left_out(params["target"], params):
+                    continue
+                if config.option.on_host:
+                    item.add_marker(pytest.mark.skip(reason="it names its target itself, with --on-host or without"))
         kept.append(item)
     items[:] = kept
 
