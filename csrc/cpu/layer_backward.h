@@ -170,13 +170,15 @@ class BackwardPass {
     if (!sites.unzoned) dh += dout;
     V dh_new = Zone<Math>::to_new(sites.zone_h, drops.zone_h, dh);
     if (sites.unzoned) dh_new += dout;
-    const V dh_old = Zone<Math>::to_old(sites.zone_h, drops.zone_h, dh);
-    if (!HAS_C) return at_gates(t, b, u, drops, dh_new, carried, dh_old);
-    store(carried, dh_old, n);
+    if (!HAS_C) {
+      const V leak = at_gates(t, b, u, drops, dh_new, V{});
+      return store(carried, Zone<Math>::to_old(sites.zone_h, drops.zone_h, dh) + leak, n);
+    }
+    store(carried, Zone<Math>::to_old(sites.zone_h, drops.zone_h, dh), n);
     if (projects()) {
       store(&dprojected_[row_in_chunk(t, b) * P_ + u], dh_new, n);
     } else {
-      at_gates(t, b, u, drops, dh_new, &dc_[b * H_ + u], load(&dc_[b * H_ + u], n));
+      at_c(t, b, u, drops, dh_new);
     }
   }
 
@@ -186,15 +188,18 @@ class BackwardPass {
     product(
         of_outputs_, tile, 0, p_.sequence.active(t), [&](int64_t b) { return from + b * P_; },
         &w_hr_[of_outputs_.start(tile, P_)], P_,
-        [&](int64_t b, int64_t u, V sum) {
-          T* carried = &dc_[b * H_ + u];
-          at_gates(t, b, u, cell_.masks().drops(b, u, t), sum, carried, load(carried, H_ - u));
-        });
+        [&](int64_t b, int64_t u, V sum) { at_c(t, b, u, cell_.masks().drops(b, u, t), sum); });
   }
 
-  // From the gradients at LANES units of the new h and of the memory to those at the gates, and, in `carried`, at the
-  // memory of the step before.
-  FRD_MEMBER void at_gates(int64_t t, int64_t b, int64_t u, const Drops<Math>& drops, V dh_new, T* carried, V dmemory) {
+  // Gradients at LANES units of c_t, whose new h has dh_new.
+  void at_c(int64_t t, int64_t b, int64_t u, const Drops<Math>& drops, V dh_new) {
+    T* carried = &dc_[b * H_ + u];
+    store(carried, at_gates(t, b, u, drops, dh_new, load(carried, H_ - u)), H_ - u);
+  }
+
+  // From the gradients at LANES units of the new h and of c to those at the gates. Returns the gradient at the memory of
+  // the step before.
+  V at_gates(int64_t t, int64_t b, int64_t u, const Drops<Math>& drops, V dh_new, V dc) {
     const int64_t n = H_ - u, row = row_in_chunk(t, b);
     const T* gates = gates_ + row * G * H_ + u;
     V a[G], apart = APART ? load(apart_ + row * H_ + u, n) : V{};
@@ -203,12 +208,13 @@ class BackwardPass {
     const V before = memory_before(t, b, u);
     if constexpr (Cell::INFO.projects)
       if (p_.w_hr) store(&outputs_[row * H_ + u], Cell::Equations::output(cell_.sites(), drops, a, before), n);
-    store(carried, Cell::Equations::backward(cell_.sites(), drops, a, apart, before, dh_new, dmemory), n);
+    const V dbefore = Cell::Equations::backward(cell_.sites(), drops, a, apart, before, dh_new, dc);
     T* to = dgates(t, b) + u;
     if (APART) store(to, a[G - 1], n);
 #pragma GCC unroll 8
     for (int v = 0; v < G - APART; ++v) store(to + (FIRST_OF_U + v) * H_, a[v], n);
     if (APART) store(to + G * H_, apart, n);
+    return dbefore;
   }
 
   const T* memories() const { return HAS_C ? p_.beside : p_.states; }  // [rows, H], after each step

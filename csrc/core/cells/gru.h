@@ -28,16 +28,11 @@ struct Gru {
     return Drop<Math>::apply(sites.memory, drops.memory, z * h_prev + (1 - z) * update);
   }
 
-  // In: activated gates, u, the state before, the gradient at the new h (before zoneout, unscaled), and dh, what
-  // zoneout passes on to the state before. Out: the gradients at the pre-activations of r and z and at the input part
-  // of n, in `gates`, and at u. Returns the gradient at the state before, but for what comes through U.
+  // In: activated gates, u, the state before, the gradient at the new h (before zoneout, unscaled). Out: the gradients
+  // at the pre-activations of r and z and at the input part of n, in `gates`, and at u. Returns the gradient at the
+  // state before that z lets pass. What zoneout lets pass is the caller's to add, and what comes through U.
   FRD_INLINE V backward(const StateSites<Math>& sites, const Drops<Math>& drops, V* gates, V& u, V h_prev, V dh_new,
-                        V dh) {
-    return dh + leak(sites, drops, gates, u, h_prev, dh_new);
-  }
-
-  // The same without dh.
-  FRD_INLINE V leak(const StateSites<Math>& sites, const Drops<Math>& drops, V* gates, V& u, V h_prev, V dh_new) {
+                        V /*dc*/) {
     const V r = gates[0], z = gates[1], n = gates[2];
     const V e = Drop<Math>::apply(sites.memory, drops.memory, dh_new);
     const V update = Drop<Math>::apply(sites.update, drops.update, n);
@@ -69,7 +64,7 @@ template <class Math>
 FRD_INLINE Vec<Math> gru_backward(const StateSites<Math>& sites, const Drops<Math>& drops, GruGates<Math>& gates,
                                   Vec<Math> h_prev, Vec<Math> dh_new) {
   Vec<Math> a[3] = {gates.r, gates.z, gates.n}, u = gates.u;
-  const Vec<Math> leak = Gru<Math>::leak(sites, drops, a, u, h_prev, dh_new);
+  const Vec<Math> leak = Gru<Math>::backward(sites, drops, a, u, h_prev, dh_new, Vec<Math>{});
   gates = {a[0], a[1], a[2], u};
   return leak;
 }
