@@ -24,14 +24,14 @@ struct Lstm {
   // zoneout.
   FRD_INLINE V forward(const StateSites<Math>& sites, const Drops<Math>& drops, V* gates, V apart, V& c) {
     activate(gates, apart);
-    const V c_new = new_c(sites, drops, gates, c, update_of(sites, drops, gates));
+    const V c_new = new_c(sites, drops, gates, c);
     c = Zone<Math>::mix(sites.zone_c, drops.zone_c, c, c_new);
     return read(sites, gates[3], c_new);
   }
 
   // The new h before zoneout, from activated gates: what a projection reads.
   FRD_INLINE V output(const StateSites<Math>& sites, const Drops<Math>& drops, const V* gates, V c_prev) {
-    return read(sites, gates[3], new_c(sites, drops, gates, c_prev, update_of(sites, drops, gates)));
+    return read(sites, gates[3], new_c(sites, drops, gates, c_prev));
   }
 
   // In: activated gates, the memory before, the gradients at the new h and at the memory after. Out: the gradients at
@@ -39,8 +39,8 @@ struct Lstm {
   FRD_INLINE V backward(const StateSites<Math>& sites, const Drops<Math>& drops, V* gates, V& /*apart*/, V c_prev,
                         V dh_new, V dc) {
     const V i = gates[0], f = gates[1], g = gates[2], o = gates[3];
-    const V update = update_of(sites, drops, gates);
-    const V th = Math::tanh(new_c(sites, drops, gates, c_prev, update));
+    const V update = Drop<Math>::apply(sites.update, drops.update, g);
+    const V th = Math::tanh(new_c(sites, drops, gates, c_prev));
     const V dh = dh_new * sites.read_scale;
     const V dc_new = Zone<Math>::to_new(sites.zone_c, drops.zone_c, dc) + dh * o * (1 - th * th);
     const V dz = Drop<Math>::apply(sites.memory, drops.memory, dc_new);
@@ -52,10 +52,8 @@ struct Lstm {
   }
 
  private:
-  FRD_INLINE V update_of(const StateSites<Math>& sites, const Drops<Math>& drops, const V* gates) {
-    return Drop<Math>::apply(sites.update, drops.update, gates[2]);
-  }
-  FRD_INLINE V new_c(const StateSites<Math>& sites, const Drops<Math>& drops, const V* gates, V c, V update) {
+  FRD_INLINE V new_c(const StateSites<Math>& sites, const Drops<Math>& drops, const V* gates, V c) {
+    const V update = Drop<Math>::apply(sites.update, drops.update, gates[2]);
     return Drop<Math>::apply(sites.memory, drops.memory, gates[1] * c + gates[0] * update);
   }
   FRD_INLINE V read(const StateSites<Math>& sites, V o, V c_new) { return o * Math::tanh(c_new) * sites.read_scale; }
