@@ -51,6 +51,12 @@ def compiler_flags() -> list[str]:
     return [*flags, f"-ffile-prefix-map={os.path.abspath('.')}/="]  # error messages name files
 
 
+def linker_flags() -> list[str]:
+    # A program without Python may load the libraries too. They call Python's functions only when they are imported, but
+    # where the compiler's default is -z now, as on Ubuntu, they would look for them as soon as they are loaded.
+    return ["-Wl,-z,lazy"] if sys.platform.startswith("linux") else []
+
+
 def cuda_toolkit(major: str) -> Path | None:
     """The CUDA toolkit's folder: CUDA_HOME, that of the nvcc on the PATH, or pip's packages beside torch."""
     import torch
@@ -115,7 +121,7 @@ def cuda_extensions(extra: list[str]) -> list:
             "cxx": [*compiler_flags(), "-DUSE_CUDA", *extra],
             "nvcc": ["-O3", "-std=c++20", "--threads=2", "--compress-mode=size", *shared],
         },
-        extra_link_args=[f"-l:libcudart.so.{major}", *extra],
+        extra_link_args=[f"-l:libcudart.so.{major}", *linker_flags(), *extra],
     )
     # pip's toolkit has no libcudart.so without a version. Whether torch asks for it at all is torch's own affair.
     extension.libraries = [name for name in extension.libraries if name != "cudart"]
@@ -134,7 +140,7 @@ def extensions() -> list:
         include_dirs=[os.path.abspath("csrc")],  # absolute: ninja compiles from the build folder
         py_limited_api=True,
         extra_compile_args={"cxx": compiler_flags() + extra},
-        extra_link_args=extra,
+        extra_link_args=[*linker_flags(), *extra],
     )
     return [core, *cuda_extensions(extra)]
 

@@ -14,7 +14,7 @@ from fused_rnn_dropout.program import run_program
 from . import floor, gpu, gpu_report, memory, plots
 from .contenders import BY_NAME, TASKS, contenders_of
 from .profile import profile
-from .report import criteria_table, into_readme, report
+from .report import criteria_table, into_pages, report
 from .run import DTYPES, Settings, load, run
 from .shapes import QUICK, SHAPES
 
@@ -38,7 +38,7 @@ def _choice(kind: str, allowed: Sequence[str]) -> Any:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m bench", description="Measures the library side by side with others.")
     made.add_argument("--version", action="version", version=f"fused_rnn_dropout {__version__}")
-    commands = made.add_subparsers(dest="command", metavar="[report | readme | profile | floor | gpu-report]")
+    commands = made.add_subparsers(dest="command", metavar="[report | pages | profile | floor | gpu-report]")
     shapes, contenders = [shape.name for shape in SHAPES], list(BY_NAME)
     made.add_argument("--shapes", type=_choice("shape", shapes), help=", ".join(shapes))
     made.add_argument("--cells", type=_choice("cell", _CELLS), default=_CELLS)
@@ -65,9 +65,9 @@ def parser() -> argparse.ArgumentParser:
     shown = commands.add_parser("report", help="print a result's tables, and draw its plots")
     shown.add_argument("results", type=Path)
     shown.add_argument("--plots", type=Path, metavar="FOLDER", help="where the plots go (default: none are drawn)")
-    readme = commands.add_parser("readme", help="put a result's summary between the markers of a page")
-    readme.add_argument("results", type=Path)
-    readme.add_argument("page", type=Path, nargs="?", default=Path("README.md"))
+    pages = commands.add_parser("pages", help="put a result's tables into README.md and docs/benchmarks.md")
+    pages.add_argument("results", type=Path)
+    pages.add_argument("root", type=Path, nargs="?", default=Path("."), help="the checkout (default: here)")
     taken_apart = commands.add_parser("profile", help="where the time of our own calls goes")
     taken_apart.add_argument("--shapes", type=_choice("shape", shapes), default=tuple(shapes))
     taken_apart.add_argument("--cells", type=_choice("cell", _CELLS), default=_CELLS)
@@ -129,8 +129,8 @@ def _run(arguments: Sequence[str] | None) -> int:
             print(report(results))
             for path in plots.draw(results, options.plots) if options.plots else ():
                 print(f"wrote {path}", file=sys.stderr)
-        elif options.command == "readme":
-            into_readme(load(options.results), options.page)
+        elif options.command == "pages":
+            into_pages(load(options.results), options.root)
         elif options.command == "floor":
             chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
             text = floor.page(options.cells, chosen_shapes, options.dtypes)

@@ -209,12 +209,17 @@ _TODAYS = (
 )
 
 
-def _ratios(results: dict[str, Any], columns: Sequence[tuple[str, Measure]]) -> str:
+_SHORT = (_OVER_TORCH[0], _OVER_TORCH[4], _TODAYS[0], _TODAYS[2])
+_SHORT_SHAPES = ("awd", "awd-wide", "medium", "small")
+"""Columns and shapes of the README's table."""
+
+
+def _ratios(results: dict[str, Any], columns: Sequence[tuple[str, Measure]], shapes: Sequence[Shape] = ()) -> str:
     """A row for each cell and shape, without the columns and rows for which nothing was measured."""
     rows = {
         (cell, shape): [brief(measure(results, cell, shape)) for _, measure in columns]
         for cell in ("LSTM", "GRU")
-        for shape in shapes_of(results)
+        for shape in shapes or shapes_of(results)
     }
     found = [index for index in range(len(columns)) if any(values[index] for values in rows.values())]
     if not found:
@@ -229,11 +234,20 @@ def _ratios(results: dict[str, Any], columns: Sequence[tuple[str, Measure]]) -> 
     )
 
 
+_MEANING = "Ratios of medians; torch is `nn.LSTM` or `nn.GRU` **without any dropout**, and above 1 we are slower."
+
+
+def short(results: dict[str, Any]) -> str:
+    """The README's table: some of :func:`summary`'s columns, of four shapes, or of all where none of these was run."""
+    shapes = [shape for shape in shapes_of(results) if shape.name in _SHORT_SHAPES]
+    ours = "In a column of another over ours, above 1 we are faster."
+    return f"{_MEANING} {ours} {machine(results)}\n\n{_ratios(results, _SHORT, shapes)}"
+
+
 def summary(results: dict[str, Any]) -> str:
-    """The README's table: ratios, below 1 where the library is faster or smaller."""
+    """The table of docs/benchmarks.md: ratios, below 1 where the library is faster or smaller, and what was missed."""
     lines = [
-        f"Ratios of medians; torch is `nn.LSTM` or `nn.GRU` **without any dropout**, and above 1 we are slower. "
-        f"{machine(results)}",
+        f"{_MEANING} {machine(results)}",
         _ratios(results, _OVER_TORCH),
     ]
     if todays := _ratios(results, _TODAYS):
@@ -259,7 +273,7 @@ def summary(results: dict[str, Any]) -> str:
         )
     else:
         lines.append("Every criterion of `bench/criteria.py` is met in this run.")
-    lines.append(f"Made by `{results['environment']['command']}`, then `python -m bench readme`.")
+    lines.append(f"Made by `{results['environment']['command']}`, then `python -m bench pages`.")
     return "\n\n".join(lines)
 
 
@@ -276,6 +290,7 @@ def between(path: Path, begin: str, end: str, inside: str) -> None:
     path.write_text(f"{before}{begin}\n{inside}\n{end}{rest.split(end)[1]}")
 
 
-def into_readme(results: dict[str, Any], path: Path) -> None:
-    """Puts the summary between the markers of a page."""
-    between(path, BEGIN, END, summary(results))
+def into_pages(results: dict[str, Any], root: Path) -> None:
+    """Puts the tables between the markers of README.md and docs/benchmarks.md below ``root``."""
+    between(root / "README.md", BEGIN, END, short(results))
+    between(root / "docs" / "benchmarks.md", BEGIN, END, summary(results))

@@ -16,6 +16,7 @@ from . import library, flops, reference  # noqa: F401, I001  library first: it s
 from .arguments import draw_rng
 from .convert import convert, revert
 from .introspect import explain, export_masks
+from .library import library_paths
 from .modules import GRU, LSTM, NNGRU, NNLSTM, hold_masks, mc_dropout
 from .options import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
 
@@ -39,6 +40,7 @@ __all__ = [
     "explain",
     "export_masks",
     "hold_masks",
+    "library_paths",
     "mc_dropout",
     "reference",
     "revert",

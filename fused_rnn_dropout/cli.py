@@ -1,14 +1,12 @@
-"""The command line: ``python -m fused_rnn_dropout`` with ``demo``, ``doctor`` and ``explain``."""
+"""The command line: ``python -m fused_rnn_dropout`` with ``doctor`` and ``explain``."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import platform
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from .program import run_program
 from .sites import SITES, make_spec
 
 _PROGRAM = "python -m fused_rnn_dropout"
+_DEMONSTRATION = "the demonstration is examples/language_model of a checkout, where bash scripts/demo.sh runs it"
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _PLACES = {
     "dropout": "between layers, as nn.LSTM means it",
@@ -44,71 +43,7 @@ def _positive(text: str) -> int:
     return value
 
 
-def _seed(text: str) -> int:
-    value = int(text)
-    if not 0 <= value < 2**63:
-        raise argparse.ArgumentTypeError(f"should be at least 0 and below 2**63, got {value}")
-    return value
-
-
-_seed.__name__ = "seed"
 _positive.__name__ = "positive integer"  # argparse names the type of a bad value by it
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# demo
-# --------------------------------------------------------------------------------------------------------------------
-
-
-def _demo(options: argparse.Namespace) -> int:
-    from .demo import run
-    from .demo.data import CorpusError
-    from .demo.run import OutputError
-
-    if not options.no_plot and importlib.util.find_spec("matplotlib") is None:
-        raise UsageError("the plot needs matplotlib: pip install 'fused-rnn-dropout[demo]' (or give --no-plot)")
-    try:
-        chosen = run.settings(
-            options.level,
-            options.quick,
-            cell=options.cell,
-            epochs=options.epochs,
-            seed=options.seed,
-            tokens=options.tokens,
-            threads=options.threads,
-            text=None if options.text is None else str(options.text),
-        )
-        run.run(chosen, options.out, with_plot=not options.no_plot)
-    except (CorpusError, OutputError) as error:
-        raise UsageError(str(error)) from error
-    return 0
-
-
-def _add_demo(commands: Any) -> None:
-    parser = commands.add_parser(
-        "demo",
-        help="train a language model without and with regularisation, and compare",
-        description="Trains a language model on real text with torch.nn's RNN, then the same model, converted, with an "
-        "AWD-style set of sites: the same initial parameters, batches, updates and optimizer. Shows both "
-        "side by side and writes demo.png and demo.json.",
-    )
-    parser.add_argument("--cell", choices=("lstm", "gru"), default="lstm", help="(default: %(default)s)")
-    parser.add_argument("--text", type=Path, metavar="FILE", help="your own text, UTF-8; its end is for validation")
-    parser.add_argument(
-        "--level", choices=("word", "char"), default="word", help="what a token is (default: %(default)s)"
-    )
-    parser.add_argument("--tokens", type=_positive, metavar="N", help="train on the first N tokens at most")
-    parser.add_argument("--epochs", type=_positive, metavar="N", help="passes over the training text")
-    parser.add_argument(
-        "--seed", type=_seed, default=1, metavar="N", help="of parameters and masks (default: %(default)s)"
-    )
-    parser.add_argument("--threads", type=_positive, metavar="N", help="CPU threads (default: torch's choice)")
-    parser.add_argument("--out", type=Path, default=Path("demo-output"), metavar="DIR", help="(default: %(default)s)")
-    parser.add_argument("--no-plot", action="store_true", help="write no PNG, so that matplotlib is not needed")
-    parser.add_argument(
-        "--quick", action="store_true", help="a few seconds: shows that it runs, not what it is good for"
-    )
-    parser.set_defaults(run=_demo)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -240,13 +175,17 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog=_PROGRAM, description="LSTM and GRU with every RNN dropout in fused kernels.")
     result.add_argument("--version", action=_Version, nargs=0, help="say which versions are in use, and exit")
     commands = result.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_demo, _add_doctor, _add_explain):
+    for add in (_add_doctor, _add_explain):
         add(commands)
     return result
 
 
 def _run(arguments: Sequence[str] | None) -> int:
-    options = parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    if given and given[0] == "demo":  # a command of 0.1
+        print(f"{_PROGRAM}: error: there is no command demo any more: {_DEMONSTRATION}", file=sys.stderr)
+        return 2
+    options = parser().parse_args(given)
     try:
         return options.run(options)
     except UsageError as error:

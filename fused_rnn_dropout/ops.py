@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import fakes, library, recomputation
+from . import fakes, library, onnx, recomputation
 from .fakes import NEEDS_BIAS, NEEDS_W_HH, NEEDS_W_HR, NEEDS_W_IH, NEEDS_X, SAVE_ALL, SAVE_STATES
 from .library import NAMESPACE, lib, register_fake
 
@@ -75,9 +75,13 @@ def _differentiable(op: str, args: tuple[Any, ...]) -> bool:
 lib.define("draw(Tensor like) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
 
 
+def _pair(device: torch.device | str | int | None) -> Tensor:
+    return torch.empty(2, dtype=torch.int64, device=device).random_(-(2**63), None)
+
+
 def _draw(like: Tensor) -> Tensor:
     recomputation.check_compiled(draw)
-    return torch.empty(2, dtype=torch.int64, device=like.device).random_(-(2**63), None)
+    return _pair(like.device)
 
 
 lib.impl("draw", _draw, "CompositeExplicitAutograd")
@@ -95,7 +99,11 @@ def draw(device: torch.device | str | int | None) -> Tensor:
     operands, and do not ask whether it is random. What ``empty`` gives they never merge: it is not a function of its
     arguments. In a program that was captured it is made anew at each call, as here. Sixteen numbers, out of which come
     two: a partitioner that has little memory takes that for a reduction, which it keeps and does not make again.
+
+    TorchScript knows only torch's own operators as random. It would run this one once, and keep the pair as a constant.
     """
+    if torch.jit.is_tracing():
+        return _pair(device)
     return _ops.draw(torch.empty(16, dtype=torch.int64, device=device))
 
 
@@ -216,8 +224,12 @@ class _Once(torch.autograd.Function):
 def _autograd(name: str, apply: Callable[..., Any], checked: int | None = None) -> None:
     """Registers what an operator does where a graph is needed; ``checked``: how many arguments decide that."""
     op = getattr(_ops, name)
+    names = [argument.name for argument in op.default._schema.arguments]
+    exported = name.removeprefix("triton_")
 
     def call(*args: Any) -> Any:
+        if exported in ("lstm", "gru", "dropout") and onnx.translating():
+            return onnx.operator(exported, dict(zip(names, args, strict=True)))
         if _differentiable(name, args[:checked]):
             return apply(*args)
         with torch._C._AutoDispatchBelowAutograd():

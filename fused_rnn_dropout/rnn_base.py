@@ -19,8 +19,8 @@ from .sites import SITE, SITE_NAMES, SITES, Plan, check_combination, make_spec, 
 
 _BETWEEN_LAYERS = ("dropout", "inter_layer_dropout")
 
-DERIVED = ("_plan", "_thresholds", "_placed")
-"""What a module makes of its options: no copy, pickle or module of another class takes it along."""
+DERIVED = ("_plan", "_thresholds", "_placed", "__module__")
+"""What a module makes for itself: no copy, pickle or module of another class takes it along."""
 
 
 def _site_property(name: str) -> property:
@@ -76,6 +76,7 @@ class RegularizedRNN(nn.RNNBase):
                 raise TypeError(f"{name} should be of type bool, got: {type(value).__name__}")
         self.mc, self.backend, self.recompute = mc, backend, recompute
         self.__dict__["_reset_after"] = reset_after
+        self._be_one_node()
         self._sites = {}
         self._forget_thresholds()
         self.__dict__.pop("dropout", None)
@@ -230,6 +231,7 @@ class RegularizedRNN(nn.RNNBase):
             state["_buffers"] = {name: value for name, value in state["_buffers"].items() if name != "_thresholds"}
             state["_non_persistent_buffers_set"] = state["_non_persistent_buffers_set"] - {"_thresholds"}
         super().__setstate__(state)
+        self._be_one_node()
         self._make_plan()
         self._forget_thresholds()
         self._place_thresholds()
@@ -254,6 +256,22 @@ class RegularizedRNN(nn.RNNBase):
         shown |= {name: getattr(self, name) for name, default in switches.items() if getattr(self, name) != default}
         return ", ".join(parts + [f"{name}={value!r}" for name, value in shown.items()])
 
+    def _be_one_node(self) -> None:
+        """Makes torch.fx take this module as one node, for which it looks at the ``__module__`` of an instance.
+
+        The class keeps its own, which is what pickle and ``repr`` read. It is torch.nn and not torch.nn.modules: what
+        says that, torch.compile takes for one of torch's own, which its guards may be told to trust.
+        """
+        self.__dict__["__module__"] = nn.__name__
+
+    def __prepare_scriptable__(self) -> Any:
+        """What torch.jit.script calls first, on every module inside the one that it is given."""
+        raise NotImplementedError(
+            f"torch.jit.script cannot compile {type(self).__name__} of fused_rnn_dropout: use torch.jit.trace or "
+            "torch.export.export, which keep its kernels, or script torch.nn's layers in its place, after "
+            "fused_rnn_dropout.revert(model)"
+        )
+
     # ---------------------------------------------------------------------------------------------------------------
     # Forward
     # ---------------------------------------------------------------------------------------------------------------
@@ -266,6 +284,11 @@ class RegularizedRNN(nn.RNNBase):
         example_ids: Tensor | None,
         step_offset: int | None,
     ) -> tuple[Tensor | PackedSequence, tuple[Tensor, ...]]:
+        if isinstance(input, torch.fx.Proxy):
+            raise TypeError(
+                f"torch.fx cannot trace into a {type(self).__name__}: trace a module that holds it, where it is one "
+                "node as torch.nn's are, with torch.fx's own Tracer or one whose is_leaf_module says so"
+            )
         self._update_flat_weights()
         states = self._states(hx)
         for index, state in enumerate(states or ()):

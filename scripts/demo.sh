@@ -5,4 +5,4 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/environment.sh
 
 say "running the demonstration"
-exec .venv/bin/python -m fused_rnn_dropout demo "$@"
+exec .venv/bin/python -m examples.language_model "$@"

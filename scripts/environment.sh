@@ -1,11 +1,12 @@
-# Sourced by demo.sh, gpu.sh and test.sh: makes .venv with torch and this package in it, or brings it up to date.
+# Sourced by demo.sh, gpu.sh and test.sh: makes .venv with torch, this package and what the example needs, or brings it
+# up to date.
 #
 #   FRD_PYTHON   the interpreter to make .venv with (default: the first of python3, python3.14 ... that is >= 3.10);
 #                gpu.sh does without .venv where it is set
 #   FRD_TORCH    the torch to install where .venv has none, as pip takes it: "torch==2.14.1", "torch --index-url ..."
 #                (default: torch==2.13.0; where pip is offered a CPU-only build of that version it takes it, which
 #                spares a download of several gigabytes)
-#   FRD_EXTRAS   the extras of pyproject.toml to install (default: demo,test)
+#   FRD_EXTRAS   the extras of pyproject.toml to install (default: test)
 #
 # A second run changes nothing unless the C++ sources or the build's settings did: it takes a second.
 
@@ -52,12 +53,14 @@ check_compiler() {
     fail "building from source needs Python's headers in $headers (Debian, Ubuntu: install python3-dev)"
 }
 
-# What the installed library was built from: a change in any of it means building anew.
+example=examples/language_model/requirements.txt
+
+# What was installed, and what the library was built from: a change in any of it means installing anew.
 fingerprint() {
-  find csrc _build setup.py pyproject.toml -type f -not -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 cksum
+  find csrc _build setup.py pyproject.toml "$example" -type f -not -name '*.pyc' -print0 | LC_ALL=C sort -z | xargs -0 cksum
   .venv/bin/python --version
   torch_version
-  echo "${FRD_EXTRAS:-demo,test} ${FRD_EXTRA_CXXFLAGS:-} ${FRD_CUDA:-}"
+  echo "${FRD_EXTRAS:-test} ${FRD_EXTRA_CXXFLAGS:-} ${FRD_CUDA:-}"
 }
 
 install_package() {
@@ -68,7 +71,7 @@ install_package() {
   fi
   check_compiler
   say "building and installing fused-rnn-dropout against torch $(torch_version)"
-  .venv/bin/python -m pip install --quiet --editable ".[${FRD_EXTRAS:-demo,test}]"
+  .venv/bin/python -m pip install --quiet --editable ".[${FRD_EXTRAS:-test}]" --requirement "$example"
   printf '%s\n' "$now" >"$stamp"
 }
 

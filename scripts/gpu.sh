@@ -45,7 +45,7 @@ if [[ -n ${FRD_PYTHON:-} ]]; then
   export python=$FRD_PYTHON
   "$python" -m pip install --no-index --no-build-isolation --no-deps -e . 2>&1 | tee "$out/install.log"
 else
-  export FRD_EXTRAS=${FRD_EXTRAS:-demo,test,triton}
+  export FRD_EXTRAS=${FRD_EXTRAS:-bench,test,triton}
   source scripts/environment.sh
   export python=.venv/bin/python
 fi

@@ -12,6 +12,7 @@ from types import ModuleType
 import host_run
 import numpy as np
 import pytest
+import sampled
 import torch
 
 try:
@@ -23,6 +24,8 @@ except ImportError:  # test_properties.py, which needs it, is skipped and says s
 if hypothesis is not None:
     hypothesis.settings.register_profile("ci", derandomize=True, deadline=None, max_examples=50, print_blob=True)
     hypothesis.settings.register_profile("explore", deadline=None, max_examples=500, print_blob=True, database=None)
+    # For --sample, whose seed chooses the examples.
+    hypothesis.settings.register_profile("sample", deadline=None, max_examples=20, print_blob=True, database=None)
     hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 
@@ -31,7 +34,13 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    sampled.add_options(parser)
+
+
 def pytest_configure(config: pytest.Config) -> None:
+    if sampled.configure(config) and hypothesis is not None and "HYPOTHESIS_PROFILE" not in os.environ:
+        hypothesis.settings.load_profile("sample")
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         # A shell starts what runs in the background deaf to Ctrl-C, and the commands under test would inherit that.
         signal.signal(signal.SIGINT, signal.default_int_handler)

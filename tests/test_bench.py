@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -477,9 +478,30 @@ def test_quick_run_on_a_gpu(dtype: str, tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def test_quick_run_report_and_readme(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def cells_of(page: Path) -> dict[tuple[str, str, str], str]:
+    """What stands in a page's tables, by cell, shape and column."""
+    found = {}
+    inside = page.read_text("utf-8").split(report.BEGIN)[1].split(report.END)[0]
+    for text in re.findall(r"(?:^\|.*\n)+", inside, re.M):
+        head, _, *rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines()]
+        found.update({(row[0], row[1], name): value for row in rows for name, value in zip(head, row, strict=True)})
+    return found
+
+
+def disagreements(readme: Path, page: Path) -> list[tuple[str, str, str]]:
+    """Figures of the first page that the second has not, or has otherwise."""
+    short, whole = cells_of(readme), cells_of(page)
+    assert short
+    return [place for place, value in short.items() if whole.get(place) != value]
+
+
+def test_the_readme_shows_figures_of_the_benchmarks():
+    assert not disagreements(ROOT / "README.md", ROOT / "docs" / "benchmarks.md")
+
+
+def test_quick_run_report_and_pages(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("matplotlib")
-    output, page = tmp_path / "results.json", tmp_path / "page.md"
+    output, readme, page = tmp_path / "results.json", tmp_path / "README.md", tmp_path / "docs" / "benchmarks.md"
     assert main(["--quick", "--rounds", "2", "--output", str(output)]) == 0
     capsys.readouterr()
     results = json.loads(output.read_text())
@@ -508,15 +530,17 @@ def test_quick_run_report_and_readme(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "that loop over x.unbind()" in printed
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {"ratios.png", "memory.png"}
 
-    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    assert main(["readme", str(output), str(page)]) == 0
-    text = page.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "old" not in text
-    assert "| LSTM | quick" in text
+    page.parent.mkdir()
+    for file in (readme, page):
+        file.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    assert main(["pages", str(output), str(tmp_path)]) == 0
+    for file in (readme, page):
+        text = file.read_text()
+        assert text.startswith("before\n") and text.endswith("after\n") and "old" not in text
+        assert "| LSTM | quick" in text
+    assert not disagreements(readme, page) and len(readme.read_text()) < len(page.read_text())
     page.write_text("no markers")
-    assert main(["readme", str(output), str(page)]) == 1
+    assert main(["pages", str(output), str(tmp_path)]) == 1
     assert page.read_text() == "no markers"
 
 

@@ -295,10 +295,18 @@ def named_in(page: Path) -> set[str]:
     text = page.read_text("utf-8")
     words = set(re.findall(r"[\w.*-]+(?:/[\w.*-]+)*/?", text))
     found = {word.rstrip("/.") for word in words}
-    tracked = {"bench", "csrc", "docs", "scripts", "tests", "_build", ".ci"}
+    tracked = {"bench", "csrc", "docs", "examples", "scripts", "tests", "tools", "_build", ".ci"}
     return {
         word for word in found if (ROOT / word).exists() and (word.split("/")[0] in tracked or (ROOT / word).is_file())
     }
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    """As do those of the pages that it links to."""
+    assert (ROOT / "README.md").read_text("utf-8").count("\n") <= 130
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").rglob("*.md")):
+        for target in re.findall(r"\]\((?![a-z]+:)([^)#]+)[^)]*\)", page.read_text("utf-8")):
+            assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
 
 
 @pytest.fixture(scope="module")
@@ -323,14 +331,19 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_sdist_holds_what_its_pages_name(sdist):
-    pages = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+    pages = [
+        ROOT / "README.md",
+        ROOT / "CHANGELOG.md",
+        *sorted((ROOT / "docs").glob("*.md")),
+        *(ROOT / "examples").rglob("*.md"),
+    ]
     named = set().union(*map(named_in, pages))
-    assert {"scripts/demo.sh", "scripts/test.sh", "scripts/gpu.sh", "docs/demo.png", "bench/criteria.py"} <= named
+    assert {"scripts/demo.sh", "scripts/test.sh", "scripts/gpu.sh", "docs/usage.md", "bench/criteria.py"} <= named
     assert not [name for name in sorted(named) if not (sdist / name).exists()]
 
 
 def test_an_sdist_holds_what_building_and_testing_read(sdist):
-    for folder in ("_build", "bench", "csrc", "docs", "fused_rnn_dropout", "scripts", "tests"):
+    for folder in ("_build", "bench", "csrc", "docs", "examples", "fused_rnn_dropout", "scripts", "tests", "tools"):
         for file in (ROOT / folder).rglob("*"):
             if file.is_file() and file.suffix not in (".so", ".pyc", ".o"):
                 assert (sdist / file.relative_to(ROOT)).exists(), file

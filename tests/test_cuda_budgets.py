@@ -1,6 +1,6 @@
-"""The table of what the GPU's kernels may use, csrc/cuda/budgets.json, names the kernels of the sources and no others.
+"""The table of what the GPU's kernels may use, tests/budgets/cuda.json, names the kernels of the sources and no others.
 
-That they keep to it is checked by scripts/compile_cuda.py, which needs nvcc.
+That they keep to it is checked by tools/compile_cuda.py, which needs nvcc.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ TYPES = {"float", "double", "half", "bfloat16"}
 
 @pytest.fixture(scope="module")
 def table() -> dict[str, Any]:
-    return json.loads((ROOT / "csrc/cuda/budgets.json").read_text())
+    return json.loads((ROOT / "tests/budgets/cuda.json").read_text())
 
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("compile_cuda", ROOT / "scripts/compile_cuda.py")
+    spec = importlib.util.spec_from_file_location("compile_cuda", ROOT / "tools/compile_cuda.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where its dataclasses look for themselves

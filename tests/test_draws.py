@@ -266,3 +266,21 @@ def test_a_draw_makes_one_small_tensor_and_reads_the_generator_once() -> None:
     torch.manual_seed(1)
     assert torch.equal(pair, torch.empty(2, dtype=torch.int64).random_(-(2**63), None))
     assert not torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_trace(cell: str) -> None:
+    """TorchScript runs operators that it does not know as random once, and makes constants of what they gave."""
+    model, x = Siamese(build(cell)), make_input()
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.trace(model, (x,), check_trace=False), buffer)
+    buffer.seek(0)
+    traced = torch.jit.load(buffer).eval()  # which changes nothing in what was traced in training
+    both: Calls = lambda x: [*traced(x), *traced(x), *traced(x)]  # noqa: E731
+    eager: Calls = lambda x: [*model(x), *model(x), *model(x)]  # noqa: E731
+    torch.manual_seed(5)
+    mine = outputs(both, x)
+    torch.manual_seed(5)
+    torch.testing.assert_close(mine, outputs(eager, x))
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(mine, 2))

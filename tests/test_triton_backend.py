@@ -452,9 +452,9 @@ def test_a_new_length_or_batch_compiles_nothing() -> None:
 
 @pytest.mark.parametrize("case", ["prepare", "gru backward bf16"])
 def test_budgets_hold(case: str) -> None:
-    """One kernel or two for every target; scripts/compile_triton.py without arguments compiles all."""
+    """One kernel or two for every target; tools/compile_triton.py without arguments compiles all."""
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    script = [sys.executable, "scripts/compile_triton.py", "-k", case]
+    script = [sys.executable, "tools/compile_triton.py", "-k", case]
     done = subprocess.run(script, capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "hip:gfx942" in done.stdout and "cuda:120" in done.stdout
@@ -465,7 +465,7 @@ def test_the_release_of_triton_picks_its_budgets() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     code = """if True:
         import sys
-        sys.path[:0] = ["scripts", "."]
+        sys.path[:0] = ["tools", "."]
         from compile_triton import choose_table
         tables = {release: {"brought_by": f"torch of {release}"} for release in ("3.6", "3.10")}
         print(choose_table(tables, "3.10.1")["brought_by"])
@@ -474,5 +474,5 @@ def test_the_release_of_triton_picks_its_budgets() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=ROOT)
     assert done.stdout == "torch of 3.10\n" and done.returncode == 1
     there = "it has 3.6 (torch of 3.6), 3.10 (torch of 3.10)"
-    assert done.stderr.startswith("error: triton_budgets.json has no table for Triton 3.1.0; " + there)
+    assert done.stderr.startswith("error: tests/budgets/triton.json has no table for Triton 3.1.0; " + there)
     assert done.stderr.count("\n") == 1

@@ -1,4 +1,4 @@
-// A program of kernels for ThreadSanitizer, as scripts/check_races.sh builds and runs it:
+// A program of kernels for ThreadSanitizer, as tools/check_races.sh builds and runs it:
 //   PROGRAM          prints a line for every case: its name, and "right" or "racy"
 //   PROGRAM NAME     runs that case, under a few seeds; ThreadSanitizer says what it thinks of it
 #pragma once

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # ThreadSanitizer on CUDA kernels that the host shim runs: silent on right ones, and not on planted races.
 #
-#   bash scripts/check_races.sh [PROGRAM.cu ...]     default: tests/cuda/races_*.cu
+#   bash tools/check_races.sh [PROGRAM.cu ...]     default: tests/cuda/races_*.cu
 #
 # A program is one source file with the cases that tests/cuda/races.h describes; it includes the kernels that it runs.
 # Each is built with g++ and with clang++: no compiler may report a race in a right case, and at least one must report

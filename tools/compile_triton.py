@@ -1,7 +1,8 @@
 """Compiles every Triton kernel for every target, without a GPU, and holds the binaries to a table of budgets.
 
-    python scripts/compile_triton.py            # compare with scripts/triton_budgets.json
-    python scripts/compile_triton.py --update   # write the installed release's table in that file anew
+    python tools/compile_triton.py                # compare with tests/budgets/triton.json
+    python tools/compile_triton.py --sample 100   # a hundred binaries of it, others with each commit
+    python tools/compile_triton.py --update       # write the installed release's table in that file anew
 
 A release of Triton is a compiler of its own: the file has a table for each release that a supported torch brings, named
 by major and minor version, with the torch that brings it and the targets it was made for. The installed release picks
@@ -29,6 +30,7 @@ os.environ.pop("TRITON_INTERPRET", None)  # interpreted kernels cannot be compil
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 import triton
+from sampling import ROOT, commit, sample
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
@@ -47,7 +49,7 @@ from fused_rnn_dropout.triton import (
     weights,
 )
 
-BUDGETS = Path(__file__).with_name("triton_budgets.json")
+BUDGETS = ROOT / "tests/budgets/triton.json"
 CUDA, HIP = ("cuda:80", "cuda:90", "cuda:100", "cuda:120"), ("hip:gfx942",)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
@@ -191,7 +193,8 @@ def choose_table(tables: dict[str, Any], version: str) -> dict[str, Any]:
         return tables[release]
     there = ", ".join(f"{name} ({table['brought_by']})" for name, table in tables.items())
     raise SystemExit(
-        f"error: {BUDGETS.name} has no table for Triton {version}; it has {there}. --update --brought-by makes one"
+        f"error: {BUDGETS.relative_to(ROOT)} has no table for Triton {version}; it has {there}. "
+        "--update --brought-by makes one"
     )
 
 
@@ -228,9 +231,15 @@ def main() -> int:
         "--targets", help=f"with commas between them (default: those of the table, or {','.join(CUDA + HIP)})"
     )
     parser.add_argument("-k", metavar="TEXT", default="", help="only cases whose name or target contains TEXT")
+    parser.add_argument(
+        "--sample", type=int, metavar="N", help="N of them, with each case and each target at least once"
+    )
+    parser.add_argument("--seed", metavar="TEXT", help="of the sample (default: the hash of the commit)")
     options = parser.parse_args()
-    if options.update and options.k:
-        parser.error("--update writes a whole table: leave -k out")
+    if options.update and (options.k or options.sample is not None):
+        parser.error("--update writes a whole table: leave -k and --sample out")
+    if options.sample is not None and options.sample < 1:
+        parser.error("--sample should be at least 1")
     tables = json.loads(BUDGETS.read_text())
     old = tables.get(release_of(triton.__version__), {}) if options.update else choose_table(tables, triton.__version__)
     if options.update and not (options.brought_by or old):
@@ -251,6 +260,10 @@ def main() -> int:
     ]
     if not work:
         parser.error(f"no kernel for any target has {options.k!r} in its name")
+    if options.sample:
+        seed, whole = options.seed or commit(), len(work)
+        work = sample(work, options.sample, seed, lambda pair: (pair[0].name, pair[1]))
+        print(f"a sample of {len(work)} of {whole}: --sample {options.sample} --seed {seed}; without it all of them")
     seen: dict[str, dict[str, Any]] = {}
     failures = []
     begin = time.monotonic()

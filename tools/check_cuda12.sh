@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Compiles csrc/cuda under CUDA 12: clang++ with pip's headers, libdevice and ptxas of that version, which have no nvcc.
 #
-#   bash scripts/check_cuda12.sh
+#   bash tools/check_cuda12.sh
 #
 # Every .cu is compiled to machine code for sm_80 and parsed for the host, every .cpp parsed. It says that sources, and
 # the kernels' PTX, keep to what CUDA 12 has; a library for CUDA 12 is built with its nvcc. Needs clang++ of 19 or later

@@ -1,6 +1,6 @@
 """Builds the package with its GPU library against a CUDA build of torch, and checks all of it that needs no GPU.
 
-    python scripts/check_cuda_build.py [--torch VERSION]
+    python tools/check_cuda_build.py [--torch VERSION]
 
 A virtual environment with that torch is kept in build/cuda/, with the wheel (5.5 GB). In it, the library must load,
 leave no C++ symbol of torch undefined, and have a kernel for every operator; whole modules must run forward on
@@ -277,7 +277,7 @@ def main() -> int:
     run(python, "-m", "pip", "install", "--quiet", "--no-deps", "--force-reinstall", wheel)
     without = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     run(python, Path(__file__).resolve(), "--check", cwd=FOLDER, env=without)
-    run(sys.executable, ROOT / "scripts/check_compat.py", "--wheel", wheel, "--python", python)
+    run(sys.executable, ROOT / "tools/check_compat.py", "--wheel", wheel, "--python", python)
     return 0
 
 

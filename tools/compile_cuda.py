@@ -1,6 +1,6 @@
-"""Compiles every kernel of csrc/cuda to machine code for every target, and holds it against csrc/cuda/budgets.json.
+"""Compiles every kernel of csrc/cuda to machine code for every target, and holds it against tests/budgets/cuda.json.
 
-    python scripts/compile_cuda.py [--update] [--target SM ...] [--jobs N] [SOURCE.cu ...]
+    python tools/compile_cuda.py [--update] [--target SM ...] [--sample N] [--jobs N] [SOURCE.cu ...]
 
 A kernel may not use more registers or static shared memory than the table says, nor have fewer blocks on a
 multiprocessor, nor fewer of the wide loads and stores that a vectorised one is written for. No kernel may spill, use
@@ -34,8 +34,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-TABLE = ROOT / "csrc/cuda/budgets.json"
+from sampling import ROOT, commit, sample
+
+TABLE = ROOT / "tests/budgets/cuda.json"
 SELFTEST = ROOT / "tests/cuda/selftest.cu"
 FLAGS = ("-O3", "-std=c++20", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cuda'}", "-Xptxas", "-v")
 
@@ -311,14 +312,22 @@ def main() -> int:
     add = parser.add_argument
     add("sources", nargs="*", type=Path, metavar="SOURCE.cu", help="compile these alone")
     add("--target", action="append", type=int, choices=TARGETS, help="compile for this architecture alone (repeatable)")
+    add("--sample", type=int, metavar="N", help="compile for N of the architectures, that the seed chooses")
+    add("--seed", metavar="TEXT", help="of the sample (default: the hash of the commit)")
     add("--jobs", type=int, default=min(2, len(os.sched_getaffinity(0))), help="sources compiled at once")
     add("--update", action="store_true", help="write the figures into the table")
     options = parser.parse_args()
-    everything = not options.sources and not options.target
-    if options.update and not everything:
-        parser.error("--update writes the whole table: give neither sources nor targets")
+    if options.update and (options.sources or options.target or options.sample is not None):
+        parser.error("--update writes the whole table: give neither sources nor targets, and no --sample")
+    if options.sample is not None and (options.target or options.sample < 1):
+        parser.error("--sample should be at least 1, and takes the place of --target")
     sources = [path.resolve() for path in options.sources] or [*sorted(ROOT.glob("csrc/cuda/*.cu")), SELFTEST]
     targets = options.target or list(TARGETS)
+    if options.sample:
+        seed = options.seed or commit()
+        targets = sample(targets, options.sample, seed)
+        names = ", ".join(f"sm_{target}" for target in targets)
+        print(f"a sample, {names}: --sample {options.sample} --seed {seed}; without --sample for every architecture")
 
     version = run(find_nvcc(), "--version").strip().splitlines()[-1]
     found = compile_all(sources, targets, options.jobs)
@@ -345,11 +354,11 @@ def main() -> int:
         for kernel, by_target in sorted(found.items()):
             if kernel not in budgets:
                 if kernel not in of_selftest:
-                    wrong.append(f"{kernel} has no budget: scripts/compile_cuda.py --update gives it one")
+                    wrong.append(f"{kernel} has no budget: tools/compile_cuda.py --update gives it one")
                 continue
             for target, figures in sorted(by_target.items()):
                 wrong += over_budget(kernel, target, figures, budgets[kernel])
-        if everything:
+        if not options.sources:
             wrong += [
                 f"{kernel} has a budget, but no source has it" for kernel in sorted(budgets.keys() - found.keys())
             ]

@@ -1,7 +1,7 @@
 """Checks that one built wheel gives the same results under other versions of torch and Python, without a rebuild.
 
-    python scripts/check_compat.py --torch 2.10.0 --torch 2.14.1     # a new virtual environment for each
-    python scripts/check_compat.py --python other/bin/python         # an environment that has a torch already
+    python tools/check_compat.py --torch 2.10.0 --torch 2.14.1     # a new virtual environment for each
+    python tools/check_compat.py --python other/bin/python         # an environment that has a torch already
 
 The interpreter that runs this script must have torch: its results are what the others are compared with. Masks must be
 equal bit for bit, outputs, states and gradients within a tolerance derived from the dtype. Without --wheel, a wheel is

@@ -9,7 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ..program import Interrupted
+from fused_rnn_dropout.program import Interrupted
+
 from .data import Corpus, columns
 from .report import Display, legend, plot, table, verdict
 from .train import Epoch, Outcome, Progress, Settings, train_apart

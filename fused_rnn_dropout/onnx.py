@@ -1,0 +1,276 @@
+"""ONNX: the layers as ONNX's ``LSTM`` and ``GRU``, for ``torch.onnx.export`` in eval, with nothing to pass.
+
+With ``dynamo=True`` a module's layers become nodes by :func:`layer` while torch.export runs it. A program that was
+captured before holds operators, which the exporter traces once more while it takes the program apart: their Autograd
+kernels (``ops.py``) give it the same nodes then. ``dynamo=False`` looks each operator up by its name, and finds what
+:func:`register_torchscript` put there. All three refuse the same calls with the same words.
+
+A node is one of torch's symbolic operators, which give zeros in torch: ``verify=True`` of ``torch.onnx.export`` would
+compare with those. Products and states are float32 in ONNX, as in the CPU's kernels for bfloat16 and float16.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .sites import FLAG, SITES, Plan, acting_in_eval
+
+_GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
+"""Where ONNX's gates are among torch's: i, o, f, c among i, f, g, o, and z, r, h among r, z, n."""
+
+_ACTING_FLAGS = {
+    "UPDATE_PAPER": "update_dropout",
+    "CELL_PAPER": "cell_dropout",
+    "ZONEOUT_C": "zoneout_c",
+    "ZONEOUT_H": "zoneout_h",
+}
+"""What :func:`sites.acting_in_eval` says of a plan, for the flags of an operator in a program."""
+
+_OPSET = 14
+"""From which on the nodes below are what they are; they have not changed since."""
+
+BACKEND = "onnx"
+"""What computes the layers of a module while it is exported; no user asks for it."""
+
+_INSTEAD = "torch.export and AOTInductor take it as it is"
+
+
+def _traced() -> bool:
+    """Whether tensors have no values: the exporter also runs programs, to verify what it made."""
+    return torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+
+
+def _asked() -> bool:
+    """Whether ``torch.onnx.export`` is at work. Takes microseconds, and does not import ``torch.onnx`` for it."""
+    onnx = sys.modules.get("torch.onnx")
+    return onnx is not None and onnx.is_in_onnx_export()
+
+
+def exporting() -> bool:
+    """Whether a module is run in order to be exported to ONNX. Every call asks."""
+    return (_traced() or torch.jit.is_tracing()) and _asked()
+
+
+def translating() -> bool:
+    """Whether an operator should give its ONNX nodes in place of its result."""
+    return _traced() and _asked()
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# What ONNX cannot say
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _refuse(
+    cell: str, masked: Sequence[str], in_eval: Sequence[str], packed: bool, projected: bool, dtype: torch.dtype
+) -> None:
+    if masked:
+        raise NotImplementedError(
+            f"ONNX's {cell} has no masks, and those of {', '.join(masked)} are on: export in eval, after model.eval() "
+            f"and, with mc, fused_rnn_dropout.mc_dropout(model, False). With masks on {_INSTEAD}"
+        )
+    if in_eval:
+        raise NotImplementedError(
+            f"ONNX's {cell} cannot compute {', '.join(in_eval)}, which act{'s' if len(in_eval) == 1 else ''} in eval: "
+            f"{_INSTEAD}. Without (rnn.{in_eval[0]} = 0.0, or fused_rnn_dropout.revert(model)) the model exports, and "
+            "computes what torch.nn's does"
+        )
+    if packed:
+        raise NotImplementedError(
+            f"a packed batch cannot go to ONNX: give the {cell} a padded tensor and no PackedSequence; {_INSTEAD}"
+        )
+    if projected:
+        raise NotImplementedError(f"ONNX's LSTM has no projection, and this one has proj_size: {_INSTEAD}")
+    if dtype == torch.float64:
+        raise NotImplementedError(
+            f"ONNX Runtime has no {cell} for float64: export model.float(), or in bfloat16 or float16; {_INSTEAD}"
+        )
+
+
+def check_call(plan: Plan, masks_on: bool, packed: bool, projected: bool, dtype: torch.dtype, backend: str) -> str:
+    """Refuses, while a module is exported, what ONNX cannot say; returns the backend of its layers.
+
+    Where the module runs on tensors without values, its layers become nodes at once, those of the reference too, whose
+    steps would be unrolled for the one T of the example. The other operators are translated in their turn.
+
+    Raises:
+        NotImplementedError: masks are on, a site acts in eval, a packed input, a projection, or float64; with
+            ``dynamo=False`` the reference backend.
+    """
+    _refuse(plan.cell, plan.names if masks_on else (), acting_in_eval(plan), packed, projected, dtype)
+    if _traced():
+        return BACKEND
+    if backend == "reference":
+        raise NotImplementedError(
+            "backend='reference' needs torch.onnx.export(..., dynamo=True): dynamo=False would unroll it for one T. "
+            "Or export with rnn.backend = None"
+        )
+    return backend
+
+
+def acting(flags: int) -> tuple[str, ...]:
+    """The sites that change what eval computes, from the flags of an operator."""
+    return tuple(site for flag, site in _ACTING_FLAGS.items() if flags & FLAG[flag])
+
+
+def _check_operator(cell: str, flags: int, packed: bool, projected: bool, dtype: torch.dtype) -> None:
+    """The same for an operator in a program that was captured before."""
+    masked = ["a layer's sites"] if flags & FLAG["MASKS_ON"] else []
+    _refuse(cell, masked, acting(flags), packed, projected, dtype)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# dynamo=True
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def layer(
+    cell: str,
+    x: Tensor,
+    states: Sequence[Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    dtype: torch.dtype,
+    reverse: bool,
+    reset_after: bool = True,
+) -> tuple[Tensor, ...]:
+    """One layer in one direction as an ONNX node, shaped as the operator of that cell.
+
+    Args:
+        x: (T, B, I).
+        states: h_0 and, for an LSTM, c_0: (B, H).
+        reset_after: ONNX's ``linear_before_reset``, GRU only.
+
+    Returns:
+        out (T, B, H), h_n (B, H) and, for an LSTM, c_n (B, H), in ``dtype``.
+    """
+
+    steps, batch, hidden = x.size(0), x.size(1), w_hh.size(1)
+
+    def gates(weight: Tensor) -> Tensor:
+        # Slices, as the exporter works out constants but for operators of several results.
+        return torch.cat([weight.float()[index * hidden : (index + 1) * hidden] for index in _GATES[cell]])
+
+    bias = None if b_ih is None or b_hh is None else torch.cat((gates(b_ih), gates(b_hh))).unsqueeze(0)
+    attributes: dict[str, Any] = {"hidden_size": hidden, "direction": "reverse" if reverse else "forward"}
+    if cell == "GRU":
+        attributes["linear_before_reset"] = int(reset_after)
+    results = torch.onnx.ops.symbolic_multi_out(
+        cell,
+        [
+            x.float(),
+            gates(w_ih).unsqueeze(0),
+            gates(w_hh).unsqueeze(0),
+            bias,
+            None,  # lengths: every row has all steps
+            *(state.float().unsqueeze(0) for state in states),
+        ],
+        attributes,
+        dtypes=[torch.float32] * (1 + len(states)),
+        shapes=[(steps, 1, batch, hidden), *[(1, batch, hidden)] * len(states)],
+    )
+    return results[0].squeeze(1).to(dtype), *(last.squeeze(0).to(dtype) for last in results[1:])
+
+
+def operator(name: str, args: dict[str, Any]) -> Any:
+    """What the operator ``name`` is in ONNX, from its arguments by their names.
+
+    Raises:
+        NotImplementedError: as :func:`check_call`.
+    """
+    cell = name.upper()
+    if cell not in _GATES:  # dropout is in a program where its masks are on
+        _refuse("LSTM", [SITES[args["site"]].name], (), False, False, torch.float32)
+    packed, projected = args["batch_sizes"] is not None, args.get("w_hr") is not None
+    _check_operator(cell, args["flags"], packed, projected, args["dtype"])
+    states = [args[state] for state in ("h0", "c0") if state in args]
+    names = ("w_ih", "w_hh", "b_ih", "b_hh", "dtype", "reverse")
+    return layer(cell, args["x"], states, *(args[name] for name in names))
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# dynamo=False
+# --------------------------------------------------------------------------------------------------------------------
+
+_SCALAR_TYPES = {5: torch.float16, 6: torch.float32, 7: torch.float64, 15: torch.bfloat16}
+_ONNX_TYPES = {torch.float16: 10, torch.float32: 1, torch.bfloat16: 16}
+
+
+def _constant(value: Any) -> Any:
+    """The Python value of a constant in a TorchScript graph; None for anything else and for None."""
+    node = value.node()
+    return node.t("value").item() if node.kind() == "onnx::Constant" else None
+
+
+def _given(value: Any) -> Any:
+    return None if value.node().mustBeNone() else value
+
+
+def _symbolic(name: str, names: Sequence[str], g: Any, *values: Any) -> Any:
+    """Adds the nodes of one operator to a TorchScript graph: :func:`operator`, in that exporter's terms."""
+    cell, args = name.upper(), dict(zip(names, values, strict=True))
+    if cell not in _GATES:
+        _refuse("LSTM", [SITES[_constant(args["site"])].name], (), False, False, torch.float32)
+    dtype = _SCALAR_TYPES[_constant(args["dtype"])]
+    projected = "w_hr" in args and _given(args["w_hr"]) is not None
+    _check_operator(cell, _constant(args["flags"]), _given(args["batch_sizes"]) is not None, projected, dtype)
+    rows = args["w_hh"].type().sizes()[0]
+    hidden = rows // len(_GATES[cell])
+
+    def ints(*numbers: int) -> Any:
+        return g.op("Constant", value_t=torch.tensor(numbers))
+
+    def shaped(value: Any, *shape: int) -> Any:
+        return g.op("Reshape", value, ints(*shape))
+
+    def gates(weight: Any) -> Any:
+        weight = g.op("Cast", weight, to_i=1)
+        starts = [index * hidden for index in _GATES[cell]]
+        parts = [g.op("Slice", weight, ints(start), ints(start + hidden), ints(0)) for start in starts]
+        return g.op("Concat", *parts, axis_i=0)
+
+    none = bias = g.op("prim::Constant")
+    none.setType(torch._C.OptionalType.ofTensor())
+    if _given(args["b_ih"]) is not None:
+        bias = shaped(g.op("Concat", gates(args["b_ih"]), gates(args["b_hh"]), axis_i=0), 1, 2 * rows)
+    states = [args[state] for state in ("h0", "c0") if state in args]
+    results = g.op(
+        cell,
+        g.op("Cast", args["x"], to_i=1),
+        shaped(gates(args["w_ih"]), 1, rows, -1),
+        shaped(gates(args["w_hh"]), 1, rows, hidden),
+        bias,
+        none,
+        *(shaped(g.op("Cast", state, to_i=1), 1, -1, hidden) for state in states),
+        outputs=1 + len(states),
+        hidden_size_i=hidden,
+        direction_s="reverse" if _constant(args["reverse"]) else "forward",
+        **({"linear_before_reset_i": 1} if cell == "GRU" else {}),
+    )
+    # Zero copies a number of the input's shape: (T, 1, B, H) to (T, B, H).
+    found = [shaped(results[0], 0, -1, hidden), *(shaped(last, -1, hidden) for last in results[1:])]
+    return tuple(g.op("Cast", result, to_i=_ONNX_TYPES[dtype]) for result in found)
+
+
+@functools.cache
+def register_torchscript() -> None:
+    """Tells torch's exporter of TorchScript graphs (``dynamo=False``) of the operators, once.
+
+    That exporter passes keyword arguments by position, so that an LSTM or GRU must lie inside a module for it.
+    """
+    register = getattr(torch.onnx, "register_custom_op_symbolic", None)
+    if register is None:  # it is deprecated, and will be gone
+        return
+    for name, prefix in itertools.product(("lstm", "gru", "dropout"), ("", "triton_")):
+        op = getattr(torch.ops.fused_rnn_dropout, prefix + name).default
+        names = [argument.name for argument in op._schema.arguments]
+        register(f"fused_rnn_dropout::{prefix}{name}", functools.partial(_symbolic, name, names), _OPSET)

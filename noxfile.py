@@ -1,0 +1,184 @@
+"""Every step of CI as a target of nox.
+
+    .venv/bin/nox --list
+    .venv/bin/nox -s faults                # one step, whole
+    .venv/bin/nox -s faults -- --sample    # the part of it that CI runs; the commit chooses which
+    .venv/bin/nox -s ci                    # the steps of CI in two lanes: less than 50 minutes on two cores
+    .venv/bin/nox -s all                   # every step whole, one after the other: hours
+
+They run in .venv, as scripts/environment.sh makes it with FRD_EXTRAS=bench,test,dev. `.ci/run` does that, then `ci`.
+A step that has no parts does the same with --sample and without.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import nox
+
+sys.path.insert(0, str(Path(__file__).resolve().parent / "tools"))
+import compile_cuda
+import lanes
+import sampling
+
+ROOT = sampling.ROOT
+PYTHON = str(ROOT / ".venv/bin/python")
+LOGS = ROOT / "build" / "ci"
+NEWER_TORCH = "2.14.1"
+"""A CUDA build; the wheel that is built against the default torch must work under this one too."""
+
+nox.options.default_venv_backend = "none"
+nox.options.sessions = ["ci"]
+
+STEPS: list[str] = []
+
+
+def step(function):
+    """A target that is one step of CI."""
+    STEPS.append(function.__name__)
+    return nox.session(function)
+
+
+def sampled(session: nox.Session, *arguments: str) -> list[str]:
+    """``arguments``, which make a part of a step, where ``--sample`` asks for one."""
+    if unknown := [given for given in session.posargs if given != "--sample"]:
+        session.error(f"{' '.join(unknown)}: after -- there may be --sample alone")
+    return list(arguments) if session.posargs else []
+
+
+@step
+def tests(session: nox.Session) -> None:
+    """The tests, with the README's command."""
+    # One process: two lanes of two threads each would wait for one another.
+    share = sampled(session, "--sample", "0.1")
+    session.run("bash", "scripts/test.sh", "--durations=20", *share, env={"OMP_NUM_THREADS": "1"})
+
+
+@step
+def lint(session: nox.Session) -> None:
+    """ruff, mypy and clang-format."""
+    session.run(PYTHON, "-m", "ruff", "check", ".")
+    session.run(PYTHON, "-m", "ruff", "format", "--check", ".")
+    session.run(PYTHON, "-m", "mypy")
+    sources = [path for folder in ("csrc", "tests/cuda") for path in Path(folder).rglob("*")]
+    cxx = sorted(str(path) for path in sources if path.suffix in (".h", ".cpp", ".cu"))
+    session.run(".venv/bin/clang-format", "--dry-run", "-Werror", *cxx)
+
+
+@step
+def demo(session: nox.Session) -> None:
+    """The demonstration, with the README's command."""
+    session.run("bash", "scripts/demo.sh", *sampled(session, "--epochs", "2"))
+
+
+@step
+def wheel(session: nox.Session) -> None:
+    """A wheel from an sdist, which must hold all that building reads; its ABI."""
+    session.run("bash", "tools/check_wheel.sh", env={"PYTHON": PYTHON})
+
+
+@step
+def cuda_build(session: nox.Session) -> None:
+    """The GPU's library, built against a CUDA build of torch, and all of it that needs no GPU."""
+    (target,) = sampling.sample(list(compile_cuda.TARGETS), 1, sampling.commit())
+    one = sampled(session, f"{target // 10}.{target % 10}")
+    environment = {"TORCH_CUDA_ARCH_LIST": one[0]} if one else {}
+    session.run(PYTHON, "tools/check_cuda_build.py", "--torch", NEWER_TORCH, env=environment)
+
+
+@step
+def compat(session: nox.Session) -> None:
+    """The CPU's wheel under a newer torch. Needs what `wheel` and `cuda_build` made."""
+    (built,) = (LOGS / "wheel").glob("*.whl")
+    newer = f"build/cuda/torch-{NEWER_TORCH}/bin/python"
+    session.run(PYTHON, "tools/check_compat.py", "--wheel", str(built), "--python", newer)
+
+
+@step
+def triton(session: nox.Session) -> None:
+    """Triton's kernels, compiled for every target, within their budgets."""
+    session.run(PYTHON, "tools/compile_triton.py", *sampled(session, "--sample", "100"))
+
+
+@step
+def cuda(session: nox.Session) -> None:
+    """Machine code of CUDA's kernels for every architecture, within its budgets."""
+    session.run(PYTHON, "tools/compile_cuda.py", *sampled(session, "--sample", "2", "--jobs", "1"))
+
+
+@step
+def cuda12(session: nox.Session) -> None:
+    """CUDA's sources under CUDA 12."""
+    session.run("bash", "tools/check_cuda12.sh", env={"PYTHON": PYTHON})
+
+
+@step
+def sanitizers(session: nox.Session) -> None:
+    """The tests of the CPU's kernels under the sanitizers of addresses and of undefined behaviour."""
+    session.run("bash", "tools/check_sanitizers.sh", *sampled(session, "--sample", "0.05"), env={"PYTHON": PYTHON})
+
+
+@step
+def on_host(session: nox.Session) -> None:
+    """The tests of the operators on CUDA's kernels, run on the host."""
+    names = ("operators", "geometry", "chunks", "packed", "autograd", "known_bugs", "masks", "properties", "autocast",
+             "counters", "bad_input", "modules")  # fmt: skip
+    session.run(
+        PYTHON, "-m", "pytest", "-q", "-m", "not slow", *sampled(session, "--sample", "0.1"),
+        *(f"tests/test_{name}.py" for name in names), env={"FRD_CUDA_ON_HOST": "1", "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+@step
+def races(session: nox.Session) -> None:
+    """ThreadSanitizer on CUDA's kernels, run on the host."""
+    session.run("bash", "tools/check_races.sh")
+
+
+@step
+def faults(session: nox.Session) -> None:
+    """Planted faults, each of which the tests must catch."""
+    session.run(PYTHON, "tools/faults.py", *sampled(session, "--sample", "2"))
+
+
+# The longest first. A step that needs what others make comes after them in one chain.
+CHAINS = (
+    ("tests",),
+    ("wheel", "cuda_build", "compat"),
+    ("faults",),
+    ("sanitizers",),
+    ("on_host",),
+    ("cuda",),
+    ("races",),
+    ("triton",),
+    ("cuda12",),
+    ("demo",),
+    ("lint",),
+)
+
+
+assert sorted(STEPS) == sorted(name for chain in CHAINS for name in chain)
+
+
+def run_lanes(session: nox.Session, count: int, *arguments: str) -> None:
+    command = [sys.executable, "-m", "nox", "--no-color", "-f", str(ROOT / "noxfile.py"), "-s"]
+    chains = [[lanes.Step(name, [*command, name, *arguments]) for name in chain] for chain in CHAINS]
+    # One core for each lane: ninja would take all.
+    environment = {**os.environ, "MAX_JOBS": "1"} if count > 1 else os.environ
+    outcomes = lanes.Lanes(chains, count, LOGS, environment).run()
+    if not lanes.report(outcomes):
+        session.error("not every step went well")
+
+
+@nox.session(default=False)
+def ci(session: nox.Session) -> None:
+    """Every step, of the long ones a sample, in two lanes."""
+    run_lanes(session, 2, "--", "--sample")
+
+
+@nox.session(name="all", default=False)
+def everything(session: nox.Session) -> None:
+    """Every step, whole, one after the other."""
+    run_lanes(session, 1)
