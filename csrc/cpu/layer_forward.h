@@ -142,7 +142,7 @@ class ForwardPass {
   }
 
   // Zoneout of h, and everything that h goes to.
-  FRD_MEMBER void finish(int64_t s, int64_t t, int64_t b, int64_t u, Mask<T> keep, V h_old, V h_new) {
+  void finish(int64_t s, int64_t t, int64_t b, int64_t u, Mask<T> keep, V h_old, V h_new) {
     const int64_t n = P_ - u, row = p_.sequence.row(t) + b;
     const V h = Zone<Math>::mix(cell_.sites().zone_h, keep, h_old, h_new), seen = cell_.seen(h);
     store(&h_[b * P_ + u], h, n);
