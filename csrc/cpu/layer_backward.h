@@ -199,7 +199,7 @@ class BackwardPass {
 
   // From the gradients at LANES units of the new h and of c to those at the gates. Returns the gradient at the memory
   // of the step before.
-  V at_gates(int64_t t, int64_t b, int64_t u, const Drops<Math>& drops, V dh_new, V dc) {
+  FRD_MEMBER V at_gates(int64_t t, int64_t b, int64_t u, const Drops<Math>& drops, V dh_new, V dc) {
     const int64_t n = H_ - u, row = row_in_chunk(t, b);
     const T* gates = gates_ + row * G * H_ + u;
     V a[G], apart = APART ? load(apart_ + row * H_ + u, n) : V{};
