@@ -74,6 +74,12 @@ def demo(session: nox.Session) -> None:
 
 
 @step
+def gpu_dry_run(session: nox.Session) -> None:
+    """The command for a GPU, with the CPU in its place and without an index."""
+    session.run("bash", "scripts/gpu.sh", "--dry-run", env={"PIP_NO_INDEX": "1", "FRD_OUT": str(LOGS / "gpu")})
+
+
+@step
 def wheel(session: nox.Session) -> None:
     """A wheel from an sdist, which must hold all that building reads; its ABI."""
     session.run("bash", "tools/check_wheel.sh", env={"PYTHON": PYTHON})
@@ -91,9 +97,10 @@ def cuda_build(session: nox.Session) -> None:
 @step
 def compat(session: nox.Session) -> None:
     """The CPU's wheel under a newer torch. Needs what `wheel` and `cuda_build` made."""
-    (built,) = (LOGS / "wheel").glob("*.whl")
-    newer = f"build/cuda/torch-{NEWER_TORCH}/bin/python"
-    session.run(PYTHON, "tools/check_compat.py", "--wheel", str(built), "--python", newer)
+    built, newer = [*(LOGS / "wheel").glob("*.whl")], ROOT / f"build/cuda/torch-{NEWER_TORCH}/bin/python"
+    if len(built) != 1 or not newer.exists():
+        session.error("nothing to compare: run the targets wheel and cuda_build first")
+    session.run(PYTHON, "tools/check_compat.py", "--wheel", str(built[0]), "--python", str(newer))
 
 
 @step
@@ -155,6 +162,7 @@ CHAINS = (
     ("triton",),
     ("cuda12",),
     ("demo",),
+    ("gpu_dry_run",),
     ("lint",),
 )
 

@@ -11,7 +11,7 @@ from typing import Any
 from fused_rnn_dropout import __version__
 from fused_rnn_dropout.program import run_program
 
-from . import floor, gpu, gpu_report, memory, plots
+from . import floor, gpu, memory, plots
 from .contenders import BY_NAME, TASKS, contenders_of
 from .profile import profile
 from .report import criteria_table, into_pages, report
@@ -38,7 +38,7 @@ def _choice(kind: str, allowed: Sequence[str]) -> Any:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m bench", description="Measures the library side by side with others.")
     made.add_argument("--version", action="version", version=f"fused_rnn_dropout {__version__}")
-    commands = made.add_subparsers(dest="command", metavar="[report | pages | profile | floor | gpu-report]")
+    commands = made.add_subparsers(dest="command", metavar="[report | pages | profile | floor]")
     shapes, contenders = [shape.name for shape in SHAPES], list(BY_NAME)
     made.add_argument("--shapes", type=_choice("shape", shapes), help=", ".join(shapes))
     made.add_argument("--cells", type=_choice("cell", _CELLS), default=_CELLS)
@@ -78,12 +78,6 @@ def parser() -> argparse.ArgumentParser:
     least.add_argument("--shapes", type=_choice("shape", shapes), default=tuple(shapes))
     least.add_argument("--cells", type=_choice("cell", _CELLS), default=_CELLS)
     least.add_argument("--dtypes", type=_choice("dtype", tuple(floor.BYTES)), default=tuple(floor.BYTES))
-    whole = commands.add_parser("gpu-report", help="one page of tests and results; scripts/gpu.sh calls it")
-    whole.add_argument("--tests", type=Path, action="append", default=[], help="what pytest --junitxml wrote")
-    whole.add_argument("--results", type=Path, action="append", default=[], help="a result, once for each")
-    of_step = ("NAME", "STATUS", "SECONDS", "LOG")
-    whole.add_argument("--step", nargs=4, action="append", default=[], metavar=of_step, help="a step that ran")
-    whole.add_argument("--output", type=Path, default=Path("build/gpu/report.md"))
     return made
 
 
@@ -135,13 +129,6 @@ def _run(arguments: Sequence[str] | None) -> int:
             chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
             text = floor.page(options.cells, chosen_shapes, options.dtypes)
             floor.into(text, options.page) if options.page else print(text)
-        elif options.command == "gpu-report":
-            steps = [
-                gpu_report.Step(name, int(status), int(took), Path(log)) for name, status, took, log in options.step
-            ]
-            good = gpu_report.write(steps, options.tests, options.results, options.output)
-            print(f"wrote {options.output}: {'nothing failed' if good else 'SOMETHING FAILED, it says what'}")
-            return 0 if good else 1
         elif options.command == "profile":
             chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
             print(profile(options.cells, chosen_shapes, options.task, options.threads))

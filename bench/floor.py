@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .count import SCHEDULES, Layer, Work, launches
-from .report import between, table
+from .report import between
 from .shapes import Shape
+from .tables import table
 
 BEGIN, END = "<!-- floor:begin -->", "<!-- floor:end -->"
 BYTES = {"float32": 4, "bfloat16": 2}

@@ -11,8 +11,8 @@ import torch
 from fused_rnn_dropout import ops
 
 from .contenders import BY_NAME, runner
-from .report import table
 from .shapes import Shape
+from .tables import table
 
 
 def profile(cells: Sequence[str], shapes: Sequence[Shape], task: str, threads: int, rounds: int = 7) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from .contenders import BY_NAME as CONTENDERS
 from .criteria import Measure, judged, packed, peak, ratio, verdicts
 from .measure import Interval, median_of, ratio_of
 from .shapes import Shape
+from .tables import table
 
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 _TASKS = {
@@ -25,15 +26,6 @@ def _product(results: dict[str, Any]) -> str:
     """What the rate of matrix products is called."""
     dtype = results.get("dtype", "float32")
     return "sgemm" if dtype == "float32" else f"Products in {dtype}"
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A markdown table, its columns aligned to be read as text too."""
-    lines = [list(head), *map(list, rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
-    text = [" | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    text.insert(1, " | ".join("-" * width for width in widths))
-    return "\n".join(f"| {line} |" for line in text)
 
 
 def spread(value: Interval | None) -> str:

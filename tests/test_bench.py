@@ -229,6 +229,24 @@ def test_a_run_in_another_dtype(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert "Products in bfloat16" in report.report(results)
 
 
+def test_without_matplotlib_all_but_plots_is_there(tmp_path: Path) -> None:
+    (tmp_path / "matplotlib.py").write_text("raise ImportError('made up')")
+    found = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+    output = tmp_path / "results.json"
+
+    def bench(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "bench", *arguments]
+        env = {**os.environ, "PYTHONPATH": found}
+        return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+
+    few = ("--rounds", "2", "--cells", "GRU", "--tasks", "train", "--contenders", "torch,all")
+    done = bench("--quick", *few, "--no-memory", "--no-scaling", "--output", output)
+    assert done.returncode == 0 and output.exists(), done.stderr
+    assert bench("report", output).returncode == 0
+    done = bench("report", output, "--plots", tmp_path / "plots")
+    assert done.returncode == 1 and "error: plots need matplotlib: pip" in done.stderr
+
+
 def test_a_contender_that_fails_is_reported_and_the_others_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
 
@@ -492,7 +510,7 @@ def disagreements(readme: Path, page: Path) -> list[tuple[str, str, str]]:
     """Figures of the first page that the second has not, or has otherwise."""
     short, whole = cells_of(readme), cells_of(page)
     assert short
-    return [place for place, value in short.items() if whole.get(place) != value]
+    return [place for place, value in short.items() if whole.get(place, "") != value]  # blank: not measured there
 
 
 def test_the_readme_shows_figures_of_the_benchmarks():
