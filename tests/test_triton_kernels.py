@@ -232,10 +232,9 @@ def test_packed_lengths(cell: str, schedule: str, lengths: list[int], monkeypatc
 @pytest.mark.parametrize(("cell", "schedule"), LAYERS)
 def test_products_in_chunks(cell: str, schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """W x is computed for some steps at a time; the state goes on from one chunk to the next."""
-    from fused_rnn_dropout.triton import gru, lstm
+    from fused_rnn_dropout.triton import layer
 
-    for layer in (lstm, gru):
-        monkeypatch.setattr(layer, "rows_of_chunk", lambda width, itemsize: 2 * B)
+    monkeypatch.setattr(layer, "rows_of_chunk", lambda width, itemsize: 2 * B)
     use(monkeypatch, schedule, cell)
     for lengths in (None, [5, 3, 1, 4]):
         rnn, x, states = made(cell, {"hidden_dropout": 0.3, "zoneout_h": 0.2}, steps=5, recompute=lengths is None)
