@@ -42,7 +42,7 @@ class Cell(NamedTuple):
 
     @property
     def scaled(self) -> bool:
-        """Whether h is the memory: it is kept unscaled, and whoever reads it sees it times the scale of cell dropout."""
+        """Whether h is the memory: kept unscaled, and seen by whoever reads it times the scale of cell dropout."""
         return not self.has_c
 
     def output_differs(self, flags: int) -> bool:

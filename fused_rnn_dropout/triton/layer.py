@@ -69,6 +69,11 @@ class Layer(NamedTuple):
     w_hr: Tensor | None
 
     @staticmethod
+    def count(cell: Cell) -> int:
+        """How many tensors the operators of a cell take."""
+        return len(Layer._fields) - (not cell.has_c) - (not cell.projects)
+
+    @staticmethod
     def of(cell: Cell, tensors: Sequence[Any]) -> Layer:
         """From the tensors in the order of the schemas of this cell."""
         x, h0, *others = tensors
@@ -203,9 +208,9 @@ def _check_backward(
 
 def backward(
     cell: Cell,
-    grads: tuple[Tensor | None, ...],
+    grads: Sequence[Tensor | None],
     layer: Layer,
-    saved: tuple[Tensor, Tensor, Tensor],
+    saved: Sequence[Tensor],
     batch: Batch,
     sites: Sites,
     weights: WeightMasks,

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -92,7 +93,7 @@ def dropout(
 
 
 class _Given(NamedTuple):
-    """What the operators of a layer take besides its tensors, in two parts: before what a forward kept, and after."""
+    """What the operators of a layer take besides its tensors."""
 
     batch_sizes: Tensor | None
     example_ids: Tensor | None
@@ -134,25 +135,26 @@ def _surroundings(cell: Cell, layer: Layer, given: _Given) -> tuple[Batch, Sites
     return batch, sites, WeightMasks(rng_weight, thresholds, flags, *where, dtype), at_once
 
 
+def _parts(args: Sequence[Any], *sizes: int) -> Iterator[Sequence[Any]]:
+    """Neighbouring arguments, so many at a time."""
+    ends = list(itertools.accumulate(sizes))
+    assert ends[-1] == len(args)
+    return (args[end - size : end] for end, size in zip(ends, sizes, strict=True))
+
+
 def _forward(cell: Cell, *args: Any) -> tuple[Tensor, ...]:
-    *args, save = args  # type: ignore[assignment]
-    count = len(args) - len(_Given._fields)
-    layer, given = Layer.of(cell, args[:count]), _Given(*args[count:])
+    tensors, given, (save,) = _parts(args, Layer.count(cell), len(_Given._fields), 1)
     check(SAVE_NOTHING <= save <= SAVE_STATES, f"save must be 0, 1 or 2, got {save}")
-    return run.forward(cell, layer, *_surroundings(cell, layer, given), save)
+    layer = Layer.of(cell, tensors)
+    return run.forward(cell, layer, *_surroundings(cell, layer, _Given(*given)), save)
 
 
 def _backward(cell: Cell, *args: Any) -> tuple[Tensor, ...]:
-    """The arguments: the gradients of the results, the layer's tensors, ``_Given`` up to ``thresholds``, what a forward
-    kept, the rest of ``_Given``, and which gradients are asked for.
-    """
-    grads, rest = args[: 1 + cell.states], args[1 + cell.states :]
-    *rest, needs = rest  # type: ignore[assignment]
-    after = len(_Given._fields) - _TENSORS
-    *before, gates, beside, states = rest[:-after]
-    tensors, before = before[:-_TENSORS], before[-_TENSORS:]
-    layer, given = Layer.of(cell, tensors), _Given(*before, *rest[-after:])
-    return run.backward(cell, grads, layer, (gates, beside, states), *_surroundings(cell, layer, given), needs)
+    """What a forward kept stands between the tensors of what it was given and the rest of that."""
+    sizes = (1 + cell.states, Layer.count(cell), _TENSORS, 3, len(_Given._fields) - _TENSORS, 1)
+    grads, tensors, before, kept, after, (needs,) = _parts(args, *sizes)
+    layer = Layer.of(cell, tensors)
+    return run.backward(cell, grads, layer, kept, *_surroundings(cell, layer, _Given(*before, *after)), needs)
 
 
 def _alone(forward: Callable[..., tuple[Tensor, ...]], cell: Cell, *args: Any) -> tuple[Tensor, ...]:
