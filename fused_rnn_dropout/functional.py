@@ -67,6 +67,11 @@ class Weights(NamedTuple):
     w_hr: Tensor | None
 
 
+def _of_cell(cell: str, weights: Weights) -> Sequence[Tensor | None]:
+    """Those that the cell has."""
+    return weights if CELLS[cell].projects else weights[:4]
+
+
 def _fused_layer(
     call: Call, x: Tensor, states: Sequence[Tensor], w: Weights, layer: int, reverse: bool
 ) -> tuple[Tensor, ...]:
@@ -87,10 +92,8 @@ def _fused_layer(
         call.step_offset,
         call.recompute,
     )
-    family = ops.family(call.backend)
-    if call.cell == "LSTM":
-        return family.lstm(x, states[0], states[1], w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr, *tail)
-    return family.gru(x, states[0], w.w_ih, w.w_hh, w.b_ih, w.b_hh, *tail)
+    operator = getattr(ops.family(call.backend), call.cell.lower())
+    return operator(x, *states, *_of_cell(call.cell, w), *tail)
 
 
 def _onnx_layer(
@@ -109,8 +112,7 @@ def _reference_layer(
     call: Call, x: Tensor, states: Sequence[Tensor], w: Weights, layer: int, reverse: bool
 ) -> tuple[Tensor, ...]:
     plan, compute = call.plan, compute_dtype(call.dtype)
-    of_cell = w if CELLS[call.cell].projects else w[:4]
-    weights = [None if weight is None else weight.to(compute) for weight in of_cell]
+    weights = [None if weight is None else weight.to(compute) for weight in _of_cell(call.cell, w)]
     factors: dict[str, Tensor] = {}
     if plan.names:
         example_ids, steps = _counters(call, x)
