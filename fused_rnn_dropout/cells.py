@@ -61,7 +61,7 @@ CELLS: dict[str, Cell] = {
         apart=True,
         beside="resets",
         kept="r, z, n and the recurrent part of n",
-    ),  # fmt: skip
+    ),
 }
 """By name. ``beside`` is c after each step of an LSTM, and the recurrent part of n of a GRU."""
 

@@ -234,10 +234,8 @@ def _schedule(rnn: RegularizedRNN, size: _Input, backend: str) -> schedules.Choi
     dtype, _ = result_dtypes(rnn.mode, size.data, size.packed, rnn.proj_size > 0, size.data.dtype)
     weights: Any = rnn._flat_weights
     layers = split_weights(weights, rnn.num_layers, rnn.bias, rnn.bidirectional)
-    asked = schedules.Layers(
-        rnn._plan, rnn.masks_on, rnn.recompute, size.data, size.steps, size.packed, dtype, layers
-    )  # fmt: skip
-    return schedules.choose(backend, asked)
+    given = (rnn.masks_on, rnn.recompute, size.data, size.steps, size.packed, dtype, layers)
+    return schedules.choose(backend, schedules.Layers(rnn._plan, *given))
 
 
 def _kept(rnn: RegularizedRNN, size: _Input, backend: str, schedule: str) -> tuple[int | None, str]:

@@ -149,9 +149,7 @@ def forward(
     for begin, end, row, chunk_rows in batch.chunks(rows_of_chunk(cell.gates * units, p.compute.itemsize)):
         pre = new_product(p.x[row : row + chunk_rows], w_ih.t(), p.compute)
         if at_once:
-            kernels.forward_steps(
-                f, pre, w_hh, layout, sites, batch, begin, end, row, TILES, precision(p.dtype)
-            )  # fmt: skip
+            kernels.forward_steps(f, pre, w_hh, layout, sites, batch, begin, end, row, TILES, precision(p.dtype))
             continue
         for s in range(begin, end):
             t = batch.time(s)
