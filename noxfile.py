@@ -97,9 +97,10 @@ def cuda_build(session: nox.Session) -> None:
 @step
 def compat(session: nox.Session) -> None:
     """The CPU's wheel under a newer torch. Needs what `wheel` and `cuda_build` made."""
-    (built,) = (LOGS / "wheel").glob("*.whl")
-    newer = f"build/cuda/torch-{NEWER_TORCH}/bin/python"
-    session.run(PYTHON, "tools/check_compat.py", "--wheel", str(built), "--python", newer)
+    built, newer = [*(LOGS / "wheel").glob("*.whl")], ROOT / f"build/cuda/torch-{NEWER_TORCH}/bin/python"
+    if len(built) != 1 or not newer.exists():
+        session.error("nothing to compare: run the targets wheel and cuda_build first")
+    session.run(PYTHON, "tools/check_compat.py", "--wheel", str(built[0]), "--python", str(newer))
 
 
 @step

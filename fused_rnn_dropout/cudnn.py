@@ -1,4 +1,4 @@
-"""A GPU's schedules, how one is chosen, and the one that is torch's own: cuDNN with masked weights.
+"""The schedule that is torch's own: cuDNN with masked weights.
 
 Where no site acts inside a step, a layer is ``torch.nn``'s on other weights. One operator writes them, masked, scaled
 and in the dtype of the results, into one flat buffer laid out as cuDNN wants it, so that torch takes its views without
@@ -9,75 +9,26 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from . import cudnn_library
 from .cudnn_library import Configuration, Layout, Weights
 from .library import lib, register_fake
 from .ops import _differentiable, _only_reference, _snapshot
-from .sites import FLAG, KIND, Plan, acting_in_eval, stream
+from .sites import FLAG, KIND, Plan, stream
 
 _ops = torch.ops.fused_rnn_dropout
 
-ALTERNATING = "alternating"
-CUDNN = "cuDNN with masked weights"
-_INSIDE = ("hidden_dropout", "update_dropout", "cell_dropout", "zoneout_c", "zoneout_h")
 _WEIGHT_SITES = FLAG["WEIGHT_HH"] | FLAG["WEIGHT_IH"] | FLAG["WEIGHT_HR"]
-
-
-class Schedule(NamedTuple):
-    """How a recurrence runs over time, and why that way."""
-
-    name: str
-    why: str
-
-
-def acting_inside(plan: Plan, masks_on: bool) -> tuple[str, ...]:
-    """The configured sites that change what a step computes now, the weights' apart."""
-
-    names = plan.names if masks_on else acting_in_eval(plan)
-    return tuple(name for name in names if name in _INSIDE)
 
 
 def layers_at_once(plan: Plan, masks_on: bool, count: int) -> int:
     """How many of ``count`` neighbouring layers one call of cuDNN runs: one where a site acts between them."""
     between = plan.dropout is not None or plan.inter_layer_dropout is not None
     return 1 if between and masks_on else count
-
-
-def choose(
-    plan: Plan, masks_on: bool, recompute: bool, input: Tensor, dtype: torch.dtype, steps: int, weights: Weights
-) -> Schedule:
-    """The schedule of the ``cuda`` backend for layers with results of ``dtype``.
-
-    Args:
-        input: (T, B, I) or packed (N, I).
-        steps: T.
-        weights: of all layers.
-    """
-    inside = acting_inside(plan, masks_on)
-    if inside:
-        return Schedule(ALTERNATING, f"{', '.join(inside)} act{'s' if len(inside) == 1 else ''} inside a step")
-    if recompute:
-        return Schedule(ALTERNATING, "recompute=True, and cuDNN keeps what it likes")
-    if torch.compiler.is_compiling() or _fake(input):
-        return Schedule(ALTERNATING, "a tracer would unroll torch's own layers")
-    together = layers_at_once(plan, masks_on, len(weights))
-    parts = [(plan.cell, weights[first : first + together]) for first in range(0, len(weights), together)]
-    obstacle = cudnn_library.obstacle(input, dtype, steps, parts)
-    if obstacle is not None:
-        return Schedule(ALTERNATING, obstacle)
-    return Schedule(CUDNN, "no site acts inside a step")
-
-
-def _fake(input: Tensor) -> bool:
-    """Whether a tracer runs this without numbers: cuDNN could not be asked for its layout then."""
-    active = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
-    return active is not None or isinstance(input, FakeTensor)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -265,4 +216,4 @@ def layers(
         return cudnn_library.run(cell, x, batch_sizes, states, pieces, has_bias, len(weights), train, of.bidirectional)
 
 
-__all__ = ["ALTERNATING", "CUDNN", "Schedule", "choose", "layers"]
+__all__ = ["layers", "layers_at_once"]

@@ -161,7 +161,7 @@ def capability(device: torch.device) -> tuple[int, int]:
 
 def capturing(device: torch.device) -> bool:
     """Whether the current stream of ``device`` records a graph."""
-    if torch.version.cuda is None:  # such a torch raises when it is asked
+    if not torch.cuda.is_initialized():  # nothing is captured then, and a torch without CUDA raises when it is asked
         return False
     with current(device):
         return torch.cuda.is_current_stream_capturing()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence, invert_permutation, pack_padded_sequence, pad_packed_sequence
 
-from . import cudnn, masks, onnx, ops, reference
+from . import cudnn, masks, onnx, ops, reference, schedules
 from .arguments import (
     GROUP_OF,
     Rng,
@@ -53,7 +53,7 @@ class Call(NamedTuple):
     dtype: torch.dtype
     backend: str
     recompute: bool
-    schedule: str | None  # of the backend, where it has several
+    schedule: schedules.Schedule
 
 
 class Weights(NamedTuple):
@@ -80,7 +80,7 @@ def _fused_layer(
         rngs.get("weight"),
         call.thresholds if flags else None,
         call.dtype,
-        flags,
+        schedules.with_schedule(flags, call.schedule),
         layer,
         reverse,
         call.step_offset,
@@ -218,7 +218,7 @@ def _stack(
     run = {"reference": _reference_layer, onnx.BACKEND: _onnx_layer}.get(call.backend, _fused_layer)
     between = "dropout" if call.plan.inter_layer_dropout is None else "inter_layer_dropout"
     x = _site(call, "input_dropout", x, KIND["INPUT"], 0)
-    if call.schedule == cudnn.CUDNN:
+    if call.schedule.name == schedules.CUDNN:
         x, *last = _cudnn_stack(call, x, hx, layers, between)
         x = _site(call, "output_dropout", x.to(visible), KIND["OUTPUT"], len(layers))
         return x, last[0].to(visible), *last[1:]
@@ -337,9 +337,7 @@ def _run(
         chosen = onnx.check_call(plan, masks_on, packed, projected, dtype, chosen)
     if not torch.compiler.is_dynamo_compiling() and torch.jit.is_tracing():
         onnx.register_torchscript()
-    schedule = None
-    if chosen == "cuda" and not to_onnx:  # a schedule's own operators have no translation
-        schedule = cudnn.choose(plan, masks_on, recompute, input, dtype, steps, layers).name
+    asked = schedules.Layers(plan, masks_on, recompute, input, steps, packed, dtype, layers)
     call = Call(
         cell,
         plan,
@@ -353,7 +351,7 @@ def _run(
         dtype,
         chosen,
         recompute,
-        schedule,
+        schedules.choose(chosen, asked).schedule,
     )
     if batch_sizes is None or chosen != "reference":
         out, *last = _stack(call, input, hx, layers, visible)

@@ -93,7 +93,9 @@ class Hold:
 
 
 class _Thread(threading.local):
-    holds: tuple[Hold, ...] = ()
+    def __init__(self) -> None:
+        # Of the instance: compiled code that found it in the class would not look again for a thread's first hold.
+        self.holds: tuple[Hold, ...] = ()
 
 
 _thread = _Thread()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from . import cudnn, held, library, masks, ops
+from . import held, library, masks, ops, schedules
 from .arguments import (
     BACKENDS,
     GROUP_OF,
@@ -27,16 +27,7 @@ from .layouts import NO_STEPS, check_dense, check_packed
 from .options import Spec, rate_of
 from .rnn_base import RegularizedRNN
 from .sites import KIND, SITE_INDEX, make_spec
-from .triton import schedules as triton_schedules
 
-_SCHEDULES = {
-    "cpu": "fused CPU: one pass over time per layer and direction, masks inside it",
-    "reference": "reference: plain PyTorch, one step after the other, masks as tensors",
-    cudnn.ALTERNATING: "alternating: one matrix product and one kernel a step, masks inside it",
-    cudnn.CUDNN: "cuDNN with masked weights: torch's own layers on weights that are masked once",
-    "triton alternating": "alternating: per step torch's matrix products and one Triton kernel for all else",
-    "triton sequence": "sequence: one Triton kernel for all steps of a layer and direction",
-}
 _BETWEEN = ("dropout", "inter_layer_dropout")
 _AT_INPUT, _AT_OUTPUT = ("input_dropout",), ("output_dropout",)
 
@@ -171,7 +162,8 @@ class Explanation:
         module: class and sizes of the module.
         input: sizes, dtype and device of the input.
         backend: the backend that runs.
-        schedule: how its recurrence runs over time.
+        schedule: how its recurrence runs over time, and why so where the backend has several ways.
+        walk: each schedule of the backend that was looked at, best first, and why it was not taken, or that it was.
         why: why this backend.
         others: what keeps each other backend away, or that nothing does.
         masks_on: whether masks are drawn now, and why.
@@ -184,6 +176,7 @@ class Explanation:
     input: str
     backend: str
     schedule: str
+    walk: Mapping[str, str]
     why: str
     others: Mapping[str, str]
     masks_on: str
@@ -197,6 +190,7 @@ class Explanation:
             f"{self.module} on {self.input}",
             f"  backend    {self.backend} ({self.why})",
             f"  schedule   {self.schedule}",
+            "  walk       " + "; ".join(f"{name}: {what}" for name, what in self.walk.items()),
             f"  masks      {self.masks_on}",
             "  sites      " + ("" if self.layers else "none configured"),
             *(f"    {place:<24} {sites}" for place, sites in self.layers.items()),
@@ -234,18 +228,15 @@ def _places(rnn: RegularizedRNN) -> dict[str, str]:
     return places
 
 
-def _schedule(rnn: RegularizedRNN, size: _Input, backend: str) -> cudnn.Schedule:
-    """The schedule that would run, and why where the backend has several."""
-    if backend not in ("cuda", "triton"):
-        return cudnn.Schedule(backend, "")
+def _schedule(rnn: RegularizedRNN, size: _Input, backend: str) -> schedules.Choice:
+    """The schedule that would run, by the walk that a call does."""
     dtype, _ = result_dtypes(rnn.mode, size.data, size.packed, rnn.proj_size > 0, size.data.dtype)
-    if backend == "cuda":
-        weights: Any = rnn._flat_weights
-        layers = split_weights(weights, rnn.num_layers, rnn.bias, rnn.bidirectional)
-        return cudnn.choose(rnn._plan, rnn.masks_on, rnn.recompute, size.data, dtype, size.steps, layers)
-    device_type = size.data.device.type
-    chosen = triton_schedules.choose(rnn.mode.lower(), rnn.hidden_size, rnn.proj_size > 0, dtype, device_type)
-    return cudnn.Schedule(f"triton {chosen.schedule}", chosen.why)
+    weights: Any = rnn._flat_weights
+    layers = split_weights(weights, rnn.num_layers, rnn.bias, rnn.bidirectional)
+    asked = schedules.Layers(
+        rnn._plan, rnn.masks_on, rnn.recompute, size.data, size.steps, size.packed, dtype, layers
+    )  # fmt: skip
+    return schedules.choose(backend, asked)
 
 
 def _kept(rnn: RegularizedRNN, size: _Input, backend: str, schedule: str) -> tuple[int | None, str]:
@@ -255,7 +246,7 @@ def _kept(rnn: RegularizedRNN, size: _Input, backend: str, schedule: str) -> tup
         return 0, "no gradient is asked for" if torch.is_grad_enabled() else "grad mode is off"
     if backend == "reference":
         return None, "every intermediate result, masks included"
-    if schedule == cudnn.CUDNN:
+    if schedule == schedules.CUDNN:
         return None, "what cuDNN reserves, the masked weights, and each layer's input and output"
     dtype, visible = result_dtypes(rnn.mode, size.data, size.packed, rnn.proj_size > 0, size.data.dtype)
     gpu = backend in ("cuda", "triton") or size.data.device.type in library.gpu_devices
@@ -311,15 +302,16 @@ def explain(rnn: RegularizedRNN, x: Tensor | PackedSequence) -> Explanation:
         masks_on = "on: training"
     else:
         masks_on = "on: mc=True, in eval" if rnn.mc else "off: eval"
-    schedule, reason = _schedule(rnn, size, backend)
-    kept_bytes, kept = _kept(rnn, size, backend, schedule)
+    schedule, reason, walk = _schedule(rnn, size, backend)
+    kept_bytes, kept = _kept(rnn, size, backend, schedule.name)
     kind = "packed " if size.packed else ""
     given = f"{kind}T={size.steps} B={size.batch} {str(size.data.dtype)[6:]} on {size.data.device}"
     return Explanation(
         f"{rnn.mode}({rnn.extra_repr()})",
         given,
         backend,
-        _SCHEDULES[schedule] + (f" ({reason})" if reason else ""),
+        f"{schedule.name}: {schedule.says}" + (f" ({reason})" if reason else ""),
+        walk,
         why,
         others,
         masks_on,

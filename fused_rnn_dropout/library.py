@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,18 @@ gpu_devices = {"cuda"}
 def triton_interpreted() -> bool:
     """Whether Triton's kernels run in its interpreter, on tensors of any device."""
     return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def setting(name: str, allowed: Sequence[str]) -> str | None:
+    """What an environment variable chooses by hand; None where it is not set.
+
+    Raises:
+        ValueError: it is set to something else than what is allowed.
+    """
+    value = os.environ.get(name) or None
+    if value is not None and value not in allowed:
+        raise ValueError(f"the environment variable {name} should be one of {', '.join(allowed)}, got {value!r}")
+    return value
 
 
 def obstacle(backend: str, device_type: str) -> str | None:

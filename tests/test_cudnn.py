@@ -29,7 +29,7 @@ from grids import (
 from torch import Tensor
 
 import fused_rnn_dropout as frd
-from fused_rnn_dropout import WeightDropout, cudnn, cudnn_library
+from fused_rnn_dropout import WeightDropout, cudnn, cudnn_library, schedules
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
@@ -74,7 +74,7 @@ def takes_cudnn(rnn: Any, x: Any) -> None:
     found = schedule_of(rnn, x)
     if "cuDNN takes bfloat16 from" in found and rnn.weight_hh_l0.device.type == "cuda":
         pytest.skip(found)
-    assert found.startswith(cudnn.CUDNN), found
+    assert found.startswith(schedules.CUDNN), found
 
 
 def check(rnn: Any, lengths: list[int] | None = None, hx: bool = True) -> None:
@@ -149,7 +149,7 @@ def test_both_schedules_agree(device: torch.device, cell: str, monkeypatch: pyte
     rng = frd.draw_rng("cpu").to(device)
     by_cudnn = measure(rnn, x, states, rng=rng)
     monkeypatch.setattr(cudnn_library, "obstacle", lambda *_: "the test keeps it away")
-    assert schedule_of(rnn, x).startswith(cudnn.ALTERNATING)
+    assert schedule_of(rnn, x).startswith(schedules.ALTERNATING)
     assert_same(by_cudnn, measure(rnn, x, states, rng=rng), cudnn_tolerance(torch.float64, rnn, T))
 
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fused_rnn_dropout as frd
-from fused_rnn_dropout import cudnn, cudnn_library
+from fused_rnn_dropout import cudnn_library, schedules
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout"),
@@ -146,14 +146,14 @@ def test_bfloat16(
         results = call(rnn, x, states)
     with_gradients(results, leaves_of(rnn, x, states), x.dtype)
     if takes or dtype == torch.float32:
-        assert found.startswith(cudnn.CUDNN)
+        assert found.startswith(schedules.CUDNN)
     else:
         here = f"here are {version[0]}.{version[1]} and {capability[0]}.{capability[1]}"
         assert found.startswith("alternating")
         assert "cuDNN takes bfloat16 from version 9.13 and compute capability 8.0 on" in found and here in found
     for other in (torch.float16, torch.float32, torch.float64):
         rnn = on_host(cell, dtype=other)
-        assert schedule_of(rnn, inputs_for(rnn, T, B)[0]).startswith(cudnn.CUDNN)
+        assert schedule_of(rnn, inputs_for(rnn, T, B)[0]).startswith(schedules.CUDNN)
 
 
 def test_what_the_rule_for_bfloat16_goes_by(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -178,7 +178,7 @@ def test_long_sequences(stand_in: cudnn_stand_in.StandIn, cell: str, monkeypatch
         padded = torch.zeros(1, 1, rnn.input_size, dtype=torch.float64).expand(steps, 1, -1)
         for x in (padded, nn.utils.rnn.pack_padded_sequence(padded, torch.tensor([steps]))):
             if steps == 65_535:
-                assert schedule_of(rnn, x).startswith(cudnn.CUDNN)
+                assert schedule_of(rnn, x).startswith(schedules.CUDNN)
             else:
                 alternates(rnn, x, "cuDNN takes at most 65,535 steps, here are 65,536")
     monkeypatch.setattr(cudnn_library, "MOST_STEPS", T - 1)
@@ -209,7 +209,7 @@ def test_cudnn_is_off(device: torch.device, cell: str) -> None:
     with torch.backends.cudnn.flags(enabled=False):
         alternates(rnn, x, "torch.backends.cudnn.enabled is False")
         agrees(rnn)
-    assert schedule_of(rnn, x).startswith(cudnn.CUDNN)
+    assert schedule_of(rnn, x).startswith(schedules.CUDNN)
 
 
 def test_a_torch_without_cudnn(stand_in: cudnn_stand_in.StandIn, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,8 +238,8 @@ def test_a_projection_to_all_units(device: torch.device, units: int, bias: bool)
         return with_gradients(dict(zip(("out", "h_n", "c_n"), found, strict=True)), leaves, x.dtype)
 
     layers = frd.functional.split_weights(weights, 1, bias, False)
-    found = cudnn.choose(plan, True, False, x, x.dtype, T, layers)
-    assert found.name == cudnn.ALTERNATING and "as many units as the memory has" in found.why
+    found = schedules.choose("cuda", schedules.Layers(plan, True, False, x, T, False, x.dtype, layers))
+    assert found.schedule.name == schedules.ALTERNATING and "as many units as the memory has" in found.why
     assert_same(run("cuda"), run("reference"), TOLERANCE[torch.float64])
 
 
@@ -254,11 +254,11 @@ def test_deterministic_algorithms(stand_in: cudnn_stand_in.StandIn, cell: str, m
     agrees(rnn)
     for setting in (":16:8", ":4096:2", ":4096:8"):
         monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", setting)
-        assert schedule_of(rnn, x).startswith(cudnn.CUDNN)
+        assert schedule_of(rnn, x).startswith(schedules.CUDNN)
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
     for given in ((True, True), (False, False)):
         torch.use_deterministic_algorithms(given[0], warn_only=given[1])
-        assert schedule_of(rnn, x).startswith(cudnn.CUDNN)
+        assert schedule_of(rnn, x).startswith(schedules.CUDNN)
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -287,7 +287,7 @@ def test_a_capture_without_a_call_before(
 ) -> None:
     """The first question for a layout runs kernels, which a graph would run again in each replay."""
     captures = {"now": True}
-    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captures["now"])
     rnn = on_host(cell, WEIGHT | ({"inter_layer_dropout": 0.2} if between else {}))
     x, _ = inputs_for(rnn, T, B)
@@ -298,7 +298,7 @@ def test_a_capture_without_a_call_before(
     agrees(rnn)
     assert stand_in.log.count("flatten") == (2 if between else 1)
     captures["now"] = True
-    assert schedule_of(rnn, x).startswith(cudnn.CUDNN)
+    assert schedule_of(rnn, x).startswith(schedules.CUDNN)
     agrees(rnn)
     assert stand_in.log.count("flatten") == (2 if between else 1)
     # One of two layouts is not enough.
@@ -328,5 +328,5 @@ def test_a_capture_without_a_call_before_on_a_device(cell: str) -> None:
     torch.cuda.synchronize()
     assert set(cudnn_library._layouts) == known
     with torch.no_grad():
-        assert schedule_of(rnn, x).startswith(cudnn.CUDNN)
+        assert schedule_of(rnn, x).startswith(schedules.CUDNN)
         assert_same(got, call(rnn, x, None, rng=rng), 1e-4)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -168,6 +169,21 @@ def test_held_or_not_is_another_graph() -> None:
             assert torch.equal(compiled(x, step_offset=3)[0], rnn(x, rng=RNG, step_offset=3)[0])
             assert held.step_offset[""] == T
     assert counter.frame_count <= 4
+
+
+def test_the_first_hold_of_a_thread_is_seen() -> None:
+    """The code was compiled where there had never been one."""
+    rnn, x = build("GRU"), make_input()
+    compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
+
+    def work() -> tuple[Tensor, Tensor]:
+        compiled(x)
+        with frd.hold_masks(rnn, rng=RNG):
+            return compiled(x)[0], rnn(x, rng=RNG)[0]
+
+    with ThreadPoolExecutor(1) as fresh:
+        got, want = fresh.submit(work).result()
+    assert torch.equal(got, want)
 
 
 def test_threads_do_not_mix() -> None:

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fused_rnn_dropout as frd
-from fused_rnn_dropout import cli, doctor, masks, ops
+from fused_rnn_dropout import cli, doctor, masks, ops, schedules
 from fused_rnn_dropout.sites import KINDS, keep_scale, stream, threshold
-from fused_rnn_dropout.triton import schedules
+from fused_rnn_dropout.triton import launch
 
 pytest.importorskip("triton", reason="the package triton is not installed")
 
@@ -279,8 +279,15 @@ def test_fakes_are_what_the_kernels_return(dtype: torch.dtype, save: int) -> Non
 def test_choice_of_a_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FRD_TRITON_SCHEDULE", raising=False)
 
-    def chosen(*given: Any) -> str:
-        return schedules.choose(*given).schedule
+    def chosen(cell: str, units: int, projected: bool, dtype: torch.dtype, device_type: str) -> str:
+        projection = {"proj_size": units // 2} if projected else {}
+        rnn = getattr(frd, cell.upper())(3, units, device="meta", **projection)
+        with FakeTensorMode():
+            x = torch.empty(2, 3, 3, dtype=dtype, device=device_type)
+        weights = frd.functional.split_weights(rnn._flat_weights, 1, True, False)
+        return schedules.choose(
+            "triton", schedules.Layers(rnn._plan, True, False, x, 2, False, dtype, weights)
+        ).schedule.name
 
     assert chosen("lstm", 256, False, torch.bfloat16, "cuda") == "sequence"
     assert chosen("lstm", 257, False, torch.bfloat16, "cuda") == "alternating"
@@ -305,15 +312,15 @@ def test_precision_of_products(monkeypatch: pytest.MonkeyPatch) -> None:
     before = matmul.fp32_precision
     try:
         matmul.fp32_precision = "ieee"
-        assert schedules.precision(torch.float32) == "ieee"
+        assert launch.precision(torch.float32) == "ieee"
         matmul.fp32_precision = "tf32"
-        assert schedules.precision(torch.float32) == "tf32"
-        assert schedules.precision(torch.bfloat16) == schedules.precision(torch.float64) == "ieee"
+        assert launch.precision(torch.float32) == "tf32"
+        assert launch.precision(torch.bfloat16) == launch.precision(torch.float64) == "ieee"
         monkeypatch.setenv("FRD_TRITON_PRECISION", "tf32x3")
-        assert schedules.precision(torch.float32) == "tf32x3"
+        assert launch.precision(torch.float32) == "tf32x3"
         monkeypatch.setenv("FRD_TRITON_PRECISION", "tf16")
         with pytest.raises(ValueError, match="FRD_TRITON_PRECISION should be one of ieee, tf32, tf32x3, got 'tf16'"):
-            schedules.precision(torch.float32)
+            launch.precision(torch.float32)
     finally:
         matmul.fp32_precision = before
 
@@ -331,18 +338,18 @@ def test_precision_on_rocm(monkeypatch: pytest.MonkeyPatch) -> None:
             device = types.SimpleNamespace(gcnArchName=arch)
             monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, device=device: device)
             monkeypatch.delenv("FRD_TRITON_PRECISION", raising=False)
-            assert schedules.precision(torch.float32) == found
+            assert launch.precision(torch.float32) == found
             monkeypatch.setenv("FRD_TRITON_PRECISION", "ieee")
-            assert schedules.precision(torch.float32) == "ieee"
+            assert launch.precision(torch.float32) == "ieee"
             monkeypatch.setenv("FRD_TRITON_PRECISION", "tf32x3")
             with pytest.raises(ValueError, match="FRD_TRITON_PRECISION asks for tf32x3, .* not have on ROCm"):
-                schedules.precision(torch.float32)
+                launch.precision(torch.float32)
             monkeypatch.setenv("FRD_TRITON_PRECISION", "tf32")
             if found == "tf32":
-                assert schedules.precision(torch.float32) == "tf32"
+                assert launch.precision(torch.float32) == "tf32"
                 continue
             with pytest.raises(ValueError, match="FRD_TRITON_PRECISION asks for tf32, .* gfx942 alone"):
-                schedules.precision(torch.float32)
+                launch.precision(torch.float32)
     finally:
         matmul.fp32_precision = before
 

@@ -7,7 +7,6 @@ keys the calls of one shape need, and how many those of many shapes do.
 from __future__ import annotations
 
 import json
-import os
 from collections import defaultdict
 from typing import Any
 
@@ -17,11 +16,13 @@ from triton.compiler import make_backend
 from triton.runtime import jit
 
 from fused_rnn_dropout.fakes import SAVE_ALL, SAVE_STATES
+from fused_rnn_dropout.schedules import SCHEDULES, with_schedule
 from fused_rnn_dropout.sites import FLAG
 from fused_rnn_dropout.triton import operators
 
 BACKEND = make_backend(GPUTarget("cuda", 90, 32))
 INPUTS, UNITS, PROJECTED = 7, 13, 5
+SEQUENCE, ALTERNATING = SCHEDULES["triton"]
 FLAGS = sum(FLAG[name] for name in ("HIDDEN", "WEIGHT_HH", "UPDATE", "CELL", "ZONEOUT_H", "MASKS_ON"))
 seen: dict[str, set[str]] = defaultdict(set)
 
@@ -47,11 +48,11 @@ def run(steps: int, batch: int, sizes: list[int] | None, offset: int, index: int
     operators.words(rng, torch.arange(batch), torch.arange(steps), UNITS, 0)
     for batch_shared in (False, True):
         operators.dropout(x, rng, thresholds, batch_sizes, None, 1, 3, True, batch_shared, offset)
-    random = (batch_sizes, torch.arange(batch), rng, rng, rng, thresholds, torch.float32, FLAGS, index)
-    for schedule, save, reverse in (("alternating", SAVE_STATES, False), ("sequence", SAVE_ALL, False)):
-        os.environ["FRD_TRITON_SCHEDULE"] = schedule
+    for schedule, save, reverse in ((SEQUENCE, SAVE_ALL, False), (ALTERNATING, SAVE_STATES, False)):
+        flags = with_schedule(FLAGS, schedule)
+        random = (batch_sizes, torch.arange(batch), rng, rng, rng, thresholds, torch.float32, flags, index)
         for cell, gates in (("lstm", 4), ("gru", 3)):
-            for width in (UNITS, PROJECTED)[: 2 if schedule == "alternating" and cell == "lstm" else 1]:
+            for width in (UNITS, PROJECTED)[: 2 if schedule is ALTERNATING and cell == "lstm" else 1]:
                 states = [state(batch, width, index)] + [state(batch, UNITS, index)] * (cell == "lstm")
                 weights = [torch.zeros(gates * UNITS, INPUTS), torch.zeros(gates * UNITS, width)]
                 biases = [torch.zeros(gates * UNITS)] * 2

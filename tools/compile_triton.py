@@ -40,11 +40,11 @@ from fused_rnn_dropout.triton import (
     entry,
     gru_sequence,
     gru_step,
+    launch,
     lstm_sequence,
     lstm_step,
     lstm_step_backward,
     philox,
-    schedules,
     state_sites,
     weights,
 )
@@ -58,8 +58,8 @@ ALL_SITES = sum(
 )
 """The most that one kernel draws: words per step, words per sequence, and those of hidden dropout."""
 
-STEP = {"H": 1150, "P": 400, "WIDTH": 1150, "FLAGS": ALL_SITES, "BLOCK": schedules.BLOCKS.step}
-SMALL = schedules.TILES
+STEP = {"H": 1150, "P": 400, "WIDTH": 1150, "FLAGS": ALL_SITES, "BLOCK": launch.BLOCKS.step}
+SMALL = launch.TILES
 SEQUENCE = {"H": 200, "FLAGS": ALL_SITES, "ROWS": SMALL.rows, "UNITS": SMALL.units, "K": SMALL.k, "REVERSE": False}
 OPTIONS = {"num_warps": SMALL.warps, "num_stages": SMALL.stages}
 
@@ -94,9 +94,9 @@ def cases() -> list[Case]:
             more = {"targets": targets, **more}  # noqa: B023  called in this turn of the loop
             found.append(Case(f"{name} {dtype}", kernel, dtype, constants, **more))  # noqa: B023
 
-        locked = {"SITE": 1, "WIDTH": 1150, "SHARED": False, "COMPUTE": compute, "BLOCK": schedules.BLOCKS.dropout}
+        locked = {"SITE": 1, "WIDTH": 1150, "SHARED": False, "COMPUTE": compute, "BLOCK": launch.BLOCKS.dropout}
         add("dropout", dropout.drop_rows_kernel, {**locked, "PER_STEP": True})
-        masked = {"COLUMNS": 1150, "COMPUTE": compute, "BLOCK": schedules.BLOCKS.weights}
+        masked = {"COLUMNS": 1150, "COMPUTE": compute, "BLOCK": launch.BLOCKS.weights}
         add("weights", weights.mask_weight_kernel, {**masked, "BY_ROW": False})
         add("weights by row", weights.mask_weight_kernel, {**masked, "BY_ROW": True})
         for cell, scaled in (("lstm", False), ("gru", True)):
@@ -115,7 +115,7 @@ def cases() -> list[Case]:
         add("gru backward", gru_step.gru_backward_kernel, STEP)
         if dtype == "fp64":
             continue  # the sequence schedule has no float64 on devices
-        for precision in schedules.PRECISIONS if dtype == "fp32" else ("ieee",):
+        for precision in launch.PRECISIONS if dtype == "fp32" else ("ieee",):
             # AMD's matrix instructions know no tf32x3, and gfx942 is the last that knows tf32.
             some = CUDA if precision == "tf32x3" else targets
             kind = f" {precision}" if dtype == "fp32" else ""

@@ -1,8 +1,9 @@
 """The Triton backend: the same operators and masks as the compiled kernels, compiled by Triton when first called.
 
-Importing this package imports no triton; :mod:`operators` does, at the first call. ``schedules.py`` says which schedule
-runs. ``philox.py``, ``state_sites.py``, ``state_masks.py`` and ``cells.py`` hold what kernels share; every other file
-shows one pass: its kernels, then their launchers. ``lstm.py`` and ``gru.py`` put the passes of a layer together.
+Importing this package imports no triton; :mod:`operators` does, at the first call. ``schedules.py`` of the package
+above chooses the schedule. ``philox.py``, ``state_sites.py``, ``state_masks.py`` and ``cells.py`` hold what kernels
+share; every other file shows one pass: its kernels, then their launchers. ``lstm.py`` and ``gru.py`` put the passes of
+a layer together.
 
 Rules of every kernel:
 

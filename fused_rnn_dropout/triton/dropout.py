@@ -12,9 +12,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .batch import Batch
-from .launch import launch
+from .launch import BLOCKS, launch
 from .philox import SEQ, below, derive_key, keep_scale, philox, side_by_side
-from .schedules import BLOCKS
 from .state_masks import examples
 
 

@@ -11,8 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .batch import Batch
-from .launch import launch
-from .schedules import BLOCKS
+from .launch import BLOCKS, launch
 from .state_masks import dead_units, drop_hidden, enter, examples, read_memory
 from .state_sites import Sites
 

@@ -17,10 +17,10 @@ from . import gru_step as step
 from .batch import Batch
 from .checks import check, check_device, check_floating, check_saved, check_shapes
 from .entry import enter_state, leave_state, operands
+from .launch import TILES, precision, rows_of_chunk
 from .passes import Pass
 from .products import new_product, product, row_sum
-from .schedules import TILES, precision, rows_of_chunk
-from .sequence import at_once, layout_of
+from .sequence import layout_of
 from .state_sites import Sites
 from .weights import WeightMasks
 
@@ -52,7 +52,7 @@ class Layer(NamedTuple):
 
 
 def forward(
-    layer: Layer, batch: Batch, sites: Sites, weights: WeightMasks, save: int
+    layer: Layer, batch: Batch, sites: Sites, weights: WeightMasks, at_once: bool, save: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The results of ``gru_forward``."""
     p = Pass(layer.x, layer.b_ih, layer.b_hh, batch, weights)
@@ -68,14 +68,13 @@ def forward(
     h, halves = p.sums(batch.batch, units), p.values(2, batch.batch, units)
     read = halves[0]
     enter_state(layer.h0, h, read, sites, memory=True, scaled=True)
-    whole = at_once("gru", units, False, p.dtype, batch, p.x.device)
-    layout = layout_of(batch, p.x.device) if whole else None
-    if whole:
+    layout = layout_of(batch, p.x.device) if at_once else None
+    if at_once:
         halves[1].copy_(read)  # rows that begin later, in a reversed packed batch, may find either half
-    rec = p.sums(0 if whole else batch.batch, 3 * units)
+    rec = p.sums(0 if at_once else batch.batch, 3 * units)
     for begin, end, row, chunk_rows in batch.chunks(rows_of_chunk(3 * units, p.compute.itemsize)):
         pre = new_product(p.x[row : row + chunk_rows], w_ih.t(), p.compute)
-        if whole:
+        if at_once:
             sequence.forward_steps(
                 pre, w_hh, p.b_ih, p.b_hh, h, halves, out, states, gates, resets, layout, sites, batch, begin, end, row,
                 TILES, precision(p.dtype),
@@ -116,6 +115,7 @@ def backward(
     batch: Batch,
     sites: Sites,
     weights: WeightMasks,
+    at_once: bool,
     needs: int,
 ) -> tuple[Tensor, ...]:
     """The results of ``gru_backward``."""
@@ -152,13 +152,12 @@ def backward(
             product(at_recurrent[row : row + n], w_hh, rec[:n])
         return n
 
-    whole = at_once("gru", units, False, p.dtype, batch, p.x.device)
-    if whole:
+    if at_once:
         sequence.backward_steps(
             w_hh, dout, dh, gates, resets, states, h0, dgates, layout_of(batch, p.x.device), sites, batch, TILES,
             precision(p.dtype),
         )  # fmt: skip
-    for s in () if whole else reversed(range(batch.steps)):
+    for s in () if at_once else reversed(range(batch.steps)):
         t = batch.time(s)
         send(batch.after(t))
         step.backward_step(rec, dout, dh, gates, resets, states, h0, dgates, sites, batch, t)

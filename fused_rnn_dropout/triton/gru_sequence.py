@@ -12,8 +12,7 @@ from torch import Tensor
 from .batch import Batch
 from .cells import gru_forward
 from .gru_step import at_h, finish, pre_activations
-from .launch import launch
-from .schedules import Tiles
+from .launch import Tiles, launch
 from .sequence import dot, rows_of
 from .state_masks import examples, state_masks
 from .state_sites import Sites

@@ -13,8 +13,7 @@ from torch import Tensor
 from .batch import Batch
 from .cells import gru_backward, gru_forward, sigmoid, tanh
 from .entry import operand, through
-from .launch import launch
-from .schedules import BLOCKS
+from .launch import BLOCKS, launch
 from .state_masks import enter, examples, read_memory, split_h, state_masks, zone_h
 from .state_sites import Sites, on
 

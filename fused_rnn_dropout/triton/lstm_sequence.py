@@ -11,10 +11,9 @@ from torch import Tensor
 
 from .batch import Batch
 from .cells import lstm_forward
-from .launch import launch
+from .launch import Tiles, launch
 from .lstm_step import finish, pre_activation
 from .lstm_step_backward import at_gates, at_h
-from .schedules import Tiles
 from .sequence import dot, rows_of
 from .state_masks import examples, state_masks
 from .state_sites import Sites

@@ -14,8 +14,7 @@ from torch import Tensor
 from .batch import Batch
 from .cells import lstm_forward, sigmoid, tanh
 from .entry import operand
-from .launch import launch
-from .schedules import BLOCKS
+from .launch import BLOCKS, launch
 from .state_masks import examples, state_masks, zone_h
 from .state_sites import Sites, on
 

@@ -13,8 +13,7 @@ from torch import Tensor
 from .batch import Batch
 from .cells import lstm_backward, lstm_memory, lstm_output
 from .entry import through
-from .launch import launch
-from .schedules import BLOCKS
+from .launch import BLOCKS, launch
 from .state_masks import enter, examples, split_h, state_masks
 from .state_sites import Sites, on
 

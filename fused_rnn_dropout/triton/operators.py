@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..fakes import SAVE_STATES
+from ..schedules import SCHEDULES, SEQUENCE, sequence_obstacle, split_flags
 from ..sites import SEQ, SITES
 from . import gru as gru_layer
 from . import lstm as lstm_layer
@@ -34,6 +35,7 @@ from .weights import WeightMasks
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 SAVE_NOTHING = 0
+_NUMBERS = {row.number: row.name for row in SCHEDULES["triton"]}
 
 
 def _on_its_device(operator: _F) -> _F:
@@ -88,7 +90,7 @@ def _random(
     rng_weight: Tensor | None, thresholds: Tensor | None, dtype: torch.dtype, flags: int, layer: int, reverse: bool,
     step_offset: int,
 ) -> tuple[Sites, WeightMasks]:  # fmt: skip
-    """The checked randomness of a layer: the sites of its steps, and its weight masks."""
+    """The checked randomness of a layer: the sites of its steps, and its weight masks. ``flags`` name no schedule."""
     check_random(
         x.device, example_ids, rng_state, rng_hidden, rng_weight, thresholds, flags, layer, step_offset, batch.batch,
         batch.steps,
@@ -99,6 +101,20 @@ def _random(
     )
     sites = Sites.prepare(thresholds, rng_state, rng_hidden, example_ids, dtype, flags, layer, reverse, step_offset)
     return sites, WeightMasks(rng_weight, thresholds, flags, layer, reverse, dtype)
+
+
+def _at_once(flags: int, projected: bool, batch: Batch, dtype: torch.dtype, device: torch.device) -> tuple[bool, int]:
+    """Whether the sequence schedule runs the layer, as its ``flags`` say, and those of its sites.
+
+    Backward does what its forward did. Who chooses asks before; what cannot run must not reach a kernel all the same.
+    """
+    of_sites, number = split_flags(flags)
+    check(number in _NUMBERS, f"flags has bits that mean nothing: {flags}")
+    at_once = _NUMBERS[number] == SEQUENCE
+    if at_once:
+        obstacle = sequence_obstacle(projected, batch.packed, dtype, device)
+        check(obstacle is None, f"flags ask for the sequence schedule: {obstacle}")
+    return at_once, of_sites
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -118,10 +134,11 @@ def lstm_forward(
     check_floating(dtype=dtype)
     check(SAVE_NOTHING <= save <= SAVE_STATES, f"save must be 0, 1 or 2, got {save}")
     batch = Batch(x, batch_sizes, h0.shape[0], reverse)
+    at_once, flags = _at_once(flags, w_hr is not None, batch, dtype, x.device)
     sites, weights = _random(
         x, batch, example_ids, rng_state, rng_hidden, rng_weight, thresholds, dtype, flags, layer, reverse, step_offset
     )
-    return lstm_layer.forward(tensors, batch, sites, weights, save)
+    return lstm_layer.forward(tensors, batch, sites, weights, at_once, save)
 
 
 def lstm(*args: Any) -> tuple[Tensor, ...]:
@@ -141,11 +158,12 @@ def lstm_backward(
     tensors.check()
     check_floating(dtype=dtype)
     batch = Batch(x, batch_sizes, h0.shape[0], reverse)
+    at_once, flags = _at_once(flags, w_hr is not None, batch, dtype, x.device)
     sites, weights = _random(
         x, batch, example_ids, rng_state, rng_hidden, rng_weight, thresholds, dtype, flags, layer, reverse, step_offset
     )
     return lstm_layer.backward(
-        grad_out, grad_h_n, grad_c_n, tensors, gates, cells, states, batch, sites, weights, needs
+        grad_out, grad_h_n, grad_c_n, tensors, gates, cells, states, batch, sites, weights, at_once, needs
     )
 
 
@@ -166,10 +184,11 @@ def gru_forward(
     check_floating(dtype=dtype)
     check(SAVE_NOTHING <= save <= SAVE_STATES, f"save must be 0, 1 or 2, got {save}")
     batch = Batch(x, batch_sizes, h0.shape[0], reverse)
+    at_once, flags = _at_once(flags, False, batch, dtype, x.device)
     sites, weights = _random(
         x, batch, example_ids, rng_state, rng_hidden, rng_weight, thresholds, dtype, flags, layer, reverse, step_offset
     )
-    return gru_layer.forward(tensors, batch, sites, weights, save)
+    return gru_layer.forward(tensors, batch, sites, weights, at_once, save)
 
 
 def gru(*args: Any) -> tuple[Tensor, ...]:
@@ -189,7 +208,8 @@ def gru_backward(
     tensors.check()
     check_floating(dtype=dtype)
     batch = Batch(x, batch_sizes, h0.shape[0], reverse)
+    at_once, flags = _at_once(flags, False, batch, dtype, x.device)
     sites, weights = _random(
         x, batch, example_ids, rng_state, rng_hidden, rng_weight, thresholds, dtype, flags, layer, reverse, step_offset
     )
-    return gru_layer.backward(grad_out, grad_h_n, tensors, gates, resets, states, batch, sites, weights, needs)
+    return gru_layer.backward(grad_out, grad_h_n, tensors, gates, resets, states, batch, sites, weights, at_once, needs)

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from ..library import triton_interpreted
 from .batch import Batch
-from .schedules import choose
 
 _INTERPRETED = tl.constexpr(triton_interpreted())
 
@@ -47,17 +46,6 @@ def dot(a, b, sums, PRECISION: tl.constexpr):
     if _INTERPRETED and a.dtype != tl.float64:  # which holds bfloat16 as integers
         a, b = a.to(tl.float32), b.to(tl.float32)
     return tl.dot(a, b, sums, input_precision=PRECISION, out_dtype=sums.dtype)
-
-
-def at_once(cell: str, units: int, projected: bool, dtype: torch.dtype, batch: Batch, device: torch.device) -> bool:
-    """Whether the sequence schedule runs this layer now.
-
-    A packed batch brings a table from the host, which a graph that is being captured would read again and again from
-    memory that is long given back.
-    """
-    if choose(cell, units, projected, dtype, device.type).schedule != "sequence":
-        return False
-    return not (batch.packed and device.type == "cuda" and torch.cuda.is_current_stream_capturing())
 
 
 def layout_of(batch: Batch, device: torch.device) -> Tensor | None:

@@ -13,9 +13,8 @@ from torch import Tensor
 
 from ..fakes import compute_dtype
 from ..sites import FLAG, KIND, SITE_INDEX, stream
-from .launch import launch
+from .launch import BLOCKS, launch
 from .philox import SEQ, below, derive_key, keep_scale, philox, side_by_side
-from .schedules import BLOCKS
 
 _P_WEIGHT = tl.constexpr(SITE_INDEX["weight_dropout"])
 _ROW_NUMBERS = ("weight_hh", "weight_ih", "weight_hr")  # counter b of kind WEIGHT_ROW

@@ -1,0 +1,246 @@
+"""The schedules: how a backend runs a recurrence over time, best first, and the walk that chooses one.
+
+A *schedule* is a row. It says why it cannot run some layers (``obstacle``) and why it would not pay (``worth``); the
+first of a backend's rows that says neither is taken, and the last row of each takes everything. :func:`choose` walks
+the rows once for each call; backward runs what its forward ran. ``docs/design.md`` says how a schedule is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from . import cudnn_library, onnx
+from .cudnn import layers_at_once
+from .cudnn_library import Weights
+from .library import setting
+from .sites import Plan, acting_in_eval
+
+CUDNN = "cuDNN with masked weights"
+ALTERNATING = "alternating"
+SEQUENCE = "sequence"
+
+_INSIDE = ("hidden_dropout", "update_dropout", "cell_dropout", "zoneout_c", "zoneout_h")
+
+
+class Layers(NamedTuple):
+    """The layers of one call, as a schedule is asked about them.
+
+    Attributes:
+        masks_on: train or MC mode.
+        recompute: whether less is kept for backward.
+        input: (T, B, I), or packed (N, I).
+        steps: T.
+        packed: whether the input is packed.
+        dtype: of the results.
+        weights: of all layers and directions.
+    """
+
+    plan: Plan
+    masks_on: bool
+    recompute: bool
+    input: Tensor
+    steps: int
+    packed: bool
+    dtype: torch.dtype
+    weights: Weights
+
+
+Question = Callable[[Layers], str | None]
+
+
+def _nothing(layers: Layers) -> None:
+    """The answer of a schedule that runs everything, and always pays."""
+
+
+class Schedule(NamedTuple):
+    """One row.
+
+    Attributes:
+        number: what the operators of its backend take; 0 is the schedule that runs every layer.
+        says: what it does, for ``explain``.
+        obstacle: why it cannot run some layers; None where it can.
+        worth: why it would not pay to run them so; None where it does.
+        why: what speaks for it where nothing speaks against it.
+    """
+
+    name: str
+    number: int
+    says: str
+    obstacle: Question = _nothing
+    worth: Question = _nothing
+    why: str = ""
+
+
+class Choice(NamedTuple):
+    """The schedule of a call, why it is taken, and what became of each schedule that was looked at, by name."""
+
+    schedule: Schedule
+    why: str
+    walk: Mapping[str, str]
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# cuDNN with masked weights
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _acting_inside(plan: Plan, masks_on: bool) -> tuple[str, ...]:
+    """The configured sites that change what a step computes now, the weights' apart."""
+    names = plan.names if masks_on else acting_in_eval(plan)
+    return tuple(name for name in names if name in _INSIDE)
+
+
+def _fake(input: Tensor) -> bool:
+    """Whether a tracer runs this without numbers: cuDNN could not be asked for its layout then."""
+    active = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE)
+    return active is not None or isinstance(input, FakeTensor)
+
+
+def _cudnn_obstacle(layers: Layers) -> str | None:
+    plan, weights = layers.plan, layers.weights
+    inside = _acting_inside(plan, layers.masks_on)
+    if inside:
+        return f"{', '.join(inside)} act{'s' if len(inside) == 1 else ''} inside a step"
+    if layers.recompute:
+        return "recompute=True, and cuDNN keeps what it likes"
+    if torch.compiler.is_compiling() or _fake(layers.input):
+        return "a tracer would unroll torch's own layers"
+    if onnx.exporting():
+        return "ONNX has no node for masked weights"
+    together = layers_at_once(plan, layers.masks_on, len(weights))
+    parts = [(plan.cell, weights[first : first + together]) for first in range(0, len(weights), together)]
+    return cudnn_library.obstacle(layers.input, layers.dtype, layers.steps, parts)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Triton's sequence
+# --------------------------------------------------------------------------------------------------------------------
+
+SEQUENCE_BYTES = 512 * 1024
+"""The largest W_hh for which Triton's sequence schedule pays. Each program reads it from L2 once a step; at the 40 to
+60 bytes a cycle that one multiprocessor gets from there, this much takes about as long as the two launches that a step
+of the alternating schedule costs. Not timed on a device.
+"""
+
+
+def sequence_obstacle(projected: bool, packed: bool, dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why Triton's sequence schedule cannot run a layer with results of ``dtype`` now; None where it can."""
+    if projected:
+        return "a projection needs a product of its own within each step"
+    if dtype == torch.float64 and device.type == "cuda":
+        return "float64 sums of a block take more registers than a thread has"
+    if packed and device.type == "cuda" and not torch.compiler.is_compiling() and cudnn_library.capturing(device):
+        # Each replay would read it from memory that is long given back.
+        return "a graph is being captured, and a packed batch's table of rows comes from the host"
+    return None
+
+
+def _sequence_obstacle(layers: Layers) -> str | None:
+    return sequence_obstacle(layers.weights[0][0][4] is not None, layers.packed, layers.dtype, layers.input.device)
+
+
+def _sequence_worth(layers: Layers) -> str | None:
+    w_hh = layers.weights[0][0][1]
+    assert w_hh is not None
+    size = w_hh.numel() * layers.dtype.itemsize
+    if size > SEQUENCE_BYTES:
+        return (
+            f"W_hh has {size // 1024} KiB, more than the {SEQUENCE_BYTES // 1024} that are worth reading at each step"
+        )
+    if layers.packed and layers.input.device.type == "cuda" and torch.compiler.is_compiling():
+        return "compiled code may be captured in a graph, which takes no table of a packed batch's rows from the host"
+    return None
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The rows
+# --------------------------------------------------------------------------------------------------------------------
+
+SCHEDULES: dict[str, tuple[Schedule, ...]] = {
+    "cpu": (Schedule("fused CPU", 0, "one pass over time per layer and direction, masks inside it"),),
+    "cuda": (
+        Schedule(
+            CUDNN,
+            1,
+            "torch's own layers on weights that are masked once",
+            _cudnn_obstacle,
+            why="no site acts inside a step",
+        ),
+        Schedule(ALTERNATING, 0, "one matrix product and one kernel a step, masks inside it"),
+    ),
+    "triton": (
+        Schedule(
+            SEQUENCE,
+            1,
+            "one Triton kernel for all steps of a layer and direction",
+            _sequence_obstacle,
+            _sequence_worth,
+            why=f"W_hh has no more than {SEQUENCE_BYTES // 1024} KiB",
+        ),
+        Schedule(ALTERNATING, 0, "per step torch's matrix products and one Triton kernel for all else"),
+    ),
+    "reference": (Schedule("step by step", 0, "plain PyTorch, masks as tensors"),),
+    onnx.BACKEND: (Schedule("nodes", 0, "one node of ONNX per layer and direction"),),
+}
+"""The schedules of each backend, best first."""
+
+VARIABLES = {"triton": "FRD_TRITON_SCHEDULE"}
+"""The environment variable that asks for a schedule, of the backends that have one."""
+
+
+def _against(row: Schedule, layers: Layers, variable: str | None, asked: str | None) -> str | None:
+    """What speaks against a schedule; None where nothing does."""
+    if asked is None:
+        return row.obstacle(layers) or row.worth(layers)
+    if asked != row.name:
+        return f"{variable} asks for {asked}"
+    obstacle = row.obstacle(layers)
+    if obstacle is not None:
+        raise ValueError(f"{variable} asks for the {asked} schedule: {obstacle}")
+    return None
+
+
+def choose(backend: str, layers: Layers) -> Choice:
+    """The schedule of a call.
+
+    Raises:
+        ValueError: the backend's environment variable names none of its schedules, or one that cannot run these layers.
+    """
+    rows = SCHEDULES[backend]
+    variable = VARIABLES.get(backend)
+    asked = setting(variable, sorted(row.name for row in rows)) if variable else None
+    walk: dict[str, str] = {}
+    why = ""
+    for row in rows:
+        against = _against(row, layers, variable, asked)
+        if against is None:
+            break
+        why, walk[row.name] = against, f"not taken, {against}"
+    walk[row.name] = "taken"
+    return Choice(row, f"{variable} asks for it" if asked else row.why or why, walk)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# On the way to the operators
+# --------------------------------------------------------------------------------------------------------------------
+
+_PLACE = 1 << 24  # in the flags, above the bits of every site
+
+
+def with_schedule(flags: int, schedule: Schedule) -> int:
+    """The ``flags`` of the layer operators, with the number of the schedule that they run, forward and backward."""
+    return flags + schedule.number * _PLACE
+
+
+def split_flags(flags: int) -> tuple[int, int]:
+    """The flags of the sites alone, and the number of the schedule."""
+    number, of_sites = divmod(flags, _PLACE)
+    return of_sites, number
+
+
+__all__ = ["ALTERNATING", "CUDNN", "SCHEDULES", "SEQUENCE", "Choice", "Layers", "Schedule", "choose"]
