@@ -125,10 +125,15 @@ def test_without_xdist_tests_run_one_by_one(tmp_path: Path) -> None:
     assert place.steps["triton"] == "0" and not any(" -n" in call for call in place.calls)
 
 
-def test_the_tests_that_it_names_are_there() -> None:
-    """pytest says nothing of a pattern of --ignore-glob that fits no file."""
-    named = re.findall(r"tests/[\w/*]+(?:\.py)?", (ROOT / "scripts" / "gpu_step.sh").read_text())
-    assert len(set(named)) >= 3 and all(list(ROOT.glob(name)) for name in named), named
+def test_the_tests_and_marks_that_it_names_are_there(pytestconfig: pytest.Config) -> None:
+    """pytest says nothing of a name in -m that no test is marked with."""
+    step = (ROOT / "scripts" / "gpu_step.sh").read_text()
+    named = re.findall(r"tests/[\w/*]+(?:\.py)?", step)
+    assert len(set(named)) >= 2 and all(list(ROOT.glob(name)) for name in named), named
+    chosen = re.findall(r"^ *(?:tests \w+|pytest) (?:\"([^\"$]+)\"|(\w+))", step, re.MULTILINE)
+    words = {word for pair in chosen for word in "".join(pair).split()} - {"and", "not"}
+    assert words == {"gpu", "gpu_large", "triton", "slow"}
+    assert words <= {line.partition(":")[0] for line in pytestconfig.getini("markers")}
 
 
 def test_the_number_of_processes_is_chosen(tmp_path: Path) -> None:
