@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -122,6 +123,12 @@ def test_without_xdist_tests_run_one_by_one(tmp_path: Path) -> None:
     place = Place(tmp_path, 'case "$*" in *"import xdist"*) exit 1 ;; esac')
     place.run("triton", FRD_WORKERS="3")
     assert place.steps["triton"] == "0" and not any(" -n" in call for call in place.calls)
+
+
+def test_the_tests_that_it_names_are_there() -> None:
+    """pytest says nothing of a pattern of --ignore-glob that fits no file."""
+    named = re.findall(r"tests/[\w/*]+(?:\.py)?", (ROOT / "scripts" / "gpu_step.sh").read_text())
+    assert len(set(named)) >= 3 and all(list(ROOT.glob(name)) for name in named), named
 
 
 def test_the_number_of_processes_is_chosen(tmp_path: Path) -> None:
