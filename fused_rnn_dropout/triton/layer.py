@@ -27,6 +27,8 @@ from .sequence import layout_of
 from .state_sites import Sites
 from .weights import WeightMasks
 
+_NEEDS_WEIGHT = (NEEDS_W_IH, NEEDS_W_HH, NEEDS_W_HR)
+
 
 class Kernels(NamedTuple):
     """The launchers of a cell: of one step, of gates that are computed again, of all steps at once."""
@@ -204,6 +206,60 @@ def _check_backward(
     check_shapes({name: (grad, shapes[name]) for name, grad in grads.items()})
 
 
+def _over_all_steps(
+    cell: Cell,
+    p: Pass,
+    layer: Layer,
+    weights: WeightMasks,
+    needs: int,
+    dgates: Tensor,
+    w_ih: Tensor,
+    lefts: dict[str, Tensor | None],
+    rights: tuple[Tensor | None, ...],
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The gradients of x, of the weights and of the biases: a product or a sum over all steps for each.
+
+    Args:
+        lefts: by the name of a weight, the gradients at what its products gave.
+        rights: in the same order, what those products read.
+    """
+    units = layer.units
+
+    def last_first(weight: Tensor) -> Tensor:
+        """The rows of a weight with the last gate's first, where that is apart."""
+        return torch.cat((weight[-units:], weight[:-units])) if cell.apart else weight
+
+    def first_last(weight: Tensor) -> Tensor:
+        """The other way round."""
+        return torch.cat((weight[units:], weight[:units])) if cell.apart else weight
+
+    dx = layer.x.new_empty(0)
+    if needs & NEEDS_X:
+        wide = p.dtype if layer.x.dtype == p.dtype else p.compute
+        at_input = lefts["weight_ih"]
+        assert at_input is not None
+        dx = new_product(at_input, last_first(w_ih), wide).to(layer.x.dtype).view(layer.x.shape)
+
+    masters = (layer.w_ih, layer.w_hh, *[layer.w_hr] * cell.projects)
+    of_weights = []
+    for (name, left), right, master, needed in zip(lefts.items(), rights, masters, _NEEDS_WEIGHT, strict=False):
+        if master is None or not needs & needed:
+            of_weights.append(p.sums(0) if master is None else master.new_empty(0))
+            continue
+        assert left is not None and right is not None
+        grad = new_product(left.t(), right, p.compute)
+        grad = first_last(grad) if name == "weight_ih" else grad
+        of_weights.append(weights.gradient(name, grad, master.dtype))
+
+    biases = [layer.b_ih, layer.b_hh] if cell.apart else [layer.b_ih]  # elsewhere both have the same gradient
+    db = [p.sums(0) for _ in biases]
+    if layer.b_ih is not None and needs & NEEDS_BIAS:
+        sums = row_sum(dgates, p.compute)
+        db = [first_last(sums[:-units]), sums[units:].clone()] if cell.apart else [sums]
+    db = [grad if bias is None else grad.to(bias.dtype) for grad, bias in zip(db, biases, strict=True)]
+    return dx, of_weights, db
+
+
 def backward(
     cell: Cell,
     grads: Sequence[Tensor | None],
@@ -288,33 +344,7 @@ def backward(
         initial.append(c0.new_empty(c0.shape))
         leave_state(k.dc, None, 0, initial[1], sites, memory=True)
 
-    def last_first(weight: Tensor) -> Tensor:
-        """The rows of a weight with the last gate's first, where that is apart."""
-        parts = weight.split([weight.shape[0] - units, units]) if cell.apart else ()
-        return torch.cat(parts[::-1]) if parts else weight
-
-    def first_last(weight: Tensor) -> Tensor:
-        """The other way round."""
-        return torch.cat((weight[units:], weight[:units])) if cell.apart else weight
-
-    def gradient(needed: int, name: str, weight: Tensor | None, left: Tensor | None, right: Tensor | None) -> Tensor:
-        if weight is None or not needs & needed:
-            return p.sums(0) if weight is None else weight.new_empty(0)
-        assert left is not None and right is not None
-        product_ = new_product(left.t(), right, p.compute)
-        return weights.gradient(name, first_last(product_) if name == "weight_ih" else product_, weight.dtype)
-
-    dx = layer.x.new_empty(0)
-    if needs & NEEDS_X:
-        wide = p.dtype if layer.x.dtype == p.dtype else p.compute
-        dx = new_product(at_input, last_first(w_ih), wide).to(layer.x.dtype).view(layer.x.shape)
-    dw_ih = gradient(NEEDS_W_IH, "weight_ih", layer.w_ih, at_input, p.x)
-    dw_hh = gradient(NEEDS_W_HH, "weight_hh", layer.w_hh, at_recurrent, operand)
-    dw_hr = [gradient(NEEDS_W_HR, "weight_hr", layer.w_hr, dprojected, outputs)] if cell.projects else []
-    biases = [layer.b_ih, layer.b_hh] if cell.apart else [layer.b_ih]  # elsewhere both have the same gradient
-    db = [p.sums(0) for _ in biases]
-    if layer.b_ih is not None and needs & NEEDS_BIAS:
-        sums = row_sum(dgates, p.compute)
-        db = [first_last(sums[: cell.gates * units]), sums[units:].clone()] if cell.apart else [sums]
-    db = [grad if bias is None else grad.to(bias.dtype) for grad, bias in zip(db, biases, strict=True)]
+    lefts = {"weight_ih": at_input, "weight_hh": at_recurrent, "weight_hr": dprojected}
+    dx, of_weights, db = _over_all_steps(cell, p, layer, weights, needs, dgates, w_ih, lefts, (p.x, operand, outputs))
+    dw_ih, dw_hh, *dw_hr = of_weights
     return dx, *initial, dw_ih, dw_hh, *db, *dw_hr
