@@ -11,7 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..fakes import NEEDS_BIAS, NEEDS_W_HH, NEEDS_W_IH, NEEDS_X, SAVE_ALL, states_apart
+from ..cells import GRU
+from ..fakes import NEEDS_BIAS, NEEDS_W_HH, NEEDS_W_IH, NEEDS_X, Keep, states_apart
 from . import gru_sequence as sequence
 from . import gru_step as step
 from .batch import Batch
@@ -60,9 +61,9 @@ def forward(
     w_ih, w_hh = weights.masked("weight_ih", layer.w_ih), weights.masked("weight_hh", layer.w_hh)
 
     out = p.values(*batch.shape(units))
-    gates = p.values(rows, 3 * units) if save == SAVE_ALL else None
-    resets = p.values(rows, units) if save == SAVE_ALL else None
-    apart = save and states_apart("gru", True, p.dtype, weights.flags)
+    gates = p.values(rows, 3 * units) if save == Keep.ALL else None
+    resets = p.values(rows, units) if save == Keep.ALL else None
+    apart = save and states_apart(GRU, True, p.dtype, weights.flags)
     states = p.values(rows, units) if apart else None
 
     h, halves = p.sums(batch.batch, units), p.values(2, batch.batch, units)

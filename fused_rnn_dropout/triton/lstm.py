@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ..fakes import NEEDS_BIAS, NEEDS_W_HH, NEEDS_W_HR, NEEDS_W_IH, NEEDS_X, SAVE_ALL, states_apart
+from ..cells import LSTM
+from ..fakes import NEEDS_BIAS, NEEDS_W_HH, NEEDS_W_HR, NEEDS_W_IH, NEEDS_X, Keep, states_apart
 from . import lstm_sequence as sequence
 from . import lstm_step as step
 from . import lstm_step_backward as step_backward
@@ -64,9 +65,9 @@ def forward(
     w_hr = None if layer.w_hr is None else weights.masked("weight_hr", layer.w_hr)
 
     out = p.values(*batch.shape(width))
-    gates = p.values(rows, 4 * units) if save == SAVE_ALL else None
+    gates = p.values(rows, 4 * units) if save == Keep.ALL else None
     cells = p.sums(rows, units) if save else None
-    apart = save and states_apart("lstm", True, p.dtype, weights.flags)
+    apart = save and states_apart(LSTM, True, p.dtype, weights.flags)
     states = p.values(rows, width) if apart else None
 
     h, c, halves = p.sums(batch.batch, width), p.sums(batch.batch, units), p.values(2, batch.batch, width)

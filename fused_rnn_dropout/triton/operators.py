@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..fakes import SAVE_STATES
+from ..fakes import Keep
 from ..schedules import SCHEDULES, SEQUENCE, sequence_obstacle, split_flags
 from ..sites import SEQ, SITES
 from . import gru as gru_layer
@@ -34,7 +34,6 @@ from .weights import WeightMasks
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-SAVE_NOTHING = 0
 _NUMBERS = {row.number: row.name for row in SCHEDULES["triton"]}
 
 
@@ -132,7 +131,7 @@ def lstm_forward(
     tensors = lstm_layer.Layer(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr)
     tensors.check()
     check_floating(dtype=dtype)
-    check(SAVE_NOTHING <= save <= SAVE_STATES, f"save must be 0, 1 or 2, got {save}")
+    check(save in tuple(Keep), f"save must be 0, 1 or 2, got {save}")
     batch = Batch(x, batch_sizes, h0.shape[0], reverse)
     at_once, flags = _at_once(flags, w_hr is not None, batch, dtype, x.device)
     sites, weights = _random(
@@ -143,7 +142,7 @@ def lstm_forward(
 
 def lstm(*args: Any) -> tuple[Tensor, ...]:
     """Below autograd nothing is kept, whatever ``recompute``, the last argument, says."""
-    return lstm_forward(*(*args[:-1], SAVE_NOTHING))[:3]
+    return lstm_forward(*(*args[:-1], Keep.NOTHING))[:3]
 
 
 @_on_its_device
@@ -182,7 +181,7 @@ def gru_forward(
     tensors = gru_layer.Layer(x, h0, w_ih, w_hh, b_ih, b_hh)
     tensors.check()
     check_floating(dtype=dtype)
-    check(SAVE_NOTHING <= save <= SAVE_STATES, f"save must be 0, 1 or 2, got {save}")
+    check(save in tuple(Keep), f"save must be 0, 1 or 2, got {save}")
     batch = Batch(x, batch_sizes, h0.shape[0], reverse)
     at_once, flags = _at_once(flags, False, batch, dtype, x.device)
     sites, weights = _random(
@@ -193,7 +192,7 @@ def gru_forward(
 
 def gru(*args: Any) -> tuple[Tensor, ...]:
     """Below autograd nothing is kept, whatever ``recompute``, the last argument, says."""
-    return gru_forward(*(*args[:-1], SAVE_NOTHING))[:2]
+    return gru_forward(*(*args[:-1], Keep.NOTHING))[:2]
 
 
 @_on_its_device
