@@ -50,9 +50,9 @@ def kept_dtypes(gpu: bool, dtype: torch.dtype) -> Kept:
     return Kept(dtype if gpu else memory, memory)
 
 
-def states_apart(cell: Cell, gpu: bool, dtype: torch.dtype, flags: int) -> bool:
+def states_apart(cell: str, gpu: bool, dtype: torch.dtype, flags: int) -> bool:
     """Whether the h that backward reads is another tensor than the output."""
-    return kept_dtypes(gpu, dtype).values != dtype or cell.output_differs(flags)
+    return kept_dtypes(gpu, dtype).values != dtype or CELLS[cell.upper()].output_differs(flags)
 
 
 def _rows(x: Tensor) -> Any:
@@ -74,12 +74,13 @@ def register(prefix: str = "") -> None:
     def _(x: Tensor, *_: Any) -> Tensor:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
 
-    for cell in CELLS:
+    for cell in CELLS.values():
         _register_layer(prefix, cell, on_gpu)
 
 
 def _register_layer(prefix: str, cell: Cell, on_gpu: Callable[[Tensor], bool]) -> None:
     """The three operators of one cell, whose arguments are known by their names in the schemas."""
+    operator = cell.name.lower()
 
     def given(name: str, args: tuple[Any, ...]) -> dict[str, Any]:
         schema = getattr(torch.ops.fused_rnn_dropout, name).default._schema
@@ -91,19 +92,19 @@ def _register_layer(prefix: str, cell: Cell, on_gpu: Callable[[Tensor], bool]) -
         last = (state.new_empty(state.shape, dtype=dtype) for state in (h0, a.get("c0")) if state is not None)
         return (out, *last)
 
-    @register_fake(f"{prefix}{cell.operator}")
+    @register_fake(f"{prefix}{operator}")
     def _(*args: Any) -> tuple[Tensor, ...]:
-        return results(given(f"{prefix}{cell.operator}", args))
+        return results(given(f"{prefix}{operator}", args))
 
-    @register_fake(f"{prefix}{cell.operator}_forward")
+    @register_fake(f"{prefix}{operator}_forward")
     def _(*args: Any) -> tuple[Tensor, ...]:
-        a = given(f"{prefix}{cell.operator}_forward", args)
+        a = given(f"{prefix}{operator}_forward", args)
         x, save, gpu = a["x"], a["save"], on_gpu(a["x"])
         units = a["c0" if cell.has_c else "h0"].shape[1]
         values, memory = kept_dtypes(gpu, a["dtype"])
         rows, all_of_it = _rows(x), save == Keep.ALL
         beside = save if cell.has_c else cell.apart and all_of_it
-        states = save and states_apart(cell, gpu, a["dtype"], a["flags"])
+        states = save and states_apart(cell.name, gpu, a["dtype"], a["flags"])
         return (
             *results(a),
             x.new_empty((rows, cell.gates * units) if all_of_it else 0, dtype=values),
@@ -111,10 +112,10 @@ def _register_layer(prefix: str, cell: Cell, on_gpu: Callable[[Tensor], bool]) -
             x.new_empty((rows, a["h0"].shape[1]) if states else 0, dtype=values),
         )
 
-    @register_fake(f"{prefix}{cell.operator}_backward")
+    @register_fake(f"{prefix}{operator}_backward")
     def _(*args: Any) -> tuple[Tensor, ...]:
         """A dense gradient for each tensor that needs one, an empty tensor else."""
-        a = given(f"{prefix}{cell.operator}_backward", args)
+        a = given(f"{prefix}{operator}_backward", args)
         found = []
         names = ("x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
         for name in (name for name in names if name in a and (cell.apart or name != "b_hh")):

@@ -250,8 +250,9 @@ def _family(prefix: str = "") -> Family:
     of = {name: getattr(_ops, prefix + name) for name in _NAMES}
     functions[f"{prefix}dropout"] = function = _dropout_function(of["dropout"])
     _autograd(f"{prefix}dropout", function.apply, 1)
-    for cell in CELLS:
-        name, backward = cell.operator, of[f"{cell.operator}_backward"]
+    for cell in CELLS.values():
+        name = cell.name.lower()
+        backward = of[f"{name}_backward"]
         functions[prefix + name] = function = _layer_function(cell, of[f"{name}_forward"], backward)
         _autograd(prefix + name, function.apply)
         _autograd(f"{prefix}{name}_backward", functools.partial(_Once.apply, backward))
