@@ -15,7 +15,7 @@ from torch import Tensor
 
 from . import library
 from .cells import CELLS, Cell
-from .library import register_fake
+from .library import argument_names, register_fake
 
 
 class Keep(enum.IntEnum):
@@ -50,9 +50,9 @@ def kept_dtypes(gpu: bool, dtype: torch.dtype) -> Kept:
     return Kept(dtype if gpu else memory, memory)
 
 
-def states_apart(cell: str, gpu: bool, dtype: torch.dtype, flags: int) -> bool:
+def states_apart(cell: Cell, gpu: bool, dtype: torch.dtype, flags: int) -> bool:
     """Whether the h that backward reads is another tensor than the output."""
-    return kept_dtypes(gpu, dtype).values != dtype or CELLS[cell.upper()].output_differs(flags)
+    return kept_dtypes(gpu, dtype).values != dtype or cell.output_differs(flags)
 
 
 def _rows(x: Tensor) -> Any:
@@ -83,8 +83,7 @@ def _register_layer(prefix: str, cell: Cell, on_gpu: Callable[[Tensor], bool]) -
     operator = cell.name.lower()
 
     def given(name: str, args: tuple[Any, ...]) -> dict[str, Any]:
-        schema = getattr(torch.ops.fused_rnn_dropout, name).default._schema
-        return dict(zip((argument.name for argument in schema.arguments), args, strict=True))
+        return dict(zip(argument_names(getattr(torch.ops.fused_rnn_dropout, name)), args, strict=True))
 
     def results(a: dict[str, Any]) -> tuple[Tensor, ...]:
         x, h0, dtype = a["x"], a["h0"], a["dtype"]
@@ -104,7 +103,7 @@ def _register_layer(prefix: str, cell: Cell, on_gpu: Callable[[Tensor], bool]) -
         values, memory = kept_dtypes(gpu, a["dtype"])
         rows, all_of_it = _rows(x), save == Keep.ALL
         beside = save if cell.has_c else cell.apart and all_of_it
-        states = save and states_apart(cell.name, gpu, a["dtype"], a["flags"])
+        states = save and states_apart(cell, gpu, a["dtype"], a["flags"])
         return (
             *results(a),
             x.new_empty((rows, cell.gates * units) if all_of_it else 0, dtype=values),

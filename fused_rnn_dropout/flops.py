@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from .fakes import NEEDS_W_HH, NEEDS_W_HR, NEEDS_W_IH, NEEDS_X
-from .library import NAMESPACE
+from .library import NAMESPACE, argument_names
 
 _COUNTER = "torch.utils.flop_counter"
 Shape = Sequence[int]
@@ -66,7 +66,7 @@ _ONE_FAMILY = (
 def _register(op: Any, formula: Callable[[dict[str, Any]], int]) -> None:
     from torch.utils.flop_counter import register_flop_formula
 
-    names = [argument.name for argument in op.default._schema.arguments]
+    names = argument_names(op)
 
     def count(*args: Any, out_shape: Any = None, **kwargs: Any) -> int:
         return formula({**dict(zip(names, args, strict=False)), **kwargs})

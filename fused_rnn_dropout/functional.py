@@ -336,11 +336,11 @@ def _run(
         hx = [state.index_select(1, sorted_indices) for state in hx]
         example_ids = sorted_indices if example_ids is None else example_ids.index_select(0, sorted_indices)
     dtype, visible = result_dtypes(cell, input, packed, projected, hx[-1].dtype)
-    to_onnx = not torch.compiler.is_dynamo_compiling() and onnx.exporting()
-    if to_onnx:
-        chosen = onnx.check_call(plan, masks_on, packed, projected, dtype, chosen)
-    if not torch.compiler.is_dynamo_compiling() and torch.jit.is_tracing():
-        onnx.register_torchscript()
+    if not torch.compiler.is_dynamo_compiling():
+        if onnx.exporting():
+            chosen = onnx.check_call(plan, masks_on, packed, projected, dtype, chosen)
+        if torch.jit.is_tracing():
+            onnx.register_torchscript()
     asked = schedules.Layers(plan, masks_on, recompute, input, steps, packed, dtype, layers)
     call = Call(
         cell,

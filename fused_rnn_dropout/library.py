@@ -100,6 +100,11 @@ def obstacle(backend: str, device_type: str) -> str | None:
     return None
 
 
+def argument_names(op: Any) -> list[str]:
+    """The names in the schema of an operator, ``torch.ops.NAMESPACE.NAME``, in their order."""
+    return [argument.name for argument in op.default._schema.arguments]
+
+
 def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Registers a fake that checks that all tensors but ``batch_sizes``, which is on the CPU, share a device.
 
@@ -107,8 +112,8 @@ def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any
     """
 
     def register(fake: Callable[..., Any]) -> Callable[..., Any]:
-        arguments = getattr(getattr(torch.ops, NAMESPACE), name).default._schema.arguments
-        elsewhere = {index for index, argument in enumerate(arguments) if argument.name == "batch_sizes"}
+        names = argument_names(getattr(getattr(torch.ops, NAMESPACE), name))
+        elsewhere = {index for index, argument in enumerate(names) if argument == "batch_sizes"}
 
         def checked(*args: Any) -> Any:
             tensors = [arg for index, arg in enumerate(args) if index not in elsewhere and isinstance(arg, Tensor)]

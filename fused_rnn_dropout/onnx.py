@@ -20,7 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .library import argument_names
 from .sites import FLAG, SITES, Plan, acting_in_eval
+
+OPERATORS = ("lstm", "gru", "dropout")
+"""Those that a program may hold where a module was: translated, or refused with a sentence."""
 
 _GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
 """Where ONNX's gates are among torch's: i, o, f, c among i, f, g, o, and z, r, h among r, z, n."""
@@ -270,7 +274,6 @@ def register_torchscript() -> None:
     register = getattr(torch.onnx, "register_custom_op_symbolic", None)
     if register is None:  # it is deprecated, and will be gone
         return
-    for name, prefix in itertools.product(("lstm", "gru", "dropout"), ("", "triton_")):
-        op = getattr(torch.ops.fused_rnn_dropout, prefix + name).default
-        names = [argument.name for argument in op._schema.arguments]
+    for name, prefix in itertools.product(OPERATORS, ("", "triton_")):
+        names = argument_names(getattr(torch.ops.fused_rnn_dropout, prefix + name))
         register(f"fused_rnn_dropout::{prefix}{name}", functools.partial(_symbolic, name, names), _OPSET)

@@ -37,7 +37,7 @@ from torch.autograd import forward_ad
 from . import fakes, library, onnx, recomputation
 from .cells import CELLS, Cell
 from .fakes import NEEDS, Keep
-from .library import NAMESPACE, lib, register_fake
+from .library import NAMESPACE, argument_names, lib, register_fake
 
 _ops = torch.ops.fused_rnn_dropout
 
@@ -154,14 +154,10 @@ def _in_backward(op: Any, *args: Any) -> Any:
         return op(*args)
 
 
-def _arguments(op: Any) -> list[str]:
-    return [argument.name for argument in op.default._schema.arguments]
-
-
 def _layer_function(cell: Cell, forward_op: Any, backward_op: Any) -> type[torch.autograd.Function]:
     """What carries the gradients of one layer of ``cell``, by the names in the schemas of its two operators."""
-    names = _arguments(forward_op)[:-1]
-    tensors = names.index("dtype")  # the first argument behind all tensors
+    names = argument_names(forward_op)[:-1]
+    tensors, thresholds = names.index("dtype"), names.index("thresholds")  # dtype: the first behind all tensors
     differentiable = names[: names.index("batch_sizes")]
     results = [result.name for result in forward_op.default._schema.returns].index("gates")
     gradients = [result.name for result in backward_op.default._schema.returns]
@@ -169,7 +165,6 @@ def _layer_function(cell: Cell, forward_op: Any, backward_op: Any) -> type[torch
     def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
         *given, recompute = args
         with torch._C._AutoDispatchBelowAutograd():
-            thresholds = names.index("thresholds")
             given[thresholds] = _snapshot(given[thresholds])
             found = forward_op(*given, int(Keep.STATES if recompute else Keep.ALL))
         ctx.static = given[tensors:]
@@ -180,9 +175,9 @@ def _layer_function(cell: Cell, forward_op: Any, backward_op: Any) -> type[torch
         return found[:results]
 
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        wanted = [name for name, want in zip(differentiable, ctx.needs_input_grad, strict=False) if want]
         if all(grad is None for grad in grads):
             return (None,) * len(ctx.needs_input_grad)
+        wanted = [name for name, want in zip(differentiable, ctx.needs_input_grad, strict=False) if want]
         needs = sum({NEEDS[name] for name in wanted if name in NEEDS})
         found = _in_backward(backward_op, *grads, *ctx.saved_tensors, *ctx.static, needs)
         by_name = dict(zip(gradients, found, strict=True))
@@ -211,11 +206,11 @@ class _Once(torch.autograd.Function):
 def _autograd(name: str, apply: Callable[..., Any], checked: int | None = None) -> None:
     """Registers what an operator does where a graph is needed; ``checked``: how many arguments decide that."""
     op = getattr(_ops, name)
-    names = _arguments(op)
-    exported = name.removeprefix("triton_")
+    names, exported = argument_names(op), name.removeprefix("triton_")
+    has_nodes = exported in onnx.OPERATORS
 
     def call(*args: Any) -> Any:
-        if exported in ("lstm", "gru", "dropout") and onnx.translating():
+        if has_nodes and onnx.translating():
             return onnx.operator(exported, dict(zip(names, args, strict=True)))
         if _differentiable(name, args[:checked]):
             return apply(*args)

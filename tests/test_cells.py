@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,19 +13,30 @@ from torch import nn
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout.cells import CELLS, Cell
+from fused_rnn_dropout.library import argument_names
 from fused_rnn_dropout.sites import FLAG, SITES
 
 rows = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 
 
+TABLE = Path(__file__).resolve().parents[1] / "csrc" / "core" / "cells.h"
+
+
 def arguments(operator: str) -> list[str]:
-    schema = getattr(torch.ops.fused_rnn_dropout, operator).default._schema
-    return [argument.name for argument in schema.arguments]
+    return argument_names(getattr(torch.ops.fused_rnn_dropout, operator))
 
 
 def test_numbers_are_places_in_the_table() -> None:
     assert [cell.number for cell in CELLS.values()] == list(range(len(CELLS)))
     assert [cell.name for cell in CELLS.values()] == list(CELLS)
+
+
+def test_the_table_of_the_kernels_says_the_same() -> None:
+    """In the same order, field by field, of the fields that both have."""
+    shown = [re.findall(r"\.(\w+) = ([^,}]+)", row) for row in re.findall(r"\{(\.name = .*?)\}", TABLE.read_text())]
+    names = ["name", "gates", "has_c", "projects", "apart"]
+    ours = [[(name, json.dumps(getattr(cell, name))) for name in names] for cell in CELLS.values()]
+    assert shown == ours
 
 
 @rows

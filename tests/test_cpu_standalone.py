@@ -8,6 +8,7 @@ import shlex
 import subprocess
 from pathlib import Path
 
+import cpu_library
 import pytest
 
 from fused_rnn_dropout import ops
@@ -20,10 +21,6 @@ MACHINE = {
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
 }
-OTHERS = """#include "cpu/schedule.h"
-const frd::cpu::Kernels* frd::cpu::avx2_kernels() { return nullptr; }
-const frd::cpu::Kernels* frd::cpu::avx512_kernels() { return nullptr; }
-"""
 
 pytestmark = pytest.mark.cpu_kernels
 
@@ -63,7 +60,7 @@ def test_every_part_is_asked_for(parts: Path) -> None:
 def random_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program, for the baseline instruction set alone, which takes least time to compile."""
     folder = tmp_path_factory.mktemp("layers")
-    (folder / "others.cpp").write_text(OTHERS)
+    (folder / "others.cpp").write_text(cpu_library.STUBS)
     kernels = [CSRC / f"cpu/{name}.cpp" for name in ("dispatch", "scratch", "isa_baseline")]
     return build(folder / "random_layers", ROOT / "tests/cpu/random_layers.cpp", folder / "others.cpp", *kernels)
 

@@ -31,7 +31,7 @@ T, B, I, H, P = 4, 3, 5, 7, 4
 RNG = torch.tensor([5, -6])
 SIZES = torch.tensor([3, 2, 1])
 ACTING = ("HIDDEN", "WEIGHT_HH", "WEIGHT_IH", "WEIGHT_HR", "UPDATE", "CELL", "ZONEOUT_C", "ZONEOUT_H", "MASKS_ON")
-SAVE_NOTHING, SAVE_ALL, SAVE_STATES = 0, 1, 2
+KEEP_NOTHING, KEEP_ALL, KEEP_STATES = 0, 1, 2
 EVERYTHING = 31
 
 
@@ -97,7 +97,7 @@ def layer_arguments(
     }
 
 
-def forward_arguments(cell: str, save: int = SAVE_ALL, **options: Any) -> dict[str, Any]:
+def forward_arguments(cell: str, save: int = KEEP_ALL, **options: Any) -> dict[str, Any]:
     """Arguments of ``lstm_forward`` or ``gru_forward``."""
     args = layer_arguments(cell, **options)
     del args["recompute"]
@@ -105,7 +105,7 @@ def forward_arguments(cell: str, save: int = SAVE_ALL, **options: Any) -> dict[s
 
 
 def backward_arguments(
-    cell: str, save: int = SAVE_ALL, needs: int = EVERYTHING, given: str = "all", **options: Any
+    cell: str, save: int = KEEP_ALL, needs: int = EVERYTHING, given: str = "all", **options: Any
 ) -> dict[str, Any]:
     """Arguments of ``lstm_backward`` or ``gru_backward``, with what the forward really kept."""
     args = forward_arguments(cell, save, **options)
@@ -225,13 +225,13 @@ def test_opcheck_with_inputs_that_are_not_dense_and_of_several_dtypes(cell: str)
     torch.library.opcheck(getattr(OPS, cell).default, tuple(args.values()))
 
 
-@pytest.mark.parametrize("save", [SAVE_NOTHING, SAVE_ALL, SAVE_STATES])
+@pytest.mark.parametrize("save", [KEEP_NOTHING, KEEP_ALL, KEEP_STATES])
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_opcheck_of_the_halves(cell: str, packed: bool, save: int) -> None:
     args = forward_arguments(cell, save, packed=packed)
     torch.library.opcheck(getattr(OPS, f"{cell}_forward").default, tuple(args.values()))
-    if save != SAVE_NOTHING:
+    if save != KEEP_NOTHING:
         args = backward_arguments(cell, save, packed=packed, given="last" if packed else "all")
         torch.library.opcheck(getattr(OPS, f"{cell}_backward").default, tuple(args.values()))
 

@@ -24,7 +24,7 @@ using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
 // What a forward keeps for its backward.
-inline constexpr int64_t SAVE_NOTHING = 0, SAVE_ALL = 1, SAVE_STATES = 2;
+inline constexpr int64_t KEEP_NOTHING = 0, KEEP_ALL = 1, KEEP_STATES = 2;
 // Which gradients a backward computes; those of the initial states always.
 inline constexpr int64_t NEEDS_X = 1, NEEDS_W_IH = 2, NEEDS_W_HH = 4, NEEDS_BIAS = 8, NEEDS_W_HR = 16;
 

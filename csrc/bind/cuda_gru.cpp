@@ -2,6 +2,7 @@
 #include "cuda/gru_schedule.h"
 
 #include "bind/cuda_tensors.h"
+#include "core/cells.h"
 
 namespace frd::bind {
 namespace {
@@ -19,8 +20,7 @@ Forward forward(const Tensor& x_, const Tensor& h0_, const Tensor& w_ih_, const 
   const Tensor w_ih = dense(w_ih_, w_ih_.scalar_type()), w_hh = dense(w_hh_, w_hh_.scalar_type());
   const MaybeTensor b_ih = dense(b_ih_, state), b_hh = dense(b_hh_, state);
   const Tensor out = device.empty(batch.shape(H), value), h_n = device.empty({B, H}, value);
-  // With cell dropout the output is the state times a scale.
-  const bool states_apart = save && (random.flags & (FLAG_UNZONED | FLAG_CELL)), all = save == SAVE_ALL;
+  const bool states_apart = save && CELLS[GRU].output_differs(random.flags), all = save == KEEP_ALL;
   const Tensor gates = device.room(all, {N, 3 * H}, value), resets = device.room(all, {N, H}, value);
   const Tensor states = device.room(states_apart, {N, H}, value);
   cuda::run(cuda::GruForward<D>{.sequence = batch.sequence,
@@ -67,7 +67,7 @@ std::tuple<Tensor, Tensor> gru(const Tensor& x, const Tensor& h0, const Tensor& 
                                const MaybeTensor& thresholds, ScalarType dtype, int64_t flags, int64_t layer,
                                bool reverse, int64_t step_offset, bool /*recompute*/) {
   const Forward result = gru_forward(x, h0, w_ih, w_hh, b_ih, b_hh, batch_sizes, example_ids, rng_state, rng_hidden,
-                                     rng_weight, thresholds, dtype, flags, layer, reverse, step_offset, SAVE_NOTHING);
+                                     rng_weight, thresholds, dtype, flags, layer, reverse, step_offset, KEEP_NOTHING);
   return {std::get<0>(result), std::get<1>(result)};
 }
 

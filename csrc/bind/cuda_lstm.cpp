@@ -2,6 +2,7 @@
 #include "cuda/lstm_schedule.h"
 
 #include "bind/cuda_tensors.h"
+#include "core/cells.h"
 
 namespace frd::bind {
 namespace {
@@ -21,7 +22,7 @@ Forward forward(const Tensor& x_, const Tensor& h0_, const Tensor& c0_, const Te
   const MaybeTensor b_ih = dense(b_ih_, state), b_hh = dense(b_hh_, state);
   const Tensor out = device.empty(batch.shape(P), value), h_n = device.empty({B, P}, value);
   const Tensor c_n = device.empty({B, H}, value);
-  const bool states_apart = save && (random.flags & FLAG_UNZONED), all = save == SAVE_ALL;
+  const bool states_apart = save && CELLS[LSTM].output_differs(random.flags), all = save == KEEP_ALL;
   const Tensor gates = device.room(all, {N, 4 * H}, value), cells = device.room(save, {N, H}, state);
   const Tensor states = device.room(states_apart, {N, P}, value);
   cuda::run(cuda::LstmForward<D>{.sequence = batch.sequence,
@@ -75,7 +76,7 @@ std::tuple<Tensor, Tensor, Tensor> lstm(const Tensor& x, const Tensor& h0, const
                                         bool reverse, int64_t step_offset, bool /*recompute*/) {
   const Forward result =
       lstm_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, batch_sizes, example_ids, rng_state, rng_hidden, rng_weight,
-                   thresholds, dtype, flags, layer, reverse, step_offset, SAVE_NOTHING);
+                   thresholds, dtype, flags, layer, reverse, step_offset, KEEP_NOTHING);
   return {std::get<0>(result), std::get<1>(result), std::get<2>(result)};
 }
 

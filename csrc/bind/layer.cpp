@@ -99,7 +99,7 @@ struct Forward {
 
 template <class T>
 Forward forward_in(const Layer& l, int64_t save) {
-  const bool all = save == SAVE_ALL, beside = save && l.info().keeps_beside(all);
+  const bool all = save == KEEP_ALL, beside = save && l.info().keeps_beside(all);
   const bool states = save && (l.dtype != l.compute || l.info().output_differs(l.random.masks.flags));
   Forward found{.out = l.empty(l.batch.shape(l.shapes.projected)),
                 .h_n = l.empty(l.of_h()),
@@ -108,7 +108,7 @@ Forward forward_in(const Layer& l, int64_t save) {
                 .beside = l.room(beside, {l.rows(), l.shapes.units}),
                 .states = l.room(states, {l.rows(), l.shapes.projected})};
   cpu::LayerForward<T> p{l.inputs<T>()};
-  p.sparing = save == SAVE_STATES;
+  p.sparing = save == KEEP_STATES;
   p.gates = where<T>(all, found.gates);
   p.beside = where<T>(beside, found.beside);
   p.states = where<T>(states, found.states);
@@ -232,7 +232,7 @@ Results6 lstm_forward(FRD_LSTM_TENSORS, FRD_SETTINGS_OF_TENSORS, FRD_SETTINGS_OF
   return {f.out, f.h_n, *f.c_n, f.gates, f.beside, f.states};
 }
 Results3 lstm(FRD_LSTM_TENSORS, FRD_SETTINGS_OF_TENSORS, FRD_SETTINGS_OF_NUMBERS, bool /*recompute*/) {
-  const Forward f = forward(FRD_LSTM_LAYER, SAVE_NOTHING);
+  const Forward f = forward(FRD_LSTM_LAYER, KEEP_NOTHING);
   return {f.out, f.h_n, *f.c_n};
 }
 Results7 lstm_backward(const MaybeTensor& grad_out, const MaybeTensor& grad_h_n, const MaybeTensor& grad_c_n,
@@ -247,7 +247,7 @@ Results5 gru_forward(FRD_GRU_TENSORS, FRD_SETTINGS_OF_TENSORS, FRD_SETTINGS_OF_N
   return {f.out, f.h_n, f.gates, f.beside, f.states};
 }
 Results2 gru(FRD_GRU_TENSORS, FRD_SETTINGS_OF_TENSORS, FRD_SETTINGS_OF_NUMBERS, bool /*recompute*/) {
-  const Forward f = forward(FRD_GRU_LAYER, SAVE_NOTHING);
+  const Forward f = forward(FRD_GRU_LAYER, KEEP_NOTHING);
   return {f.out, f.h_n};
 }
 Results6 gru_backward(const MaybeTensor& grad_out, const MaybeTensor& grad_h_n, FRD_GRU_TENSORS,
