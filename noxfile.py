@@ -62,7 +62,7 @@ def lint(session: nox.Session) -> None:
     session.run(PYTHON, "-m", "ruff", "check", ".")
     session.run(PYTHON, "-m", "ruff", "format", "--check", ".")
     session.run(PYTHON, "-m", "mypy")
-    sources = [path for folder in ("csrc", "tests/cuda") for path in Path(folder).rglob("*")]
+    sources = [path for folder in ("csrc", "tests/cpu", "tests/cuda") for path in Path(folder).rglob("*")]
     cxx = sorted(str(path) for path in sources if path.suffix in (".h", ".cpp", ".cu"))
     session.run(".venv/bin/clang-format", "--dry-run", "-Werror", *cxx)
 
@@ -130,11 +130,11 @@ def sanitizers(session: nox.Session) -> None:
 @step
 def on_host(session: nox.Session) -> None:
     """The tests of the operators on CUDA's kernels, run on the host."""
-    names = ("operators", "geometry", "chunks", "packed", "autograd", "known_bugs", "masks", "properties", "autocast",
-             "counters", "bad_input", "modules")  # fmt: skip
+    names = ("operators", "geometry", "chunks", "autograd", "known_bugs", "masks", "properties", "autocast", "counters",
+             "bad_input", "modules")  # fmt: skip
     session.run(
-        PYTHON, "-m", "pytest", "-q", "-m", "not slow", *sampled(session, "--sample", "0.1"),
-        *(f"tests/test_{name}.py" for name in names), env={"FRD_CUDA_ON_HOST": "1", "OMP_NUM_THREADS": "1"},
+        PYTHON, "-m", "pytest", "-q", "--on-host", "-m", "not slow", *sampled(session, "--sample", "0.1"),
+        *(f"tests/test_{name}.py" for name in names), env={"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 

@@ -52,8 +52,8 @@ doctor() {
 
 correct() {
   local status=0
-  tests correct "gpu and not gpu_large" --ignore-glob='tests/test_triton_*' || status=$?
-  tests large gpu_large --ignore-glob='tests/test_triton_*' || status=$?
+  tests correct "gpu and not gpu_large and not triton" || status=$?
+  tests large gpu_large || status=$?
   if [[ $dry ]]; then
     pytest "not slow" tests/test_known_bugs.py --junitxml="$out/correct.xml" || status=$?
   fi
@@ -62,10 +62,10 @@ correct() {
 
 triton() {
   if [[ $dry ]]; then  # in Triton's interpreter, where these tests are not marked gpu
-    tests triton "" tests/test_triton_*.py
+    tests triton triton
     pytest "not slow" tests/test_triton_backend.py -k words --junitxml="$out/triton.xml"
   else
-    tests triton gpu tests/test_triton_*.py
+    tests triton "gpu and triton"
   fi
 }
 

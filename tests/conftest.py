@@ -36,6 +36,11 @@ if not torch.cuda.is_available():
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     sampled.add_options(parser)
+    parser.addoption(
+        "--on-host",
+        action="store_true",
+        help="has CUDA's kernels take the place of the CPU's, on the host, in every test that names no target itself",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         # A shell starts what runs in the background deaf to Ctrl-C, and the commands under test would inherit that.
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if host_run.wanted:
+    if config.option.on_host:
         host_run.install()
     if torch.cuda.is_available():
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:2")  # without it cuDNN's layers may add in any order
@@ -56,7 +61,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_report_header(config: pytest.Config) -> str:
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
-    on_host = ", operators run CUDA launchers on the host" if host_run.wanted else ""
+    on_host = ", operators run CUDA launchers on the host" if config.option.on_host else ""
     return f"torch {torch.__version__}, {torch.get_num_threads()} threads, {gpu}{on_host}"
 
 
@@ -64,7 +69,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        if item.get_closest_marker("cpu_kernels") and host_run.wanted:
+        if item.get_closest_marker("cpu_kernels") and config.option.on_host:
             item.add_marker(pytest.mark.skip(reason="not a promise of the GPU's kernels"))
 
 

@@ -283,6 +283,27 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5}
 """Of the largest element of a tensor. A few thousand and about eighty times the rounding of one operation."""
 
 
+def cudnn_tolerance(dtype: torch.dtype, rnn: Any, steps: int) -> float:
+    """Of the largest element of a tensor, for what cuDNN computes in ``steps`` steps of each layer and direction.
+
+    How cuDNN splits its sums is its own, and differs with the kernels that torch has it take (up to 192 units one
+    that stays resident), so that the bound of any order holds, not the likely error of one. A sum of n products errs
+    by at most n u of the sum of their magnitudes, with u = eps / 2 of what it adds up in: float32 for 16 bits. A
+    gate is a sum over I + H products and two biases; its sigmoid or tanh and the rest of the step are within 8 eps,
+    four times what CUDA states for the functions. Magnitudes sum up to about twice the largest element, which makes
+    eps of u. A value goes through the steps of all layers, and on its way back through as many.
+
+    What is kept in between is rounded once to ``dtype`` in each step, three times in an LSTM (c, h and the gates).
+    Those errors are independent: their sum's deviation is u sqrt(steps), and the largest of a thousand elements is
+    within four of them.
+    """
+    widest = max(rnn.input_size, (rnn.proj_size or rnn.hidden_size) * (2 if rnn.bidirectional else 1))
+    terms, passed = widest + rnn.hidden_size + 2, 2 * rnn.num_layers * steps
+    sums = passed * (terms + 8) * torch.finfo(torch.promote_types(dtype, torch.float32)).eps
+    rounding = 2 * passed**0.5 * torch.finfo(dtype).eps
+    return max(sums + rounding, TOLERANCE.get(dtype, 0.0))
+
+
 def assert_same(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float) -> None:
     """Every tensor within ``tolerance`` of the largest element of what it should be; exactly 0 where all of that is."""
     assert got.keys() == want.keys()

@@ -3,8 +3,8 @@
 The operators of ``fused_rnn_dropout`` then have the CUDA bindings for CPU tensors too: the same schedules and kernels
 as on a GPU, run by the host shim, with torch's CPU matrix products between them. So any ``frd.LSTM`` or ``frd.GRU`` on
 CPU tensors, forward and backward, goes through them, with ``backend="cpu"`` as well as with ``backend="cuda"``, which
-is said to be there. Where cuDNN would run, ``cudnn_stand_in`` does. ``FRD_CUDA_ON_HOST=1 pytest ...`` does it for a
-whole run of the tests.
+is said to be there. Where cuDNN would run, ``cudnn_stand_in`` does. pytest's option ``--on-host`` does it for a whole
+run of the tests.
 
 Memory that nobody has written to is poisoned meanwhile: what torch or the bindings allocate is full of NaN.
 """
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,10 +28,6 @@ from fused_rnn_dropout import cudnn_library, library
 
 NAMES = ("words", "dropout", "lstm", "lstm_forward", "lstm_backward", "gru", "gru_forward", "gru_backward",
          "masked_weights", "masked_weights_backward")  # fmt: skip
-
-
-wanted = os.environ.get("FRD_CUDA_ON_HOST") == "1"
-"""Whether this run of the tests was asked to run everything that way."""
 
 
 @functools.cache

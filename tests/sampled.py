@@ -13,7 +13,7 @@ import sampling
 
 FEW = 4
 """A test with no more cases than this keeps all of them, one with more at least as many."""
-SMALL = 4
+SMALL = 8
 """Of a parameter with no more values than this, a sample has every value."""
 
 

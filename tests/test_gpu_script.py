@@ -97,7 +97,7 @@ def test_every_step_is_run_in_turn_and_nothing_is_installed(tmp_path: Path) -> N
     assert [call.split()[2] for call in runs] == ["fused_rnn_dropout", "pytest", "pytest", "pytest", "bench"]
     out = tmp_path / "out"
     assert runs[-1] == f"1 -m bench --device cuda --dtype float16 --output {out}/float16.json --quick"
-    assert "-m gpu and not gpu_large" in runs[1] and " -n" in runs[1]
+    assert "-m gpu and not gpu_large and not triton" in runs[1] and " -n" in runs[1]
     assert "-m gpu_large" in runs[2] and " -n" not in runs[2]
     assert place.steps == WELL
     for record in ("correct.xml", "large.xml", "triton.xml"):
@@ -125,16 +125,21 @@ def test_without_xdist_tests_run_one_by_one(tmp_path: Path) -> None:
     assert place.steps["triton"] == "0" and not any(" -n" in call for call in place.calls)
 
 
-def test_the_tests_that_it_names_are_there() -> None:
-    """pytest says nothing of a pattern of --ignore-glob that fits no file."""
-    named = re.findall(r"tests/[\w/*]+(?:\.py)?", (ROOT / "scripts" / "gpu_step.sh").read_text())
-    assert len(set(named)) >= 3 and all(list(ROOT.glob(name)) for name in named), named
+def test_the_tests_and_marks_that_it_names_are_there(pytestconfig: pytest.Config) -> None:
+    """pytest says nothing of a name in -m that no test is marked with."""
+    step = (ROOT / "scripts" / "gpu_step.sh").read_text()
+    named = re.findall(r"tests/[\w/*]+(?:\.py)?", step)
+    assert len(set(named)) >= 2 and all(list(ROOT.glob(name)) for name in named), named
+    chosen = re.findall(r"^ *(?:tests \w+|pytest) (?:\"([^\"$]+)\"|(\w+))", step, re.MULTILINE)
+    words = {word for pair in chosen for word in "".join(pair).split()} - {"and", "not"}
+    assert words == {"gpu", "gpu_large", "triton", "slow"}
+    assert words <= {line.partition(":")[0] for line in pytestconfig.getini("markers")}
 
 
 def test_the_number_of_processes_is_chosen(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.run("triton", FRD_WORKERS="3")
-    assert any("tests/test_triton_" in call and call.endswith("-n3") for call in place.calls)
+    assert any("-m gpu and triton" in call and call.endswith("-n3") for call in place.calls)
 
 
 @pytest.mark.parametrize("how", ["fails", "over its time"])
@@ -209,7 +214,7 @@ def test_a_signal_ends_the_step_and_the_page_is_still_written(number: signal.Sig
     place = Place(tmp_path, f'{PAGE}case "$*" in *dropout?doctor) echo measured; touch ready; sleep 60 ;; esac')
     assert interrupted(place, number, "doctor", "triton", ready="ready") == 128 + number
     assert "INTERRUPTED" in place.page and "measured" in place.page and "NOT RUN" in place.page
-    assert not any("tests/test_triton_" in call for call in place.calls)
+    assert not any("-m gpu and triton" in call for call in place.calls)
     assert json.loads((tmp_path / "out" / "report.json").read_text())["not_run"] == ["triton"]
 
 
@@ -360,7 +365,7 @@ def test_a_dry_run_goes_through_every_step_and_says_what_a_gpu_would_run(tmp_pat
     for text in (
         "setup.py build_ext --inplace",
         "nvidia-smi",
-        "pytest -m 'gpu and not gpu_large'",
+        "pytest -m 'gpu and not gpu_large and not triton'",
         "pytest -m 'gpu_large'",
         "bench --device cuda --dtype float16 --quick",
     ):

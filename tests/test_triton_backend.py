@@ -26,7 +26,7 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 ON_DEVICE = torch.cuda.is_available()
 DEVICE = "cuda" if ON_DEVICE else "cpu"
 ROOT = Path(__file__).resolve().parents[1]
-pytestmark = [pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout")]
+pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout")]
 here = pytest.mark.gpu if ON_DEVICE else lambda test: test  # a test that runs kernels
 triton_ops = ops.family("triton")
 

@@ -20,5 +20,5 @@ with_sanitizers=(
 loaded=$(cd build && "${with_sanitizers[@]}" "$python" -c 'import fused_rnn_dropout._C as c; print(c.__file__)')
 [[ $loaded == "$sanitized"/* ]]
 # pytest must leave stderr alone: a report that it had captured would be lost when the sanitizer ends the process.
-"${with_sanitizers[@]}" "$(dirname "$python")/pytest" -q --capture=sys -m "not slow" "$@" \
-  tests/test_{counters,cpu_kernels,geometry,packed,operators,known_bugs}.py
+"${with_sanitizers[@]}" "$(dirname "$python")/pytest" -q --capture=sys -m "not slow and not cuda and not triton" "$@" \
+  tests/kernels tests/test_{counters,geometry,operators,known_bugs}.py

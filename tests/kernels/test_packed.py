@@ -1,4 +1,4 @@
-"""Packed sequences with sites on: a row's result is what that row alone would give, whatever it is packed with."""
+"""Packed sequences with sites on: the reference's results, and each row is what it would be alone."""
 
 from __future__ import annotations
 
@@ -6,20 +6,21 @@ from typing import Any
 
 import pytest
 import torch
+from checks import against_reference
+from grids import CELLS, all_sites, inner_sites, inputs_for, random_leaf, states_for
+from targets import CPU, CPUS, CUDA, REFERENCE, TRITON, Target, on
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
 
 import fused_rnn_dropout as frd
 
-pytestmark = pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout")
-
-BACKENDS = ("cpu", "reference")
-CELLS = ("LSTM", "GRU")
+EVERYWHERE = (CPU, CUDA, REFERENCE)
+BOTH = ("LSTM", "GRU")
 I, H = 4, 6
 LENGTHS = [2, 5, 1, 3]
 
 
-def all_sites(cell: str) -> dict[str, Any]:
+def most_sites(cell: str) -> dict[str, Any]:
     sites: dict[str, Any] = {"input_dropout": 0.2, "inter_layer_dropout": 0.3, "output_dropout": 0.1}
     sites |= {
         "hidden_dropout": 0.25,
@@ -28,7 +29,7 @@ def all_sites(cell: str) -> dict[str, Any]:
         "cell_dropout": 0.1,
         "zoneout_h": 0.15,
     }
-    return sites | ({"zoneout_c": 0.2} if cell == "LSTM" else {})
+    return sites | ({"zoneout_c": 0.2} if cell != "GRU" else {})
 
 
 def per_step_sites(cell: str) -> dict[str, Any]:
@@ -41,20 +42,18 @@ def per_step_sites(cell: str) -> dict[str, Any]:
         "cell_dropout": frd.CellDropout(0.1, per="step"),
         "zoneout_h": frd.Zoneout(0.15, per="sequence", output="unzoned"),
     }
-    return sites | ({"zoneout_c": frd.Zoneout(0.2, per="sequence")} if cell == "LSTM" else {})
+    return sites | ({"zoneout_c": frd.Zoneout(0.2, per="sequence")} if cell != "GRU" else {})
 
 
-CONFIGURATIONS = {"all": all_sites, "per_step": per_step_sites}
+CONFIGURATIONS = {"most": most_sites, "per_step": per_step_sites}
 
 
-def build(cell: str, configuration: str, backend: str, **kwargs: Any) -> nn.Module:
-    sites = CONFIGURATIONS[configuration](cell)
-    return getattr(frd, cell)(I, H, 2, bidirectional=True, dtype=torch.float64, backend=backend, **sites, **kwargs)
+def build(target: Target, cell: str, configuration: str, **kwargs: Any) -> nn.Module:
+    return target.module(cell, CONFIGURATIONS[configuration](cell), (I, H, 3), **kwargs)
 
 
-def states_of(rnn: nn.Module, batch: int) -> tuple[Tensor, ...]:
-    widths = [rnn.proj_size or H, H][: 2 if rnn.mode == "LSTM" else 1]
-    return tuple(torch.randn(4, batch, width, dtype=torch.float64, requires_grad=True) for width in widths)
+def random_input(rnn: nn.Module, steps: int, batch: int) -> Tensor:
+    return random_leaf(rnn.weight_hh_l0, steps, batch, I)
 
 
 def call(rnn: nn.Module, x: Any, states: tuple[Tensor, ...], **kwargs: Any) -> tuple[Any, tuple[Tensor, ...]]:
@@ -71,16 +70,47 @@ def pack(x: Tensor, how: str) -> PackedSequence:
     return pack_padded_sequence(x, torch.tensor(sorted(LENGTHS, reverse=True)))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@on(CPUS, CUDA)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("lengths", [[7, 7, 7], [1, 1, 1], [1, 7, 2], [2, 3, 7, 7, 1, 6, 4, 5, 3]], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_lengths(target: Target, cell: str, lengths: list[int], dtype: torch.dtype) -> None:
+    rnn = target.module(cell, all_sites(cell), (5, 33, 18), dtype=dtype)
+    against_reference(target, rnn, max(lengths), len(lengths), lengths, **target.draw())
+
+
+@on(TRITON)
+@pytest.mark.parametrize("lengths", [[1, 1, 1], [1, 4, 2], [2, 3, 4, 4, 1, 3]], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_short_lengths(target: Target, cell: str, lengths: list[int]) -> None:
+    """Rows that end, begin, or do neither; steps with as many rows as the one before and with fewer."""
+    sites = {
+        "input_dropout": frd.LockedDropout(0.3, "step"),
+        "hidden_dropout": 0.3,
+        "cell_dropout": 0.2,
+        "zoneout_h": 0.2,
+    }
+    rnn = target.module(cell, sites)
+    against_reference(target, rnn, max(lengths), len(lengths), lengths, recompute=(False,), **target.draw())
+
+
+@on(CPU, CUDA)
+@pytest.mark.parametrize("cell", CELLS)
+def test_many_lengths(target: Target, cell: str) -> None:
+    """On a GPU the rows of 64 steps go by value with a launch; a mask per sequence goes on in the next one."""
+    rnn = target.module(cell, inner_sites(cell), (3, 5, 4), layers=1)
+    against_reference(target, rnn, 150, 3, [150, 64, 65])
+
+
+@on(*EVERYWHERE)
 @pytest.mark.parametrize("configuration", CONFIGURATIONS)
 @pytest.mark.parametrize("how", ["unsorted", "sequence", "sorted"])
-@pytest.mark.parametrize(("cell", "proj"), [("LSTM", 0), ("LSTM", 3), ("GRU", 0)])
-def test_each_row_is_as_if_alone(cell: str, proj: int, how: str, configuration: str, backend: str) -> None:
-    rnn = build(cell, configuration, backend, **({"proj_size": proj} if proj else {}))
+@pytest.mark.parametrize("cell", CELLS)
+def test_each_row_is_as_if_alone(target: Target, cell: str, how: str, configuration: str) -> None:
+    rnn = build(target, cell, configuration)
     lengths = sorted(LENGTHS, reverse=True) if how == "sorted" else LENGTHS
-    x = torch.randn(max(lengths), len(lengths), I, dtype=torch.float64, requires_grad=True)
-    states, rng = states_of(rnn, len(lengths)), frd.draw_rng("cpu")
-    ids = torch.tensor([7, 3, 11, 2**32 - 2])
+    x, states = inputs_for(rnn, max(lengths), len(lengths))
+    rng, ids = target.rng(), torch.tensor([7, 3, 11, 2**32 - 2], device=x.device)
     leaves = [x, *states, *rnn.parameters()]
 
     out, last = call(rnn, pack(x, how), states, rng=rng, example_ids=ids, step_offset=9)
@@ -90,7 +120,7 @@ def test_each_row_is_as_if_alone(cell: str, proj: int, how: str, configuration: 
     loss = (padded * probe).sum() + sum((state * state).sum() for state in last)
     gradients = torch.autograd.grad(loss, leaves)
 
-    alone_loss = torch.zeros((), dtype=torch.float64)
+    alone_loss = torch.zeros((), dtype=torch.float64, device=x.device)
     for b, n in enumerate(lengths):
         row = slice(b, b + 1)
         row_states = tuple(state[:, row] for state in states)
@@ -106,18 +136,18 @@ def test_each_row_is_as_if_alone(cell: str, proj: int, how: str, configuration: 
         assert torch.count_nonzero(gradients[0][n:, b]) == 0
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", CELLS)
-def test_rows_are_named_by_their_original_order(cell: str, backend: str) -> None:
-    rnn = build(cell, "all", backend)
-    x = torch.randn(5, 4, I, dtype=torch.float64)
-    states, rng = states_of(rnn, 4), frd.draw_rng("cpu")
+@on(*EVERYWHERE)
+@pytest.mark.parametrize("cell", BOTH)
+def test_rows_are_named_by_their_original_order(target: Target, cell: str) -> None:
+    rnn = build(target, cell, "most")
+    x = random_input(rnn, 5, 4)
+    states, rng = states_for(rnn, 4), target.rng()
     default, _ = call(rnn, pack(x, "unsorted"), states, rng=rng)
-    named, _ = call(rnn, pack(x, "unsorted"), states, rng=rng, example_ids=torch.arange(4))
+    named, _ = call(rnn, pack(x, "unsorted"), states, rng=rng, example_ids=torch.arange(4, device=x.device))
     assert torch.equal(default.data, named.data)
     # The same rows in another order, under their old names, give the same rows.
-    order = torch.tensor([2, 0, 3, 1])
-    lengths = torch.tensor(LENGTHS)[order]
+    order = torch.tensor([2, 0, 3, 1], device=x.device)
+    lengths = torch.tensor(LENGTHS)[order.cpu()]
     moved = pack_padded_sequence(x[:, order], lengths, enforce_sorted=False)
     out, last = call(rnn, moved, tuple(state[:, order] for state in states), rng=rng, example_ids=order)
     expected, expected_last = call(rnn, pack(x, "unsorted"), states, rng=rng)
@@ -128,12 +158,12 @@ def test_rows_are_named_by_their_original_order(cell: str, backend: str) -> None
         torch.testing.assert_close(mine, their[:, order], rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", CELLS)
-def test_masks_are_exported_in_the_original_order(cell: str, backend: str) -> None:
-    rnn = build(cell, "all", backend)
+@on(*EVERYWHERE)
+@pytest.mark.parametrize("cell", BOTH)
+def test_masks_are_exported_in_the_original_order(target: Target, cell: str) -> None:
+    rnn = build(target, cell, "most")
     rnn.input_dropout = 0.5
-    x, rng = torch.randn(5, 4, I, dtype=torch.float64), frd.draw_rng("cpu")
+    x, rng = random_input(rnn, 5, 4), target.rng()
     masks = frd.export_masks(rnn, pack(x, "unsorted"), rng=rng, step_offset=2)
     expected = frd.export_masks(rnn, x, rng=rng, step_offset=2)
     assert masks.keys() == expected.keys() and all(torch.equal(masks[name], expected[name]) for name in masks)
@@ -145,10 +175,10 @@ def test_masks_are_exported_in_the_original_order(cell: str, backend: str) -> No
     assert torch.equal(out, changed_out)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_equal_lengths_are_the_padded_result(backend: str) -> None:
-    rnn = build("LSTM", "per_step", backend)
-    x, rng = torch.randn(5, 3, I, dtype=torch.float64), frd.draw_rng("cpu")
+@on(*EVERYWHERE)
+def test_equal_lengths_are_the_padded_result(target: Target) -> None:
+    rnn = build(target, "LSTM", "per_step")
+    x, rng = random_input(rnn, 5, 3), target.rng()
     packed, last = rnn(pack_padded_sequence(x, torch.tensor([5, 5, 5])), rng=rng)
     plain, plain_last = rnn(x, rng=rng)
     torch.testing.assert_close(packed.data, plain.flatten(0, 1), rtol=1e-12, atol=1e-13)
@@ -156,13 +186,13 @@ def test_equal_lengths_are_the_padded_result(backend: str) -> None:
         torch.testing.assert_close(mine, their, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", CELLS)
-def test_a_sequence_in_two_calls(cell: str, backend: str) -> None:
+@on(*EVERYWHERE)
+@pytest.mark.parametrize("cell", BOTH)
+def test_a_sequence_in_two_calls(target: Target, cell: str) -> None:
     """step_offset lets a forward-only layer split time without changing a bit of any per-step mask."""
-    sites = all_sites(cell) | {"input_dropout": frd.LockedDropout(0.2, per="step")}
-    rnn = getattr(frd, cell)(I, H, 2, dtype=torch.float64, backend=backend, **sites)
-    x, rng = torch.randn(6, 3, I, dtype=torch.float64), frd.draw_rng("cpu")
+    sites = most_sites(cell) | {"input_dropout": frd.LockedDropout(0.2, per="step")}
+    rnn = target.module(cell, sites, (I, H, 3), bidirectional=False)
+    x, rng = random_input(rnn, 6, 3), target.rng()
     whole, whole_last = rnn(x, rng=rng)
     first, middle = rnn(x[:4], rng=rng)
     second, last = rnn(x[4:], middle, rng=rng, step_offset=4)
@@ -171,11 +201,11 @@ def test_a_sequence_in_two_calls(cell: str, backend: str) -> None:
         torch.testing.assert_close(mine, their, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", CELLS)
-def test_a_batch_in_two_calls_interleaved(cell: str, backend: str) -> None:
-    rnn = build(cell, "all", backend)
-    x, rng, ids = torch.randn(5, 4, I, dtype=torch.float64), frd.draw_rng("cpu"), torch.arange(4)
+@on(*EVERYWHERE)
+@pytest.mark.parametrize("cell", BOTH)
+def test_a_batch_in_two_calls_interleaved(target: Target, cell: str) -> None:
+    rnn = build(target, cell, "most")
+    x, rng, ids = random_input(rnn, 5, 4), target.rng(), torch.arange(4, device=target.device)
     whole = rnn(x, rng=rng)[0]
     for part in (slice(0, None, 2), slice(1, None, 2)):
         torch.testing.assert_close(

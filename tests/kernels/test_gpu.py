@@ -14,40 +14,37 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import test_cuda_kernels
 import torch
+from checks import replayed
 from grids import (
     CELLS,
     all_sites,
     assert_equal,
     assert_same,
     call,
+    cudnn_tolerance,
     inner_sites,
     inputs_for,
     leaves_of,
     measure,
-    module,
     name_of,
     pack,
     tolerance,
 )
-from test_cuda_kernels import ALTERNATING, OPS, on, replayed
-from test_cudnn import cudnn_tolerance
+from targets import CUDA_DEVICE_FREE, CUDA_FREE, Target, on
 from torch import Tensor, nn
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import cudnn_library
 from fused_rnn_dropout.sites import stream, threshold
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout"),
-    pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN"),
-]
-device = test_cuda_kernels.device  # the fixture: the host, by the shim, or a GPU
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
+OPS = torch.ops.fused_rnn_dropout
 T, B = 5, 4
 LENGTHS = [3, 5, 1, 4]
 WEIGHT = {"weight_dropout": 0.4}
+ALTERNATING = {"zoneout_h": 0.22}  # a site that acts inside a step, so that no other schedule is chosen
 
 
 def sites_of(cell: str, schedule: str) -> dict[str, Any]:
@@ -70,9 +67,9 @@ def running(rnn: nn.Module, x: Any, schedule: str) -> None:
 
 
 @contextlib.contextmanager
-def no_waiting(device: torch.device) -> Iterator[None]:
+def no_waiting(target: Target) -> Iterator[None]:
     """Within it, whatever makes the host wait for a GPU raises."""
-    if device.type != "cuda":
+    if target.device != "cuda":
         yield
         return
     torch.cuda.synchronize()
@@ -83,15 +80,16 @@ def no_waiting(device: torch.device) -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
+@on(CUDA_FREE)
 @pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @both_schedules
 @every_cell
-def test_the_host_never_waits(device: torch.device, cell: str, schedule: str, packed: bool, recompute: bool) -> None:
+def test_the_host_never_waits(target: Target, cell: str, schedule: str, packed: bool, recompute: bool) -> None:
     """Forward, backward, and a forward without gradients; packing is the caller's."""
     if schedule == "cuDNN" and (packed or recompute):
         pytest.skip("what cuDNN does with a packed batch is its own; with recompute another schedule runs")
-    rnn = on(device, cell, sites_of(cell, schedule), dtype=torch.float32, recompute=recompute)
+    rnn = target.module(cell, sites_of(cell, schedule), dtype=torch.float32, recompute=recompute)
     x, states = inputs_for(rnn, T, B)
     given = pack(x, LENGTHS if packed else None)
     hx = states if rnn.mode == "LSTM" else states[0]
@@ -105,20 +103,21 @@ def test_the_host_never_waits(device: torch.device, cell: str, schedule: str, pa
 
     run()  # what is made once and kept may wait
     before = [leaf.grad.clone() for leaf in rnn.parameters() if leaf.grad is not None]
-    with no_waiting(device):
+    with no_waiting(target):
         run()
     after = [leaf.grad for leaf in rnn.parameters() if leaf.grad is not None]
     assert len(after) == len(list(rnn.parameters()))
     assert any(not torch.equal(old, new) for old, new in zip(before, after, strict=True))
 
 
+@on(CUDA_FREE)
 @both_schedules
 @every_cell
-def test_everything_runs_on_the_callers_stream(device: torch.device, cell: str, schedule: str) -> None:
+def test_everything_runs_on_the_callers_stream(target: Target, cell: str, schedule: str) -> None:
     """Input and gradients are written there late: whoever does not wait in that stream reads what was there before."""
-    rnn = on(device, cell, sites_of(cell, schedule), dtype=torch.float32)
+    rnn = target.module(cell, sites_of(cell, schedule), dtype=torch.float32)
     x, states = inputs_for(rnn, T, B)
-    rng = frd.draw_rng("cpu").to(device)
+    rng = target.rng()
     running(rnn, x, schedule)
 
     def run(input: Tensor, wait: Callable[[], None]) -> dict[str, Tensor]:
@@ -133,7 +132,7 @@ def test_everything_runs_on_the_callers_stream(device: torch.device, cell: str, 
 
     want = run(torch.full_like(x, 7.0).requires_grad_(), lambda: None)
     other = torch.full_like(x, 7.0).requires_grad_()
-    if device.type == "cuda":
+    if target.device == "cuda":
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
@@ -144,11 +143,12 @@ def test_everything_runs_on_the_callers_stream(device: torch.device, cell: str, 
     assert_same(got, want, cudnn_tolerance(torch.float32, rnn, T))
 
 
+@on(CUDA_FREE)
 @both_schedules
 @every_cell
-def test_replays_draw_masks_of_their_own(device: torch.device, cell: str, schedule: str) -> None:
+def test_replays_draw_masks_of_their_own(target: Target, cell: str, schedule: str) -> None:
     """A captured call that draws its own randomness drops other elements at each replay, forward and backward alike."""
-    rnn = on(device, cell, sites_of(cell, schedule), dtype=torch.float32)
+    rnn = target.module(cell, sites_of(cell, schedule), dtype=torch.float32)
     x, states = inputs_for(rnn, T, B)
     leaves = list(leaves_of(rnn, x, states).values())
     running(rnn, x, schedule)
@@ -157,7 +157,7 @@ def test_replays_draw_masks_of_their_own(device: torch.device, cell: str, schedu
         results = call(rnn, x, states)
         return (*results.values(), *torch.autograd.grad(results["out"].sum(), leaves))
 
-    replay = replayed(device, run)
+    replay = replayed(target, run)
     first, second = replay(), replay()
     x_at = len(first) - len(leaves)
     for index in (0, x_at):  # out, and the gradient at x
@@ -175,17 +175,17 @@ def test_replays_draw_masks_of_their_own(device: torch.device, cell: str, schedu
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.gpu
+@on(CUDA_DEVICE_FREE)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("sites", [{}, WEIGHT, ALTERNATING], ids=["none", "weight", "zoneout_h"])
 @every_cell
-def test_autocast_gives_its_dtype(cell: str, sites: dict[str, Any], dtype: torch.dtype) -> None:
+def test_autocast_gives_its_dtype(target: Target, cell: str, sites: dict[str, Any], dtype: torch.dtype) -> None:
     """As torch's layers on cuDNN do in float16. In bfloat16 those return float16, which docs/semantics.md is about."""
-    rnn = module(cell, sites, backend="cuda", device="cuda", dtype=torch.float32)
+    rnn = target.module(cell, sites, dtype=torch.float32)
     kwargs = {"proj_size": rnn.proj_size} if rnn.proj_size else {}
-    plain = getattr(nn, name_of(cell))(6, 19, 2, bidirectional=True, device="cuda", **kwargs)
+    plain = getattr(nn, name_of(cell))(6, 19, 2, bidirectional=True, device=target.device, **kwargs)
     plain.load_state_dict(rnn.state_dict())
-    x = torch.randn(T, B, 6, device="cuda", requires_grad=True)
+    x = torch.randn(T, B, 6, device=target.device, requires_grad=True)
     with torch.autocast("cuda", dtype=dtype):
         got, want = call(rnn, x, None), call(plain, x, None)
     assert all(value.dtype == dtype for value in got.values())
@@ -198,17 +198,18 @@ def test_autocast_gives_its_dtype(cell: str, sites: dict[str, Any], dtype: torch
     assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in rnn.parameters())
 
 
+@on(CUDA_FREE)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
 @every_cell
 def test_without_sites_both_schedules_are_torchs_layers(
-    device: torch.device,
+    target: Target,
     cell: str,
     dtype: torch.dtype,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    rnn = on(device, cell, {}, dtype=dtype)
+    rnn = target.module(cell, {}, dtype=dtype)
     kwargs = {"proj_size": rnn.proj_size} if rnn.proj_size else {}
-    plain = getattr(nn, name_of(cell))(6, 19, 2, bidirectional=True, dtype=dtype, device=device, **kwargs)
+    plain = getattr(nn, name_of(cell))(6, 19, 2, bidirectional=True, dtype=dtype, device=target.device, **kwargs)
     plain.load_state_dict(rnn.state_dict())
     x, states = inputs_for(rnn, T, B)
     with warnings.catch_warnings():
@@ -222,25 +223,26 @@ def test_without_sites_both_schedules_are_torchs_layers(
         assert_same(measure(rnn, x, states), want, within)
 
 
+@on(CUDA_FREE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @every_cell
-def test_runs_agree_to_the_bit(device: torch.device, cell: str, dtype: torch.dtype) -> None:
+def test_runs_agree_to_the_bit(target: Target, cell: str, dtype: torch.dtype) -> None:
     """No atomic adds floats: the same numbers whenever the same thing is computed."""
-    sizes, steps, batch = ((61, 200, 72), 24, 33) if device.type == "cuda" else ((5, 33, 9), 9, 33)
-    rnn = on(device, cell, inner_sites(cell), sizes, layers=1, dtype=dtype)
+    sizes, steps, batch = ((61, 200, 72), 24, 33) if target.device == "cuda" else ((5, 33, 9), 9, 33)
+    rnn = target.module(cell, inner_sites(cell), sizes, layers=1, dtype=dtype)
     x, states = inputs_for(rnn, steps, batch)
-    rng = frd.draw_rng("cpu").to(device)
+    rng = target.rng()
     first = measure(rnn, x, states, rng=rng)
     for _ in range(3):
         measure(rnn, x, states)  # other masks in between, in the same memory
         assert_equal(measure(rnn, x, states, rng=rng), first)
 
 
-@pytest.mark.gpu
+@on(CUDA_DEVICE_FREE)
 @every_cell
-def test_memory_is_given_back_without_gradients(cell: str) -> None:
+def test_memory_is_given_back_without_gradients(target: Target, cell: str) -> None:
     """What stays allocated after a forward pass under no_grad is its results; never was it the gates twice."""
-    rnn = module(cell, all_sites(cell), (64, 256, 64), backend="cuda", device="cuda", dtype=torch.float32)
+    rnn = target.module(cell, all_sites(cell), (64, 256, 64), dtype=torch.float32)
     x, states = inputs_for(rnn, 64, 32)
     with torch.no_grad():
         call(rnn, x, states)
@@ -254,15 +256,15 @@ def test_memory_is_given_back_without_gradients(cell: str) -> None:
     assert torch.cuda.max_memory_allocated() - before < 2 * gates + 4 * own
 
 
-@pytest.mark.gpu
+@on(CUDA_DEVICE_FREE)
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 @both_schedules
 @every_cell
-def test_another_device_than_the_current_one(cell: str, schedule: str) -> None:
+def test_another_device_than_the_current_one(target: Target, cell: str, schedule: str) -> None:
     found = []
     for index in (0, 1):
         torch.manual_seed(1)
-        rnn = on(torch.device("cuda", index), cell, sites_of(cell, schedule), dtype=torch.float32)
+        rnn = target.module(cell, sites_of(cell, schedule), device=f"cuda:{index}", dtype=torch.float32)
         x, states = inputs_for(rnn, T, B)
         got = measure(rnn, x, states, rng=torch.tensor([3, 4], device=x.device))
         assert all(value.device == x.device for value in got.values())
@@ -277,12 +279,12 @@ def test_another_device_than_the_current_one(cell: str, schedule: str) -> None:
 
 
 @pytest.fixture
-def alone_on_the_device(device: torch.device) -> Iterator[None]:
+def alone_on_the_device(target: Target) -> Iterator[None]:
     """One such test at a time, whatever the number of processes; its memory goes back to the device at the end."""
     with open(Path(tempfile.gettempdir()) / "fused-rnn-dropout-large.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-        if device.type == "cuda":
+        if target.device == "cuda":
             torch.cuda.empty_cache()
 
 
@@ -291,26 +293,27 @@ def large(test: Any) -> Any:
     return pytest.mark.gpu_large(pytest.mark.usefixtures("alone_on_the_device")(test))
 
 
-def room(device: torch.device, gibibytes: float) -> None:
+def room(target: Target, gibibytes: float) -> None:
     """Skips where the device has less memory free."""
-    if device.type == "cuda" and torch.cuda.mem_get_info()[0] < gibibytes * 2**30:
+    if target.device == "cuda" and torch.cuda.mem_get_info()[0] < gibibytes * 2**30:
         pytest.skip(f"needs {gibibytes} GiB of free memory on the device")
 
 
-def last_rows(batch: int, device: torch.device) -> Tensor:
-    return torch.tensor([0, batch // 2, batch - 2, batch - 1], device=device)
+def last_rows(batch: int, target: Target) -> Tensor:
+    return torch.tensor([0, batch // 2, batch - 2, batch - 1], device=target.device)
 
 
 @large
-def test_dropout_of_a_large_tensor(device: torch.device) -> None:
+@on(CUDA_FREE)
+def test_dropout_of_a_large_tensor(target: Target) -> None:
     """Its last rows are what they are alone."""
-    room(device, 16)
-    steps, batch, width = (3, 2**20, 1024) if device.type == "cuda" else (3, 70, 12)
-    assert device.type != "cuda" or steps * batch * width > 2**31
-    x = torch.ones(steps, batch, width, dtype=torch.bfloat16, device=device)
-    thresholds = torch.zeros(10, dtype=torch.int64, device=device)
+    room(target, 16)
+    steps, batch, width = (3, 2**20, 1024) if target.device == "cuda" else (3, 70, 12)
+    assert target.device != "cuda" or steps * batch * width > 2**31
+    x = torch.ones(steps, batch, width, dtype=torch.bfloat16, device=target.device)
+    thresholds = torch.zeros(10, dtype=torch.int64, device=target.device)
     thresholds[1] = threshold(0.3)
-    rng, rows = torch.tensor([5, -6], device=device), last_rows(batch, device)
+    rng, rows = torch.tensor([5, -6], device=target.device), last_rows(batch, target)
     site = stream(3, 0)
     for per_step in (False, True):
         got = OPS.dropout(x, rng, thresholds, None, None, 1, site, per_step, False, 17)
@@ -322,17 +325,18 @@ def test_dropout_of_a_large_tensor(device: torch.device) -> None:
 
 
 @large
+@on(CUDA_FREE)
 @pytest.mark.parametrize("cell", ["LSTM", "GRU"])
-def test_a_layer_with_large_tensors(device: torch.device, cell: str) -> None:
+def test_a_layer_with_large_tensors(target: Target, cell: str) -> None:
     """Rows of the batch do not touch each other: the last ones are what they are in a batch of their own."""
-    room(device, 32)
-    steps, batch, units = (9, 2**20, 64) if device.type == "cuda" else (9, 70, 8)
+    room(target, 32)
+    steps, batch, units = (9, 2**20, 64) if target.device == "cuda" else (9, 70, 8)
     gates = 4 if cell == "LSTM" else 3
     steps = steps if gates == 4 else steps + 3
-    assert device.type != "cuda" or steps * batch * gates * units > 2**31
-    rnn = on(device, cell, inner_sites(cell), (4, units, 4), layers=1, bidirectional=False, dtype=torch.bfloat16)
-    rng, rows = frd.draw_rng("cpu").to(device), last_rows(batch, device)
-    whole = torch.randn(steps, batch, 4, dtype=torch.bfloat16, device=device).requires_grad_()
+    assert target.device != "cuda" or steps * batch * gates * units > 2**31
+    rnn = target.module(cell, inner_sites(cell), (4, units, 4), layers=1, bidirectional=False, dtype=torch.bfloat16)
+    rng, rows = target.rng(), last_rows(batch, target)
+    whole = torch.randn(steps, batch, 4, dtype=torch.bfloat16, device=target.device).requires_grad_()
     alone = whole.detach()[:, rows].contiguous().requires_grad_()
     want = rnn(alone, rng=rng, example_ids=rows)[0]
     (at_alone,) = torch.autograd.grad(want, alone, torch.ones_like(want))
