@@ -156,6 +156,7 @@ def test_backward_runs_the_schedule_of_its_forward(
     kernels: list[str], cell: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever is asked for meanwhile."""
+    torch.compiler.reset()
     rnn = module(cell, {"zoneout_h": 0.2}, (3, 4, 2), layers=1, backend="triton")
     x, _ = inputs_for(rnn, T, B)
     run = torch.compile(rnn, backend="aot_eager", fullgraph=True) if compiled else rnn
