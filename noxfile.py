@@ -62,7 +62,7 @@ def lint(session: nox.Session) -> None:
     session.run(PYTHON, "-m", "ruff", "check", ".")
     session.run(PYTHON, "-m", "ruff", "format", "--check", ".")
     session.run(PYTHON, "-m", "mypy")
-    sources = [path for folder in ("csrc", "tests/cuda") for path in Path(folder).rglob("*")]
+    sources = [path for folder in ("csrc", "tests/cpu", "tests/cuda") for path in Path(folder).rglob("*")]
     cxx = sorted(str(path) for path in sources if path.suffix in (".h", ".cpp", ".cu"))
     session.run(".venv/bin/clang-format", "--dry-run", "-Werror", *cxx)
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.backends import cudnn
 
+from .cells import CELLS
+
 MOST_STEPS = 65_535
 """Of a sequence; cuDNN answers a longer one with CUDNN_STATUS_NOT_SUPPORTED."""
 
@@ -75,7 +77,7 @@ def _asked(of: Configuration) -> Layout:
     with current(of.device), torch.no_grad():
         weights = [torch.empty(shape, dtype=of.dtype, device=of.device) for shape in of.shapes]
         layers = len(of.shapes) // of.each // (2 if of.bidirectional else 1)
-        hidden = of.shapes[0][0] // (4 if of.cell == "LSTM" else 3)
+        hidden = of.shapes[0][0] // CELLS[of.cell].gates
         projected = of.shapes[1][1] if of.shapes[1][1] != hidden else 0
         flat = flatten_weight(weights, of.each, of.cell, hidden, projected, layers, of.bidirectional)
         # It has made the weights views of its buffer.
@@ -187,7 +189,7 @@ def run(
         out, h_n and, for an LSTM, c_n.
     """
     function: Any = torch._VF.lstm if cell == "LSTM" else torch._VF.gru
-    hx = tuple(states) if cell == "LSTM" else states[0]
+    hx = tuple(states) if CELLS[cell].has_c else states[0]
     with current(x.device):
         if batch_sizes is None:
             return function(x, hx, weights, has_bias, layers, 0.0, train, bidirectional, False)

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from . import library
+from .cells import CELLS
 from .library import register_fake
-from .sites import FLAG
 
 SAVE_ALL, SAVE_STATES = 1, 2  # the `save` argument of the *_forward operators
 NEEDS_X, NEEDS_W_IH, NEEDS_W_HH, NEEDS_BIAS, NEEDS_W_HR = 1, 2, 4, 8, 16  # `needs` of the *_backward operators
@@ -39,8 +39,7 @@ def kept_dtypes(gpu: bool, dtype: torch.dtype) -> Kept:
 
 def states_apart(cell: str, gpu: bool, dtype: torch.dtype, flags: int) -> bool:
     """Whether the h that backward reads is another tensor than the output."""
-    other = FLAG["UNZONED"] | (FLAG["CELL"] if cell == "gru" else 0)  # a GRU's caller sees h times a scale
-    return kept_dtypes(gpu, dtype).values != dtype or bool(flags & other)
+    return kept_dtypes(gpu, dtype).values != dtype or CELLS[cell.upper()].output_differs(flags)
 
 
 def _rows(x: Tensor) -> Any:

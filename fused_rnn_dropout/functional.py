@@ -28,6 +28,7 @@ from .arguments import (
     resolve_rng,
     result_dtypes,
 )
+from .cells import CELLS
 from .fakes import compute_dtype
 from .layouts import NO_STEPS, exporting, known
 from .options import LockedDropout
@@ -66,6 +67,11 @@ class Weights(NamedTuple):
     w_hr: Tensor | None
 
 
+def _of_cell(cell: str, weights: Weights) -> Sequence[Tensor | None]:
+    """Those that the cell has."""
+    return weights if CELLS[cell].projects else weights[:4]
+
+
 def _fused_layer(
     call: Call, x: Tensor, states: Sequence[Tensor], w: Weights, layer: int, reverse: bool
 ) -> tuple[Tensor, ...]:
@@ -86,10 +92,8 @@ def _fused_layer(
         call.step_offset,
         call.recompute,
     )
-    family = ops.family(call.backend)
-    if call.cell == "LSTM":
-        return family.lstm(x, states[0], states[1], w.w_ih, w.w_hh, w.b_ih, w.b_hh, w.w_hr, *tail)
-    return family.gru(x, states[0], w.w_ih, w.w_hh, w.b_ih, w.b_hh, *tail)
+    operator = getattr(ops.family(call.backend), call.cell.lower())
+    return operator(x, *states, *_of_cell(call.cell, w), *tail)
 
 
 def _onnx_layer(
@@ -108,7 +112,7 @@ def _reference_layer(
     call: Call, x: Tensor, states: Sequence[Tensor], w: Weights, layer: int, reverse: bool
 ) -> tuple[Tensor, ...]:
     plan, compute = call.plan, compute_dtype(call.dtype)
-    weights = [None if weight is None else weight.to(compute) for weight in (w if call.cell == "LSTM" else w[:4])]
+    weights = [None if weight is None else weight.to(compute) for weight in _of_cell(call.cell, w)]
     factors: dict[str, Tensor] = {}
     if plan.names:
         example_ids, steps = _counters(call, x)
@@ -121,7 +125,7 @@ def _reference_layer(
             layer=layer,
             reverse=reverse,
             input_size=x.size(-1),
-            hidden_size=w.w_hh.size(0) // (4 if call.cell == "LSTM" else 3),
+            hidden_size=w.w_hh.size(0) // CELLS[call.cell].gates,
             proj_size=0 if w.w_hr is None else w.w_hr.size(0),
             example_ids=example_ids,
             steps=steps,
@@ -161,7 +165,7 @@ def _site_mask(call: Call, name: str, x: Tensor, kind: int, layer: int, dtype: t
         example_ids,
         steps,
         dtype,
-        gates=4 if call.cell == "LSTM" else 3,
+        gates=CELLS[call.cell].gates,
     )
 
 
@@ -306,9 +310,9 @@ def _run(
     first = layers[0][0]
     check_input(cell, input, packed, weights)
     batch = batch_size(input, batch_sizes, sorted_indices)
-    projected, hidden_size = first.w_hr is not None, first.w_hh.size(0) // (4 if cell == "LSTM" else 3)
+    projected, hidden_size = first.w_hr is not None, first.w_hh.size(0) // CELLS[cell].gates
     count = num_layers * (2 if bidirectional else 1)
-    expected = [(count, batch, first.w_hh.size(1)), (count, batch, hidden_size)][: 2 if cell == "LSTM" else 1]
+    expected = [(count, batch, first.w_hh.size(1)), (count, batch, hidden_size)][: CELLS[cell].states]
     if hx is not None:
         check_states(cell, hx, expected, input)
     steps = input.size(0) if batch_sizes is None else batch_sizes.size(0)

@@ -21,6 +21,7 @@ from .arguments import (
     resolve_rng,
     result_dtypes,
 )
+from .cells import CELLS
 from .fakes import compute_dtype, kept_dtypes
 from .functional import split_weights
 from .layouts import NO_STEPS, check_dense, check_packed
@@ -130,7 +131,7 @@ def export_masks(
             return
         result[key] = masks.locked(
             spec, thresholds[SITE_INDEX[name]], rngs[GROUP_OF[name]], KIND[kind], layer, widths[layer], examples, steps,
-            dtype, words, gates=4 if rnn.mode == "LSTM" else 3,
+            dtype, words, gates=CELLS[rnn.mode].gates,
         )  # fmt: skip
 
     locked("input", "input_dropout", "INPUT", 0)
@@ -233,10 +234,8 @@ def _schedule(rnn: RegularizedRNN, size: _Input, backend: str) -> schedules.Choi
     dtype, _ = result_dtypes(rnn.mode, size.data, size.packed, rnn.proj_size > 0, size.data.dtype)
     weights: Any = rnn._flat_weights
     layers = split_weights(weights, rnn.num_layers, rnn.bias, rnn.bidirectional)
-    asked = schedules.Layers(
-        rnn._plan, rnn.masks_on, rnn.recompute, size.data, size.steps, size.packed, dtype, layers
-    )  # fmt: skip
-    return schedules.choose(backend, asked)
+    given = (rnn.masks_on, rnn.recompute, size.data, size.steps, size.packed, dtype, layers)
+    return schedules.choose(backend, schedules.Layers(rnn._plan, *given))
 
 
 def _kept(rnn: RegularizedRNN, size: _Input, backend: str, schedule: str) -> tuple[int | None, str]:
@@ -251,22 +250,20 @@ def _kept(rnn: RegularizedRNN, size: _Input, backend: str, schedule: str) -> tup
     dtype, visible = result_dtypes(rnn.mode, size.data, size.packed, rnn.proj_size > 0, size.data.dtype)
     gpu = backend in ("cuda", "triton") or size.data.device.type in library.gpu_devices
     values, memory = kept_dtypes(gpu, dtype)
-    plan, h = rnn._plan, rnn.proj_size or rnn.hidden_size
-    unzoned = plan.zoneout_h is not None and plan.zoneout_h.output == "unzoned"
-    rescaled = rnn.mode == "GRU" and plan.cell_dropout is not None  # a GRU's caller sees the memory over 1 - p
-    out_is_h = visible == values and not unzoned and not rescaled
+    plan, h, cell = rnn._plan, rnn.proj_size or rnn.hidden_size, CELLS[rnn.mode]
+    out_is_h = visible == values and not cell.output_differs(plan.eval_flags)
     directions = 2 if rnn.bidirectional else 1
     # h is the output, which the caller or the next layer holds anyway, unless something stands in between.
     between = plan.dropout is not None or plan.inter_layer_dropout is not None
     dropped = [between] * (rnn.num_layers - 1) + [plan.output_dropout is not None]
     apart = [not out_is_h or rnn.bidirectional or (rnn.masks_on and site) for site in dropped]
     width, names = 0, ["h"] if any(apart) else []
-    if rnn.mode == "LSTM":
+    if cell.has_c:
         width += rnn.hidden_size * memory.itemsize
         names.insert(0, "c" if memory == values else f"c in {str(memory)[6:]}")
     if not rnn.recompute:
-        width += 4 * rnn.hidden_size * values.itemsize
-        names.insert(0, "four gates" if rnn.mode == "LSTM" else "r, z, n and the recurrent part of n")
+        width += (cell.gates + cell.apart) * rnn.hidden_size * values.itemsize
+        names.insert(0, cell.kept)
     states = directions * (rnn.num_layers * width + sum(apart) * h * values.itemsize)
     first, *rest = _input_sizes(rnn)[:-1]
     inputs = first * size.data.dtype.itemsize + sum(rest) * visible.itemsize

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from .cells import CELLS
 from .options import LockedDropout, StepDropout, Zoneout
 from .sites import DOMAIN, KIND, KINDS, SEQ, SITE_INDEX, Plan, acting_in_eval, stream
 
@@ -23,7 +24,6 @@ _LOW = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _FOUR_WORDS = frozenset(KIND[name] for name in ("STATE", "STATE_SEQUENCE", "HIDDEN", "INPUT_UNTIED"))
-_GATES = {"LSTM": 4, "GRU": 3}
 _PAPER_KEYS = {"update_dropout": "update", "cell_dropout": "cell"}
 
 
@@ -261,7 +261,7 @@ def _state(
         result["cell_scale"] = one if memory.scale == "paper" else keep_scale(p, dtype)
         entry = result["cell"][0] if memory.per == "sequence" else one
         # A GRU's caller sees the memory scaled by 1/q, so what comes in is q times too large.
-        in_rate = keep_rate(p, dtype) if cell == "GRU" and memory.scale == "output" else one
+        in_rate = keep_rate(p, dtype) if CELLS[cell].scaled and memory.scale == "output" else one
         result["cell_entry"] = entry * in_rate
     if zoneout := plan.zoneout_c:
         name = "zoneout_gate" if zoneout.gate_shared else "zoneout_c"
@@ -316,7 +316,7 @@ def layer(
     """
     if not masks_on:
         return _state_in_eval(plan, thresholds, dtype)
-    gates, state_size, direction = _GATES[cell], proj_size or hidden_size, int(reverse)
+    gates, state_size, direction = CELLS[cell].gates, proj_size or hidden_size, int(reverse)
     once = torch.full((1,), SEQ, dtype=torch.int64, device=thresholds.device)
     result: dict[str, Tensor] = {}
     if hidden := plan.hidden_dropout:

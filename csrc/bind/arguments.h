@@ -12,6 +12,7 @@
 #include <optional>
 #include <vector>
 
+#include "core/cells.h"
 #include "core/counters.h"
 #include "core/flags.h"
 #include "core/sequence.h"
@@ -167,13 +168,14 @@ inline std::vector<int64_t> words_shape(int64_t nc, int64_t nb, int64_t units, i
   return shape;
 }
 
-// The sizes of an LSTM layer: I, H and P, which is H without a projection.
-struct LstmShapes {
+// The sizes of a layer: I, H and P, which is H without a projection. What a cell has not got is none.
+struct LayerShapes {
   int64_t inputs, units, projected;
 
-  LstmShapes(const Tensor& x, const Tensor& h0, const Tensor& c0, const Tensor& w_ih, const Tensor& w_hh,
-             const MaybeTensor& b_ih, const MaybeTensor& b_hh, const MaybeTensor& w_hr) {
-    STD_TORCH_CHECK(x.dim() >= 2 && h0.dim() == 2 && c0.dim() == 2, "x must have 2 or 3 dimensions, h0 and c0 2");
+  LayerShapes(const CellInfo& cell, const Tensor& x, const Tensor& h0, const MaybeTensor& c0, const Tensor& w_ih,
+              const Tensor& w_hh, const MaybeTensor& b_ih, const MaybeTensor& b_hh, const MaybeTensor& w_hr) {
+    STD_TORCH_CHECK(x.dim() >= 2 && h0.dim() == 2 && (!c0 || c0->dim() == 2), "x must have 2 or 3 dimensions, ",
+                    cell.has_c ? "h0 and c0 2" : "h0 2");
     check_floating("x", x);
     check_floating("h0", h0);
     check_floating("c0", c0);
@@ -183,39 +185,16 @@ struct LstmShapes {
     check_floating("b_hh", b_hh);
     check_floating("w_hr", w_hr);
     inputs = x.size(-1);
-    units = c0.size(1);
     projected = h0.size(1);
+    units = c0 ? c0->size(1) : projected;
     STD_TORCH_CHECK(w_hr ? projected <= units : projected == units,
                     "h0 must have as many units as c0, or with a projection no more");
-    check_shape("h0", h0, {c0.size(0), projected});
-    check_shape("w_ih", w_ih, {4 * units, inputs});
-    check_shape("w_hh", w_hh, {4 * units, projected});
-    check_shape("b_ih", b_ih, {4 * units});
-    check_shape("b_hh", b_hh, {4 * units});
+    if (c0) check_shape("h0", h0, {c0->size(0), projected});
+    check_shape("w_ih", w_ih, {cell.gates * units, inputs});
+    check_shape("w_hh", w_hh, {cell.gates * units, projected});
+    check_shape("b_ih", b_ih, {cell.gates * units});
+    check_shape("b_hh", b_hh, {cell.gates * units});
     check_shape("w_hr", w_hr, {projected, units});
-    STD_TORCH_CHECK(b_ih.has_value() == b_hh.has_value(), "b_ih and b_hh must be given together");
-  }
-};
-
-// The sizes of a GRU layer: I and H.
-struct GruShapes {
-  int64_t inputs, units;
-
-  GruShapes(const Tensor& x, const Tensor& h0, const Tensor& w_ih, const Tensor& w_hh, const MaybeTensor& b_ih,
-            const MaybeTensor& b_hh) {
-    STD_TORCH_CHECK(x.dim() >= 2 && h0.dim() == 2, "x must have 2 or 3 dimensions, h0 2");
-    check_floating("x", x);
-    check_floating("h0", h0);
-    check_floating("w_ih", w_ih);
-    check_floating("w_hh", w_hh);
-    check_floating("b_ih", b_ih);
-    check_floating("b_hh", b_hh);
-    inputs = x.size(-1);
-    units = h0.size(1);
-    check_shape("w_ih", w_ih, {3 * units, inputs});
-    check_shape("w_hh", w_hh, {3 * units, units});
-    check_shape("b_ih", b_ih, {3 * units});
-    check_shape("b_hh", b_hh, {3 * units});
     STD_TORCH_CHECK(b_ih.has_value() == b_hh.has_value(), "b_ih and b_hh must be given together");
   }
 };

@@ -10,7 +10,7 @@ using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class D>
 Forward forward(const Tensor& x_, const Tensor& h0_, const Tensor& w_ih_, const Tensor& w_hh_, const MaybeTensor& b_ih_,
-                const MaybeTensor& b_hh_, const GruShapes& shapes, const Batch& batch, const cuda::Random& random,
+                const MaybeTensor& b_hh_, const LayerShapes& shapes, const Batch& batch, const cuda::Random& random,
                 const Device& device, int64_t save) {
   using S = cuda::State<D>;
   constexpr ScalarType value = scalar_type<D>, state = scalar_type<S>;
@@ -47,7 +47,7 @@ Forward gru_forward(const Tensor& x, const Tensor& h0, const Tensor& w_ih, const
                     const MaybeTensor& rng_state, const MaybeTensor& rng_hidden, const MaybeTensor& rng_weight,
                     const MaybeTensor& thresholds, ScalarType dtype, int64_t flags, int64_t layer, bool reverse,
                     int64_t step_offset, int64_t save) {
-  const GruShapes shapes(x, h0, w_ih, w_hh, b_ih, b_hh);
+  const LayerShapes shapes(CELLS[GRU], x, h0, std::nullopt, w_ih, w_hh, b_ih, b_hh, std::nullopt);
   check_floating("dtype", dtype);
   check_devices(x, h0, w_ih, w_hh, b_ih, b_hh);
   const Batch batch(x, batch_sizes, h0.size(0), reverse);
@@ -76,7 +76,7 @@ using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 template <class D>
 Backward backward(const MaybeTensor& grad_out, const MaybeTensor& grad_h_n, const Tensor& x_, const Tensor& h0_,
                   const Tensor& w_ih_, const Tensor& w_hh_, const MaybeTensor& b_ih_, const MaybeTensor& b_hh_,
-                  const Tensor& saved, const Tensor& saved_resets, const Tensor& states, const GruShapes& shapes,
+                  const Tensor& saved, const Tensor& saved_resets, const Tensor& states, const LayerShapes& shapes,
                   const Batch& batch, const cuda::Random& random, const Device& device, int64_t needs) {
   using S = cuda::State<D>;
   constexpr ScalarType value = scalar_type<D>, state = scalar_type<S>;
@@ -134,7 +134,7 @@ Backward gru_backward(const MaybeTensor& grad_out, const MaybeTensor& grad_h_n, 
                       const MaybeTensor& rng_hidden, const MaybeTensor& rng_weight, const MaybeTensor& thresholds,
                       const Tensor& gates, const Tensor& resets, const Tensor& states, ScalarType dtype, int64_t flags,
                       int64_t layer, bool reverse, int64_t step_offset, int64_t needs) {
-  const GruShapes shapes(x, h0, w_ih, w_hh, b_ih, b_hh);
+  const LayerShapes shapes(CELLS[GRU], x, h0, std::nullopt, w_ih, w_hh, b_ih, b_hh, std::nullopt);
   check_floating("dtype", dtype);
   check_devices(x, h0, w_ih, w_hh, b_ih, b_hh, gates, resets, states, grad_out, grad_h_n);
   const Batch batch(x, batch_sizes, h0.size(0), reverse);

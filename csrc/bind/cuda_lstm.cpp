@@ -10,7 +10,7 @@ using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class D>
 Forward forward(const Tensor& x_, const Tensor& h0_, const Tensor& c0_, const Tensor& w_ih_, const Tensor& w_hh_,
-                const MaybeTensor& b_ih_, const MaybeTensor& b_hh_, const MaybeTensor& w_hr_, const LstmShapes& shapes,
+                const MaybeTensor& b_ih_, const MaybeTensor& b_hh_, const MaybeTensor& w_hr_, const LayerShapes& shapes,
                 const Batch& batch, const cuda::Random& random, const Device& device, int64_t save) {
   using S = cuda::State<D>;
   constexpr ScalarType value = scalar_type<D>, state = scalar_type<S>;
@@ -52,7 +52,7 @@ Forward lstm_forward(const Tensor& x, const Tensor& h0, const Tensor& c0, const 
                      const MaybeTensor& batch_sizes, const MaybeTensor& example_ids, const MaybeTensor& rng_state,
                      const MaybeTensor& rng_hidden, const MaybeTensor& rng_weight, const MaybeTensor& thresholds,
                      ScalarType dtype, int64_t flags, int64_t layer, bool reverse, int64_t step_offset, int64_t save) {
-  const LstmShapes shapes(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr);
+  const LayerShapes shapes(CELLS[LSTM], x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr);
   check_floating("dtype", dtype);
   check_devices(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr);
   const Batch batch(x, batch_sizes, h0.size(0), reverse);
@@ -85,7 +85,7 @@ template <class D>
 Backward backward(const MaybeTensor& grad_out, const MaybeTensor& grad_h_n, const MaybeTensor& grad_c_n,
                   const Tensor& x_, const Tensor& h0_, const Tensor& c0_, const Tensor& w_ih_, const Tensor& w_hh_,
                   const MaybeTensor& b_ih_, const MaybeTensor& b_hh_, const MaybeTensor& w_hr_, const Tensor& saved,
-                  const Tensor& cells_, const Tensor& states, const LstmShapes& shapes, const Batch& batch,
+                  const Tensor& cells_, const Tensor& states, const LayerShapes& shapes, const Batch& batch,
                   const cuda::Random& random, const Device& device, int64_t needs) {
   using S = cuda::State<D>;
   constexpr ScalarType value = scalar_type<D>, state = scalar_type<S>;
@@ -158,7 +158,7 @@ Backward lstm_backward(const MaybeTensor& grad_out, const MaybeTensor& grad_h_n,
                        const MaybeTensor& rng_hidden, const MaybeTensor& rng_weight, const MaybeTensor& thresholds,
                        const Tensor& gates, const Tensor& cells, const Tensor& states, ScalarType dtype, int64_t flags,
                        int64_t layer, bool reverse, int64_t step_offset, int64_t needs) {
-  const LstmShapes shapes(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr);
+  const LayerShapes shapes(CELLS[LSTM], x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr);
   check_floating("dtype", dtype);
   check_devices(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr, gates, cells, states, grad_out, grad_h_n, grad_c_n);
   const Batch batch(x, batch_sizes, h0.size(0), reverse);

@@ -1,5 +1,17 @@
 // Dropout of inputs and outputs, and raw words.
-// No include guard on purpose: once per isa_*.cpp, inside its namespace.
+#pragma once
+
+#include <cstdint>
+
+#include "core/counters.h"
+#include "core/sequence.h"
+#include "cpu/pack.h"
+#include "cpu/profile.h"
+#include "cpu/schedule.h"
+#include "cpu/simd.h"
+#include "cpu/words.h"
+
+namespace frd::cpu::FRD_ISA {
 
 // Rows are taken in the order in which they lie. A mask that is drawn once per sequence is drawn once by each thread,
 // for all examples, and kept as bytes meanwhile.
@@ -84,3 +96,5 @@ inline void read_words(const ReadWords& p) {
       }
     }
 }
+
+}  // namespace frd::cpu::FRD_ISA

@@ -1,7 +1,17 @@
 // Rows times a tile of packed columns: the one inner loop of every product here.
-// No include guard on purpose: once per isa_*.cpp, inside its namespace.
 //
 // A tile holds NV * LANES columns of B [K, N], row after row: [K][NV][LANES], so that a step reads it front to back.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+#include <utility>
+
+#include "cpu/profile.h"
+#include "cpu/schedule.h"
+#include "cpu/simd.h"
+
+namespace frd::cpu::FRD_ISA {
 
 // Rows that share one reading of a tile: as many as leave registers for the tile's row and a broadcast.
 template <class T, int NV>
@@ -67,15 +77,6 @@ FRD_INLINE void product(int64_t begin, int64_t end, Row&& row, const T* tile, in
   product<NV>(begin, end, row, tile, k, [](int64_t) {}, each);
 }
 
-// Asks for the cache lines of n numbers, to be written too where `write`.
-template <bool write = false, class T>
-FRD_INLINE void prefetch(const T* p, int64_t n) {
-  constexpr int64_t line = 64 / sizeof(T);
-  for (int64_t i = 0; i < n; i += line) __builtin_prefetch(p + i, write);
-}
-
-inline int64_t tiles_of(int64_t columns, int64_t width) { return (columns + width - 1) / width; }
-
 // Neighbouring columns cut into tiles of 1 to 4 registers, of like size and as many for each group of threads.
 struct Columns {
   int64_t vectors, tiles;
@@ -123,12 +124,4 @@ FRD_INLINE void product(const Columns& columns, int64_t index, int64_t begin, in
   product(columns, index, begin, end, row, tile, k, [](int64_t, int64_t, int64_t) {}, each);
 }
 
-// Into how many groups a step's tiles are cut: one per thread, fewer where a step is too small to share.
-inline int groups_for(const Parallel& parallel, int64_t tiles, double step_flops) {
-  constexpr double worth_sharing = 2e4;  // below about a microsecond, meeting costs more than it saves
-  const int64_t threads = step_flops < worth_sharing ? 1 : parallel.threads;
-  return static_cast<int>(threads < tiles ? threads : (tiles > 0 ? tiles : 1));
-}
-
-// The share of [0, n) that belongs to `group`.
-inline int64_t share(int64_t n, int group, int groups) { return n * group / groups; }
+}  // namespace frd::cpu::FRD_ISA

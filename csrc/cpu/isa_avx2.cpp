@@ -1,19 +1,7 @@
 // The kernels for AVX2. Chosen at run time, so everything they call is compiled in this file's own namespace.
-#include <cstdint>
-#include <cstring>
-#include <memory>
-#include <new>
-#include <type_traits>
-#include <utility>
-
-#include "cpu/schedule.h"
-#include "cpu/scratch.h"
+#include "cpu/any_isa.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-
-#include "cpu/team.h"
-
 #if defined(__clang__)
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
 #else
@@ -24,8 +12,6 @@
 #define FRD_ISA avx2
 #define FRD_ISA_NAME "avx2"
 #define FRD_LANES 8
-#include "core/gru_cell.h"
-#include "core/lstm_cell.h"
 #include "cpu/kernels.h"
 
 #if defined(__clang__)

@@ -1,16 +1,5 @@
 // The kernels for any processor: vectors of four floats, whatever the compiler makes of them.
-#include <cstdint>
-#include <cstring>
-#include <memory>
-#include <new>
-#include <type_traits>
-#include <utility>
-
-#include "core/gru_cell.h"
-#include "core/lstm_cell.h"
-#include "cpu/schedule.h"
-#include "cpu/scratch.h"
-#include "cpu/team.h"
+#include "cpu/any_isa.h"
 
 #define FRD_ISA baseline
 #define FRD_ISA_NAME "baseline"

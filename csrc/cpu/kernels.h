@@ -1,32 +1,16 @@
-// All kernels for one instruction set. Include after `namespace FRD_ISA` is chosen: defines kernels() of that set.
-// No include guard on purpose.
+// All kernels for one instruction set, `table`.
+#pragma once
+
+#include "core/cells.h"
+#include "core/cells/gru.h"
+#include "core/cells/lstm.h"
+#include "cpu/elementwise.h"
+#include "cpu/layer_backward.h"
+#include "cpu/layer_forward.h"
+#include "cpu/profile.h"
+#include "cpu/schedule.h"
 
 namespace frd::cpu::FRD_ISA {
-
-#include "cpu/simd.h"
-#include "cpu/words.h"
-
-#include "cpu/gemm.h"
-
-#include "cpu/pack.h"
-
-#include "cpu/tiles.h"
-
-#include "cpu/products.h"
-
-#include "cpu/elementwise.h"
-
-#include "cpu/operand.h"
-
-#include "cpu/gates_again.h"
-
-#include "cpu/lstm_forward.h"
-
-#include "cpu/lstm_backward.h"
-
-#include "cpu/gru_forward.h"
-
-#include "cpu/gru_backward.h"
 
 template <class Pass, class Arguments>
 void run_pass(const Arguments& p) {
@@ -36,12 +20,19 @@ void run_pass(const Arguments& p) {
   pass.run();
 }
 
-template <class T>
+template <class T, template <class Math> class... Cells>
 constexpr TypedKernels<T> typed_kernels() {
-  return {run_pass<LstmForwardPass<T>, LstmForward<T>>, run_pass<LstmBackwardPass<T>, LstmBackward<T>>,
-          run_pass<GruForwardPass<T>, GruForward<T>>, run_pass<GruBackwardPass<T>, GruBackward<T>>, drop_rows<T>};
+  static_assert(sizeof...(Cells) == NUM_CELLS);
+  TypedKernels<T> found{};
+  ((found.forward[Cells<SimdMath<T>>::CELL] = run_pass<ForwardPass<T, Cells>, LayerForward<T>>), ...);
+  ((found.backward[Cells<SimdMath<T>>::CELL] = run_pass<BackwardPass<T, Cells>, LayerBackward<T>>), ...);
+  found.drop_rows = drop_rows<T>;
+  return found;
 }
 
-inline const Kernels table{FRD_ISA_NAME, typed_kernels<float>(), typed_kernels<double>(), read_words};
+template <class T>
+inline constexpr TypedKernels<T> KERNELS = typed_kernels<T, Lstm, Gru>();
+
+inline const Kernels table{FRD_ISA_NAME, KERNELS<float>, KERNELS<double>, read_words};
 
 }  // namespace frd::cpu::FRD_ISA

@@ -1,5 +1,19 @@
 // Packing: matrices into the tiles that the products read, weights masked on the way.
-// No include guard on purpose: once per isa_*.cpp, inside its namespace.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+#include "core/counters.h"
+#include "core/flags.h"
+#include "cpu/gemm.h"
+#include "cpu/schedule.h"
+#include "cpu/scratch.h"
+#include "cpu/simd.h"
+#include "cpu/words.h"
+
+namespace frd::cpu::FRD_ISA {
 
 template <class T>
 using Buffer = std::unique_ptr<T[], void (*)(T*)>;
@@ -181,3 +195,5 @@ void turn(const T* from, int64_t rows, int64_t width, int64_t stride, T* to) {
       for (int i = 0; i < LANES && column + i < width; ++i) store(to + (column + i) * rows + row, block[i], rows - row);
     }
 }
+
+}  // namespace frd::cpu::FRD_ISA

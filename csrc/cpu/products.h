@@ -1,7 +1,18 @@
 // The products over many steps: W x before them, and the gradients of x and of the weights after them.
-// No include guard on purpose: once per isa_*.cpp, inside its namespace.
 //
 // They run over a chunk of steps at a time, whose operands stay in the caches between a product and the recurrence.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "cpu/gemm.h"
+#include "cpu/pack.h"
+#include "cpu/schedule.h"
+#include "cpu/simd.h"
+#include "cpu/tiles.h"
+
+namespace frd::cpu::FRD_ISA {
 
 // Calls body(tile, begin, end) so that all of [0, tiles) x [0, rows) is covered; rows are cut where tiles are too few,
 // but not below `fewest`.
@@ -147,3 +158,5 @@ void add_weight_gradients(const Parallel& parallel, const T* gradients, int64_t 
     }
   });
 }
+
+}  // namespace frd::cpu::FRD_ISA

@@ -5,8 +5,10 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "core/cells.h"
 #include "core/counters.h"
 #include "core/flags.h"
+#include "core/philox.h"
 #include "core/sequence.h"
 
 namespace frd::cpu {
@@ -36,32 +38,8 @@ struct Parallel {
 };
 
 inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
-
-// Steps [begin, end) in the order of the recurrence, and the rows they cover, which lie together.
-struct Chunk {
-  int64_t begin, end, row, rows;
-
-  // The chunks of a sequence from its begin, or from its end: as many steps as fit into `most` rows, but at least one.
-  static Chunk from(const Sequence& sequence, int64_t begin, int64_t most) {
-    int64_t end = begin, rows = 0;
-    while (end < sequence.steps && (end == begin || rows + sequence.active(sequence.time(end)) <= most))
-      rows += sequence.active(sequence.time(end++));
-    return of(sequence, begin, end, rows);
-  }
-  static Chunk upto(const Sequence& sequence, int64_t end, int64_t most) {
-    int64_t begin = end, rows = 0;
-    while (begin > 0 && (end == begin || rows + sequence.active(sequence.time(begin - 1)) <= most))
-      rows += sequence.active(sequence.time(--begin));
-    return of(sequence, begin, end, rows);
-  }
-  bool contains(int64_t step) const { return begin <= step && step < end; }
-
- private:
-  static Chunk of(const Sequence& sequence, int64_t begin, int64_t end, int64_t rows) {
-    if (begin == end) return {begin, end, 0, 0};
-    return {begin, end, sequence.row(sequence.time(sequence.reverse ? end - 1 : begin)), rows};
-  }
-};
+// How many pieces of `width` it takes to cover n.
+inline int64_t tiles_of(int64_t n, int64_t width) { return (n + width - 1) / width; }
 
 // The randomness of one layer and direction.
 struct Masks {
@@ -101,110 +79,58 @@ struct ReadWords {
   int64_t* target;  // [nc, nb, units, 4] where a counter is a unit, else [nc, nb, units]
 };
 
+// What a forward and its backward are both given: a layer in one direction. I inputs, H units, P of them in h: fewer
+// than H with a projection. G gates. What a cell has not is null.
 template <class T>
-struct LstmForward {
-  Parallel parallel;
-  Sequence sequence;
-  Masks masks;
-  bool sparing;                      // the caller asked for little memory: recompute=True
-  int64_t inputs, units, projected;  // I; H; P, or H where there is no projection
-  const T* x;                        // [rows, I]
-  const T* w_ih;                     // [4H, I], not masked yet
-  const T* w_hh;                     // [4H, P], not masked yet
-  const T* w_hr;                     // [P, H], not masked yet, or null
-  const T* b_ih;                     // [4H], or null
-  const T* b_hh;                     // [4H], or null
-  const T* h0;                       // [batch, P]
-  const T* c0;                       // [batch, H]
-  T* gates;                          // [rows, 4H], activated, or null where they are not kept
-  T* cells;                          // [rows, H], or null where nothing is kept
-  T* states;                         // [rows, P], or null where `out` holds the same or nothing is kept
-  T* out;                            // [rows, P]
-  T* h_n;                            // [batch, P]
-  T* c_n;                            // [batch, H]
+struct LayerInputs {
+  Parallel parallel{};
+  Sequence sequence{};
+  Masks masks{};
+  int64_t inputs = 0, units = 0, projected = 0;  // I, H, P
+  const T* x = nullptr;                          // [rows, I]
+  const T* w_ih = nullptr;                       // [GH, I], not masked yet, as the next two
+  const T* w_hh = nullptr;                       // [GH, P]
+  const T* w_hr = nullptr;                       // [P, H], or null
+  const T* b_ih = nullptr;                       // [GH], or null
+  const T* b_hh = nullptr;                       // [GH], or null
+  const T* h0 = nullptr;                         // [batch, P]
+  const T* c0 = nullptr;                         // [batch, H]
 };
 
 template <class T>
-struct LstmBackward {
-  Parallel parallel;
-  Sequence sequence;
-  Masks masks;
-  int64_t inputs, units, projected;
-  const T* x;       // [rows, I]
-  const T* w_ih;    // [4H, I], not masked yet
-  const T* w_hh;    // [4H, P], not masked yet
-  const T* w_hr;    // [P, H], not masked yet, or null
-  const T* b_ih;    // [4H], or null
-  const T* b_hh;    // [4H], or null
-  const T* h0;      // [batch, P]
-  const T* c0;      // [batch, H]
-  const T* gates;   // [rows, 4H], activated, or null: they are computed again
-  const T* cells;   // [rows, H]
-  const T* states;  // [rows, P]
-  const T* dout;    // [rows, P], or null
-  const T* dh_n;    // [batch, P], or null
-  const T* dc_n;    // [batch, H], or null
-  T* dx;            // [rows, I], or null where nobody asks, as each of the next four
-  T* dw_ih;         // [4H, I]
-  T* dw_hh;         // [4H, P]
-  T* dw_hr;         // [P, H]
-  T* db;            // [4H], of each bias
-  T* dh0;           // [batch, P]
-  T* dc0;           // [batch, H]
+struct LayerForward : LayerInputs<T> {
+  bool sparing = false;  // the caller asked for little memory: recompute=True
+  T* gates = nullptr;    // [rows, GH], activated, or null where they are not kept
+  T* beside = nullptr;   // [rows, H], what CellInfo::keeps_beside says, or null where it is not kept
+  T* states = nullptr;   // [rows, P], or null where `out` holds the same or nothing is kept
+  T* out = nullptr;      // [rows, P]
+  T* h_n = nullptr;      // [batch, P]
+  T* c_n = nullptr;      // [batch, H]
 };
 
 template <class T>
-struct GruForward {
-  Parallel parallel;
-  Sequence sequence;
-  Masks masks;
-  bool sparing;  // the caller asked for little memory: recompute=True
-  int64_t inputs, units;
-  const T* x;     // [rows, I]
-  const T* w_ih;  // [3H, I], not masked yet
-  const T* w_hh;  // [3H, H], not masked yet
-  const T* b_ih;  // [3H], or null
-  const T* b_hh;  // [3H], or null
-  const T* h0;    // [batch, H]
-  T* gates;       // [rows, 3H], activated r, z, n, or null where they are not kept
-  T* resets;      // [rows, H], u of each step, or null where gates is
-  T* states;      // [rows, H], or null where `out` holds the same or nothing is kept
-  T* out;         // [rows, H]
-  T* h_n;         // [batch, H]
-};
-
-template <class T>
-struct GruBackward {
-  Parallel parallel;
-  Sequence sequence;
-  Masks masks;
-  int64_t inputs, units;
-  const T* x;       // [rows, I]
-  const T* w_ih;    // [3H, I], not masked yet
-  const T* w_hh;    // [3H, H], not masked yet
-  const T* b_ih;    // [3H], or null
-  const T* b_hh;    // [3H], or null
-  const T* h0;      // [batch, H]
-  const T* gates;   // [rows, 3H], activated, or null: they are computed again
-  const T* resets;  // [rows, H], or null where gates is
-  const T* states;  // [rows, H], unscaled
-  const T* dout;    // [rows, H], or null
-  const T* dh_n;    // [batch, H], or null
-  T* dx;            // [rows, I], or null where nobody asks, as each of the next four
-  T* dw_ih;         // [3H, I]
-  T* dw_hh;         // [3H, H]
-  T* db_ih;         // [3H]
-  T* db_hh;         // [3H]
-  T* dh0;           // [batch, H]
+struct LayerBackward : LayerInputs<T> {
+  const T* gates = nullptr;   // [rows, GH], activated, or null: they are computed again
+  const T* beside = nullptr;  // [rows, H], as forward keeps it
+  const T* states = nullptr;  // [rows, P], unscaled
+  const T* dout = nullptr;    // [rows, P], or null
+  const T* dh_n = nullptr;    // [batch, P], or null
+  const T* dc_n = nullptr;    // [batch, H], or null
+  T* dx = nullptr;            // [rows, I], or null where nobody asks, as the gradients of weights and biases
+  T* dw_ih = nullptr;         // [GH, I]
+  T* dw_hh = nullptr;         // [GH, P]
+  T* dw_hr = nullptr;         // [P, H]
+  T* db_ih = nullptr;         // [GH]
+  T* db_hh = nullptr;         // [GH]; null too where a cell has nothing apart, as it is db_ih then
+  T* dh0 = nullptr;           // [batch, P]
+  T* dc0 = nullptr;           // [batch, H]
 };
 
 // The entry points of one instruction set.
 template <class T>
 struct TypedKernels {
-  void (*lstm_forward)(const LstmForward<T>&);
-  void (*lstm_backward)(const LstmBackward<T>&);
-  void (*gru_forward)(const GruForward<T>&);
-  void (*gru_backward)(const GruBackward<T>&);
+  void (*forward[NUM_CELLS])(const LayerForward<T>&);
+  void (*backward[NUM_CELLS])(const LayerBackward<T>&);
   void (*drop_rows)(const DropRows<T>&);
 };
 

@@ -1,5 +1,12 @@
 // Vectors of the instruction set this file is included for, and the functions of the cells on them.
-// No include guard on purpose: once per isa_*.cpp, inside its namespace, with FRD_LANES floats in a register.
+//
+// FRD_ISA names the instruction set, and the namespace of all that is compiled for it; FRD_LANES floats are in a
+// register. Every header that opens that namespace begins with this one, and isa_*.cpp say what comes before it.
+#pragma once
+
+#include "cpu/any_isa.h"
+
+namespace frd::cpu::FRD_ISA {
 
 inline constexpr int LANES = FRD_LANES;
 
@@ -86,6 +93,13 @@ FRD_INLINE void store(T* p, V v, int64_t n) {
   if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(p, n > 0 ? (1u << n) - 1 : 0, (__m512)v);
 #endif
   for (int64_t lane = 0; lane < n; ++lane) p[lane] = v[lane];
+}
+
+// Asks for the cache lines of n numbers, to be written too where `write`.
+template <bool write = false, class T>
+FRD_INLINE void prefetch(const T* p, int64_t n) {
+  constexpr int64_t line = 64 / sizeof(T);
+  for (int64_t i = 0; i < n; i += line) __builtin_prefetch(p + i, write);
 }
 
 // Lane i of the result is lane Lanes[i] of a, or of b from LANES on.
@@ -199,3 +213,5 @@ struct SimdMath {
   FRD_INLINE Vec sigmoid(Vec x) { return FRD_ISA::sigmoid(x); }
   FRD_INLINE Vec tanh(Vec x) { return FRD_ISA::tanh(x); }
 };
+
+}  // namespace frd::cpu::FRD_ISA

@@ -16,6 +16,16 @@
 
 namespace frd::cpu {
 
+// Into how many groups a step's tiles are cut: one per thread, fewer where a step is too small to share.
+inline int groups_for(const Parallel& parallel, int64_t tiles, double step_flops) {
+  constexpr double worth_sharing = 2e4;  // below about a microsecond, meeting costs more than it saves
+  const int64_t threads = step_flops < worth_sharing ? 1 : parallel.threads;
+  return static_cast<int>(threads < tiles ? threads : (tiles > 0 ? tiles : 1));
+}
+
+// The share of [0, n) that belongs to `group`.
+inline int64_t share(int64_t n, int group, int groups) { return n * group / groups; }
+
 class Team {
  public:
   Team(const Parallel& parallel, int64_t steps, int groups)

@@ -1,13 +1,21 @@
 // Weights as the products over many steps read them: packed all at once, or each tile in its turn, which takes the room
 // of one tile a thread and packs anew for every chunk of steps, and for every part that a chunk's rows are cut into.
-// No include guard on purpose: once per isa_*.cpp, inside its namespace.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/gemm.h"
+#include "cpu/pack.h"
+#include "cpu/schedule.h"
+#include "cpu/simd.h"
+
+namespace frd::cpu::FRD_ISA {
 
 enum class Packing : bool { AT_ONCE, IN_TURN };
 
-// For callers who asked for little memory: at once only where a weight is little beside the states that are kept. p:
-// the arguments of a pass.
-template <class Arguments, class T>
-Packing sparing_packing(const Arguments& p, const MaskedWeight<T>& w) {
+// For callers who asked for little memory: at once only where a weight is little beside the states that are kept.
+template <class T>
+Packing sparing_packing(const LayerInputs<T>& p, const MaskedWeight<T>& w) {
   return 5 * w.rows() * w.columns() > p.sequence.rows * p.units ? Packing::IN_TURN : Packing::AT_ONCE;
 }
 
@@ -15,10 +23,9 @@ Packing sparing_packing(const Arguments& p, const MaskedWeight<T>& w) {
 inline int64_t fewest_rows(Packing packing) { return packing == Packing::IN_TURN ? 128 : 16; }
 
 // The weight whose columns dx is made of. Where gates were kept, nobody asked for little memory: then in turn only
-// where that packs it about twice at most, and reading it is all that this takes. p: the arguments of a backward, whose
-// chunks have `most` rows.
-template <class Arguments, class T>
-Packing packing_of_dx(const Arguments& p, const MaskedWeight<T>& w, int64_t most) {
+// where that packs it about twice at most, and reading it is all that this takes. Chunks have `most` rows.
+template <class T>
+Packing packing_of_dx(const LayerBackward<T>& p, const MaskedWeight<T>& w, int64_t most) {
   if (!p.gates) return sparing_packing(p, w);
   const bool uncut = Columns(w.columns(), 1).tiles >= 4 * int64_t{p.parallel.threads};
   return !w.on() && uncut && p.sequence.rows <= 2 * most ? Packing::IN_TURN : Packing::AT_ONCE;
@@ -90,3 +97,5 @@ class ColumnTiles {
   const Columns layout_;
   Buffer<T> packed_;
 };
+
+}  // namespace frd::cpu::FRD_ISA

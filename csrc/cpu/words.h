@@ -1,5 +1,17 @@
 // Random words, a register at a time, and the masks made of them. See core/counters.h for the counter table.
-// No include guard on purpose: once per isa_*.cpp, inside its namespace.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <utility>
+
+#include "core/counters.h"
+#include "core/flags.h"
+#include "core/sites.h"
+#include "cpu/schedule.h"
+#include "cpu/simd.h"
+
+namespace frd::cpu::FRD_ISA {
 
 struct VecWords {
   VecU w[4];
@@ -225,3 +237,5 @@ class StateMasks {
   uint32_t stream_step_;
   std::unique_ptr<int8_t[]> bits_;  // [batch, padded]
 };
+
+}  // namespace frd::cpu::FRD_ISA

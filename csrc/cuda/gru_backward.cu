@@ -1,6 +1,6 @@
 // A step of a GRU (reset after the recurrent product), backward: the gradients at the pre-activations, and at the state
 // before along the leak and zoneout. A thread takes N neighbouring units of a row.
-#include "core/gru_cell.h"
+#include "core/cells/gru.h"
 #include "cuda/kernels.h"
 
 namespace frd::cuda {

@@ -1,6 +1,6 @@
 // A step of a GRU (reset after the recurrent product), forward. With cell dropout the state is kept unscaled, and all
 // that reads it sees it times read_scale. A thread takes N neighbouring units of a row.
-#include "core/gru_cell.h"
+#include "core/cells/gru.h"
 #include "cuda/kernels.h"
 
 namespace frd::cuda {

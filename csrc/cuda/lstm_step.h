@@ -1,7 +1,7 @@
 // What the kernels of an LSTM's steps share, with and without a projection.
 #pragma once
 
-#include "core/lstm_cell.h"
+#include "core/cells/lstm.h"
 #include "cuda/kernels.h"
 
 namespace frd::cuda {

@@ -2,8 +2,8 @@
 
 Importing this package imports no triton; :mod:`operators` does, at the first call. ``schedules.py`` of the package
 above chooses the schedule. ``philox.py``, ``state_sites.py``, ``state_masks.py`` and ``cells.py`` hold what kernels
-share; every other file shows one pass: its kernels, then their launchers. ``lstm.py`` and ``gru.py`` put the passes of
-a layer together.
+share; every other file shows one pass: its kernels, then their launchers. ``layer.py`` puts the passes of a layer
+together, for any cell.
 
 Rules of every kernel:
 

@@ -1,7 +1,7 @@
 """One step of an LSTM and of a GRU with every state site, forward and backward, for a block of units.
 
-``csrc/core/lstm_cell.h`` and ``gru_cell.h`` in Triton; docs/semantics.md has the equations. Everything here is in
-registers and in the type that the cell computes in.
+``csrc/core/cells`` in Triton; docs/semantics.md has the equations. Everything here is in registers and in the type that
+the cell computes in.
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from .batch import Batch
 from .cells import gru_forward
 from .gru_step import at_h, finish, pre_activations
 from .launch import Tiles, launch
+from .passes import Backward, Forward
 from .sequence import dot, rows_of
 from .state_masks import examples, state_masks
 from .state_sites import Sites
@@ -94,16 +95,15 @@ def gru_sequence_forward_kernel(
 
 
 def forward_steps(
-    pre: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, h: Tensor, read: Tensor, out: Tensor,
-    states: Tensor | None, gates: Tensor | None, resets: Tensor | None, layout: Tensor | None, sites: Sites,
-    batch: Batch, begin: int, end: int, chunk_row: int, tiles: Tiles, precision: str,
+    f: Forward, pre: Tensor, w_hh: Tensor, layout: Tensor | None, sites: Sites, batch: Batch, begin: int, end: int,
+    chunk_row: int, tiles: Tiles, precision: str,
 ) -> None:  # fmt: skip
     """Steps ``begin`` .. ``end`` in the order of the recurrence."""
     launch(
         gru_sequence_forward_kernel, triton.cdiv(batch.batch, tiles.rows),
-        pre, w_hh, b_ih, b_hh, h, read, out, states, gates, resets, layout, *sites.tensors, begin, end,
+        pre, w_hh, f.b_ih, f.b_hh, f.h, f.read, f.out, f.states, f.gates, f.beside, layout, *sites.tensors, begin, end,
         batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, REVERSE=batch.reverse,
-        PRECISION=precision, H=h.shape[1], FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k,
+        PRECISION=precision, H=f.h.shape[1], FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
@@ -167,13 +167,12 @@ def gru_sequence_backward_kernel(
 
 
 def backward_steps(
-    w_hh: Tensor, dout: Tensor | None, dh: Tensor, gates: Tensor, resets: Tensor, states: Tensor, h0: Tensor,
-    dgates: Tensor, layout: Tensor | None, sites: Sites, batch: Batch, tiles: Tiles, precision: str,
-) -> None:  # fmt: skip
+    k: Backward, w_hh: Tensor, layout: Tensor | None, sites: Sites, batch: Batch, tiles: Tiles, precision: str
+) -> None:
     launch(
         gru_sequence_backward_kernel, triton.cdiv(batch.batch, tiles.rows),
-        w_hh, dout, dh, gates, resets, states, h0, dgates, layout, *sites.tensors, batch.steps, batch.batch,
-        sites.step_offset, sites.stream, REVERSE=batch.reverse, PRECISION=precision, H=dh.shape[1],
+        w_hh, k.dout, k.dh, k.gates, k.beside, k.states, k.h0, k.dgates, layout, *sites.tensors, batch.steps,
+        batch.batch, sites.step_offset, sites.stream, REVERSE=batch.reverse, PRECISION=precision, H=k.dh.shape[1],
         FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps,
         num_stages=tiles.stages,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from .batch import Batch
 from .cells import gru_backward, gru_forward, sigmoid, tanh
 from .entry import operand, through
 from .launch import BLOCKS, launch
+from .passes import Backward, Forward, Pass
 from .state_masks import enter, examples, read_memory, split_h, state_masks, zone_h
 from .state_sites import Sites, on
 
@@ -113,16 +114,12 @@ def finish(
     tl.store(read + at, seen, inside)
 
 
-def forward_step(
-    pre: Tensor, rec: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, h: Tensor, read: Tensor, out: Tensor,
-    states: Tensor | None, gates: Tensor | None, resets: Tensor | None, sites: Sites, batch: Batch, t: int,
-    chunk_row: int,
-) -> None:  # fmt: skip
-    active, units, row = batch.active(t), h.shape[1], batch.row(t)
+def forward_step(f: Forward, pre: Tensor, rec: Tensor, sites: Sites, batch: Batch, t: int, chunk_row: int) -> None:
+    active, units, row = batch.active(t), f.h.shape[1], batch.row(t)
     launch(
         gru_forward_kernel, triton.cdiv(active * units, BLOCKS.step),
-        pre, rec, b_ih, b_hh, h, read, out, states, gates, resets, *sites.tensors, active, row, row - chunk_row,
-        sites.step_offset + t, sites.stream, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+        pre, rec, f.b_ih, f.b_hh, f.h, f.read, f.out, f.states, f.gates, f.beside, *sites.tensors, active, row,
+        row - chunk_row, sites.step_offset + t, sites.stream, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
 
 
@@ -150,7 +147,7 @@ def gru_activate_kernel(
     tl.store(resets + at, u, inside)
 
 
-def activate(pre: Tensor, rec: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, gates: Tensor, resets: Tensor) -> None:
+def activate(p: Pass, pre: Tensor, rec: Tensor, gates: Tensor, resets: Tensor) -> None:
     """The gates of some rows once more, for a backward whose forward kept only the states."""
     total = resets.numel()
     launch(
@@ -158,8 +155,8 @@ def activate(pre: Tensor, rec: Tensor, b_ih: Tensor | None, b_hh: Tensor | None,
         triton.cdiv(total, BLOCKS.step),
         pre,
         rec,
-        b_ih,
-        b_hh,
+        p.b_ih,
+        p.b_hh,
         gates,
         resets,
         total,
@@ -254,14 +251,11 @@ def gru_backward_kernel(
     )  # fmt: skip
 
 
-def backward_step(
-    rec: Tensor, dout: Tensor | None, dh: Tensor, gates: Tensor, resets: Tensor, states: Tensor, h0: Tensor,
-    dgates: Tensor, sites: Sites, batch: Batch, t: int,
-) -> None:  # fmt: skip
-    active, sent, units = batch.active(t), batch.active(batch.after(t)), dh.shape[1]
+def backward_step(k: Backward, rec: Tensor, sites: Sites, batch: Batch, t: int) -> None:
+    active, sent, units = batch.active(t), batch.active(batch.after(t)), k.dh.shape[1]
     launch(
         gru_backward_kernel, triton.cdiv(max(active, sent) * units, BLOCKS.step),
-        rec, dout, dh, gates, resets, states, h0, dgates, *sites.tensors, active, sent, batch.row(t),
+        rec, k.dout, k.dh, k.gates, k.beside, k.states, k.h0, k.dgates, *sites.tensors, active, sent, batch.row(t),
         batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
         FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip

@@ -14,6 +14,7 @@ from .cells import lstm_forward
 from .launch import Tiles, launch
 from .lstm_step import finish, pre_activation
 from .lstm_step_backward import at_gates, at_h
+from .passes import Backward, Forward
 from .sequence import dot, rows_of
 from .state_masks import examples, state_masks
 from .state_sites import Sites
@@ -106,16 +107,16 @@ def lstm_sequence_forward_kernel(
 
 
 def forward_steps(
-    pre: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, c: Tensor, h: Tensor, read: Tensor,
-    out: Tensor, states: Tensor | None, gates: Tensor | None, cells: Tensor | None, layout: Tensor | None, sites: Sites,
-    batch: Batch, begin: int, end: int, chunk_row: int, tiles: Tiles, precision: str,
+    f: Forward, pre: Tensor, w_hh: Tensor, layout: Tensor | None, sites: Sites, batch: Batch, begin: int, end: int,
+    chunk_row: int, tiles: Tiles, precision: str,
 ) -> None:  # fmt: skip
     """Steps ``begin`` .. ``end`` in the order of the recurrence."""
+    assert f.c is not None
     launch(
         lstm_sequence_forward_kernel, triton.cdiv(batch.batch, tiles.rows),
-        pre, w_hh, b_ih, b_hh, c, h, read, out, states, gates, cells, layout, *sites.tensors, begin, end,
-        batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, REVERSE=batch.reverse,
-        PRECISION=precision, H=c.shape[1], FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k,
+        pre, w_hh, f.b_ih, f.b_hh, f.c, f.h, f.read, f.out, f.states, f.gates, f.beside, layout, *sites.tensors, begin,
+        end, batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, REVERSE=batch.reverse,
+        PRECISION=precision, H=f.c.shape[1], FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k,
         num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
@@ -185,13 +186,13 @@ def lstm_sequence_backward_kernel(
 
 
 def backward_steps(
-    w_hh: Tensor, dout: Tensor | None, dh: Tensor, gates: Tensor, cells: Tensor, c0: Tensor, dc: Tensor, dgates: Tensor,
-    layout: Tensor | None, sites: Sites, batch: Batch, tiles: Tiles, precision: str,
-) -> None:  # fmt: skip
+    k: Backward, w_hh: Tensor, layout: Tensor | None, sites: Sites, batch: Batch, tiles: Tiles, precision: str
+) -> None:
+    assert k.dc is not None
     launch(
         lstm_sequence_backward_kernel, triton.cdiv(batch.batch, tiles.rows),
-        w_hh, dout, dh, gates, cells, c0, dc, dgates, layout, *sites.tensors, batch.steps, batch.batch,
-        sites.step_offset, sites.stream, REVERSE=batch.reverse, PRECISION=precision, H=dc.shape[1],
+        w_hh, k.dout, k.dh, k.gates, k.beside, k.c0, k.dc, k.dgates, layout, *sites.tensors, batch.steps, batch.batch,
+        sites.step_offset, sites.stream, REVERSE=batch.reverse, PRECISION=precision, H=k.dc.shape[1],
         FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps,
         num_stages=tiles.stages,
     )  # fmt: skip

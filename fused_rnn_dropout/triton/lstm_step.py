@@ -15,6 +15,7 @@ from .batch import Batch
 from .cells import lstm_forward, sigmoid, tanh
 from .entry import operand
 from .launch import BLOCKS, launch
+from .passes import Forward, Pass
 from .state_masks import examples, state_masks, zone_h
 from .state_sites import Sites, on
 
@@ -116,15 +117,14 @@ def lstm_forward_kernel(
         )  # fmt: skip
 
 
-def forward_step(
-    pre: Tensor, rec: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, c: Tensor, h: Tensor | None,
-    read: Tensor | None, out: Tensor | None, states: Tensor | None, outputs: Tensor | None, gates: Tensor | None,
-    cells: Tensor | None, sites: Sites, batch: Batch, t: int, chunk_row: int,
-) -> None:  # fmt: skip
-    active, units, row = batch.active(t), c.shape[1], batch.row(t)
+def forward_step(f: Forward, pre: Tensor, rec: Tensor, sites: Sites, batch: Batch, t: int, chunk_row: int) -> None:
+    """With a projection only what it reads is written: what h goes to follows it, in :func:`project_step`."""
+    assert f.c is not None
+    active, units, row = batch.active(t), f.c.shape[1], batch.row(t)
+    of_h = (f.h, f.read, f.out, f.states) if f.outputs is None else (None,) * 4
     launch(
         lstm_forward_kernel, triton.cdiv(active * units, BLOCKS.step),
-        pre, rec, b_ih, b_hh, c, h, read, out, states, outputs, gates, cells, *sites.tensors, active, row,
+        pre, rec, f.b_ih, f.b_hh, f.c, *of_h, f.outputs, f.gates, f.beside, *sites.tensors, active, row,
         row - chunk_row, sites.step_offset + t, sites.stream, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
 
@@ -159,14 +159,12 @@ def lstm_project_kernel(
     )  # fmt: skip
 
 
-def project_step(
-    projected: Tensor, h: Tensor, read: Tensor, out: Tensor, states: Tensor | None, sites: Sites, batch: Batch, t: int
-) -> None:
-    active, width = batch.active(t), h.shape[1]
+def project_step(f: Forward, projected: Tensor, sites: Sites, batch: Batch, t: int) -> None:
+    active, width = batch.active(t), f.h.shape[1]
     launch(
         lstm_project_kernel, triton.cdiv(active * width, BLOCKS.step),
-        projected, h, read, out, states, *sites.tensors, active, batch.row(t), sites.step_offset + t, sites.stream,
-        P=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+        projected, f.h, f.read, f.out, f.states, *sites.tensors, active, batch.row(t), sites.step_offset + t,
+        sites.stream, P=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
 
 
@@ -188,7 +186,7 @@ def lstm_activate_kernel(
     tl.store(gates + at, value, inside)
 
 
-def activate(pre: Tensor, rec: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, gates: Tensor) -> None:
+def activate(p: Pass, pre: Tensor, rec: Tensor, gates: Tensor) -> None:
     """The gates of some rows once more, for a backward whose forward kept only the states."""
     total = gates.numel()
     launch(
@@ -196,8 +194,8 @@ def activate(pre: Tensor, rec: Tensor, b_ih: Tensor | None, b_hh: Tensor | None,
         triton.cdiv(total, BLOCKS.step),
         pre,
         rec,
-        b_ih,
-        b_hh,
+        p.b_ih,
+        p.b_hh,
         gates,
         total,
         H=gates.shape[1] // 4,

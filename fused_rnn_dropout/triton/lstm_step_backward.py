@@ -14,6 +14,7 @@ from .batch import Batch
 from .cells import lstm_backward, lstm_memory, lstm_output
 from .entry import through
 from .launch import BLOCKS, launch
+from .passes import Backward
 from .state_masks import enter, examples, split_h, state_masks
 from .state_sites import Sites, on
 
@@ -188,38 +189,32 @@ def lstm_projected_backward_kernel(
     )  # fmt: skip
 
 
-def backward_step(
-    rec: Tensor, dout: Tensor | None, dh: Tensor, gates: Tensor, cells: Tensor, c0: Tensor, dc: Tensor, dgates: Tensor,
-    sites: Sites, batch: Batch, t: int,
-) -> None:  # fmt: skip
-    active, sent, units = batch.active(t), batch.active(batch.after(t)), dc.shape[1]
+def backward_step(k: Backward, rec: Tensor, sites: Sites, batch: Batch, t: int) -> None:
+    assert k.dc is not None
+    active, sent, units = batch.active(t), batch.active(batch.after(t)), k.dc.shape[1]
     launch(
         lstm_backward_kernel, triton.cdiv(max(active, sent) * units, BLOCKS.step),
-        rec, dout, dh, gates, cells, c0, dc, dgates, *sites.tensors, active, sent, batch.row(t),
+        rec, k.dout, k.dh, k.gates, k.beside, k.c0, k.dc, k.dgates, *sites.tensors, active, sent, batch.row(t),
         batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
         FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
 
 
-def unproject_step(
-    rec: Tensor, dout: Tensor | None, dh: Tensor, dprojected: Tensor, sites: Sites, batch: Batch, t: int
-) -> None:
-    active, sent, width = batch.active(t), batch.active(batch.after(t)), dh.shape[1]
+def unproject_step(k: Backward, rec: Tensor, dprojected: Tensor, sites: Sites, batch: Batch, t: int) -> None:
+    active, sent, width = batch.active(t), batch.active(batch.after(t)), k.dh.shape[1]
     launch(
         lstm_unproject_kernel, triton.cdiv(max(active, sent) * width, BLOCKS.step),
-        rec, dout, dh, dprojected, *sites.tensors, active, sent, batch.row(t), sites.step_offset + t, sites.stream,
+        rec, k.dout, k.dh, dprojected, *sites.tensors, active, sent, batch.row(t), sites.step_offset + t, sites.stream,
         P=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
 
 
-def projected_backward_step(
-    dh_new: Tensor, gates: Tensor, cells: Tensor, c0: Tensor, dc: Tensor, dgates: Tensor, outputs: Tensor, sites: Sites,
-    batch: Batch, t: int,
-) -> None:  # fmt: skip
-    active, units = batch.active(t), dc.shape[1]
+def projected_backward_step(k: Backward, dh_new: Tensor, outputs: Tensor, sites: Sites, batch: Batch, t: int) -> None:
+    assert k.dc is not None
+    active, units = batch.active(t), k.dc.shape[1]
     launch(
         lstm_projected_backward_kernel, triton.cdiv(active * units, BLOCKS.step),
-        dh_new, gates, cells, c0, dc, dgates, outputs, *sites.tensors, active, batch.row(t),
+        dh_new, k.gates, k.beside, k.c0, k.dc, k.dgates, outputs, *sites.tensors, active, batch.row(t),
         batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
         FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any, TypeVar
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from ..cells import CELLS, Cell
 from ..fakes import SAVE_STATES
 from ..schedules import SCHEDULES, SEQUENCE, sequence_obstacle, split_flags
 from ..sites import SEQ, SITES
-from . import gru as gru_layer
-from . import lstm as lstm_layer
+from . import layer as run
 from . import philox
 from .batch import Batch
 from .checks import (
@@ -29,6 +30,7 @@ from .checks import (
     check_thresholds,
 )
 from .dropout import drop_rows
+from .layer import Layer
 from .state_sites import Sites
 from .weights import WeightMasks
 
@@ -85,131 +87,84 @@ def dropout(
     return drop_rows(x, batch, rng, thresholds, ids, site, stream, per_step, batch_shared, step_offset)
 
 
-def _random(
-    x: Tensor, batch: Batch, example_ids: Tensor | None, rng_state: Tensor | None, rng_hidden: Tensor | None,
-    rng_weight: Tensor | None, thresholds: Tensor | None, dtype: torch.dtype, flags: int, layer: int, reverse: bool,
-    step_offset: int,
-) -> tuple[Sites, WeightMasks]:  # fmt: skip
-    """The checked randomness of a layer: the sites of its steps, and its weight masks. ``flags`` name no schedule."""
-    check_random(
-        x.device, example_ids, rng_state, rng_hidden, rng_weight, thresholds, flags, layer, step_offset, batch.batch,
-        batch.steps,
-    )  # fmt: skip
-    example_ids, rng_state, rng_hidden, rng_weight, thresholds = (
-        None if tensor is None else tensor.contiguous()
-        for tensor in (example_ids, rng_state, rng_hidden, rng_weight, thresholds)
-    )
-    sites = Sites.prepare(thresholds, rng_state, rng_hidden, example_ids, dtype, flags, layer, reverse, step_offset)
-    return sites, WeightMasks(rng_weight, thresholds, flags, layer, reverse, dtype)
+# --------------------------------------------------------------------------------------------------------------------
+# Layers
+# --------------------------------------------------------------------------------------------------------------------
 
 
-def _at_once(flags: int, projected: bool, batch: Batch, dtype: torch.dtype, device: torch.device) -> tuple[bool, int]:
-    """Whether the sequence schedule runs the layer, as its ``flags`` say, and those of its sites.
+class _Given(NamedTuple):
+    """What the operators of a layer take besides its tensors."""
 
-    Backward does what its forward did. Who chooses asks before; what cannot run must not reach a kernel all the same.
+    batch_sizes: Tensor | None
+    example_ids: Tensor | None
+    rng_state: Tensor | None
+    rng_hidden: Tensor | None
+    rng_weight: Tensor | None
+    thresholds: Tensor | None
+    dtype: torch.dtype
+    flags: int
+    layer: int
+    reverse: bool
+    step_offset: int
+
+
+_TENSORS = _Given._fields.index("dtype")
+
+
+def _surroundings(cell: Cell, layer: Layer, given: _Given) -> tuple[Batch, Sites, WeightMasks, bool]:
+    """The checked surroundings of a layer: its rows, the sites of its steps, its weight masks, and whether the sequence
+    schedule runs it, as its flags say. Who chose has asked before; what cannot run must not reach a kernel in any case.
     """
-    of_sites, number = split_flags(flags)
-    check(number in _NUMBERS, f"flags has bits that mean nothing: {flags}")
+    layer.check(cell)
+    check_floating(dtype=given.dtype)
+    device, dtype = layer.x.device, given.dtype
+    batch = Batch(layer.x, given.batch_sizes, layer.h0.shape[0], given.reverse)
+    flags, number = split_flags(given.flags)
+    check(number in _NUMBERS, f"flags has bits that mean nothing: {given.flags}")
     at_once = _NUMBERS[number] == SEQUENCE
     if at_once:
-        obstacle = sequence_obstacle(projected, batch.packed, dtype, device)
+        obstacle = sequence_obstacle(layer.w_hr is not None, batch.packed, dtype, device)
         check(obstacle is None, f"flags ask for the sequence schedule: {obstacle}")
-    return at_once, of_sites
+    random = (given.example_ids, given.rng_state, given.rng_hidden, given.rng_weight, given.thresholds)
+    check_random(device, *random, flags, given.layer, given.step_offset, batch.batch, batch.steps)
+    example_ids, rng_state, rng_hidden, rng_weight, thresholds = (
+        None if tensor is None else tensor.contiguous() for tensor in random
+    )
+    where = (given.layer, given.reverse)
+    sites = Sites.prepare(thresholds, rng_state, rng_hidden, example_ids, dtype, flags, *where, given.step_offset)
+    return batch, sites, WeightMasks(rng_weight, thresholds, flags, *where, dtype), at_once
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# LSTM
-# --------------------------------------------------------------------------------------------------------------------
+def _parts(args: Sequence[Any], *sizes: int) -> Iterator[Sequence[Any]]:
+    """Neighbouring arguments, so many at a time."""
+    ends = list(itertools.accumulate(sizes))
+    assert ends[-1] == len(args)
+    return (args[end - size : end] for end, size in zip(ends, sizes, strict=True))
 
 
-@_on_its_device
-def lstm_forward(
-    x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None,
-    w_hr: Tensor | None, batch_sizes: Tensor | None, example_ids: Tensor | None, rng_state: Tensor | None,
-    rng_hidden: Tensor | None, rng_weight: Tensor | None, thresholds: Tensor | None, dtype: torch.dtype, flags: int,
-    layer: int, reverse: bool, step_offset: int, save: int,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    tensors = lstm_layer.Layer(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr)
-    tensors.check()
-    check_floating(dtype=dtype)
+def _forward(cell: Cell, *args: Any) -> tuple[Tensor, ...]:
+    tensors, given, (save,) = _parts(args, Layer.count(cell), len(_Given._fields), 1)
     check(SAVE_NOTHING <= save <= SAVE_STATES, f"save must be 0, 1 or 2, got {save}")
-    batch = Batch(x, batch_sizes, h0.shape[0], reverse)
-    at_once, flags = _at_once(flags, w_hr is not None, batch, dtype, x.device)
-    sites, weights = _random(
-        x, batch, example_ids, rng_state, rng_hidden, rng_weight, thresholds, dtype, flags, layer, reverse, step_offset
-    )
-    return lstm_layer.forward(tensors, batch, sites, weights, at_once, save)
+    layer = Layer.of(cell, tensors)
+    return run.forward(cell, layer, *_surroundings(cell, layer, _Given(*given)), save)
 
 
-def lstm(*args: Any) -> tuple[Tensor, ...]:
+def _backward(cell: Cell, *args: Any) -> tuple[Tensor, ...]:
+    """What a forward kept stands between the tensors of what it was given and the rest of that."""
+    sizes = (1 + cell.states, Layer.count(cell), _TENSORS, 3, len(_Given._fields) - _TENSORS, 1)
+    grads, tensors, before, kept, after, (needs,) = _parts(args, *sizes)
+    layer = Layer.of(cell, tensors)
+    return run.backward(cell, grads, layer, kept, *_surroundings(cell, layer, _Given(*before, *after)), needs)
+
+
+def _alone(forward: Callable[..., tuple[Tensor, ...]], cell: Cell, *args: Any) -> tuple[Tensor, ...]:
     """Below autograd nothing is kept, whatever ``recompute``, the last argument, says."""
-    return lstm_forward(*(*args[:-1], SAVE_NOTHING))[:3]
+    return forward(*(*args[:-1], SAVE_NOTHING))[: 1 + cell.states]
 
 
-@_on_its_device
-def lstm_backward(
-    grad_out: Tensor | None, grad_h_n: Tensor | None, grad_c_n: Tensor | None, x: Tensor, h0: Tensor, c0: Tensor,
-    w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, w_hr: Tensor | None,
-    batch_sizes: Tensor | None, example_ids: Tensor | None, rng_state: Tensor | None, rng_hidden: Tensor | None,
-    rng_weight: Tensor | None, thresholds: Tensor | None, gates: Tensor, cells: Tensor, states: Tensor,
-    dtype: torch.dtype, flags: int, layer: int, reverse: bool, step_offset: int, needs: int,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    tensors = lstm_layer.Layer(x, h0, c0, w_ih, w_hh, b_ih, b_hh, w_hr)
-    tensors.check()
-    check_floating(dtype=dtype)
-    batch = Batch(x, batch_sizes, h0.shape[0], reverse)
-    at_once, flags = _at_once(flags, w_hr is not None, batch, dtype, x.device)
-    sites, weights = _random(
-        x, batch, example_ids, rng_state, rng_hidden, rng_weight, thresholds, dtype, flags, layer, reverse, step_offset
-    )
-    return lstm_layer.backward(
-        grad_out, grad_h_n, grad_c_n, tensors, gates, cells, states, batch, sites, weights, at_once, needs
-    )
-
-
-# --------------------------------------------------------------------------------------------------------------------
-# GRU
-# --------------------------------------------------------------------------------------------------------------------
-
-
-@_on_its_device
-def gru_forward(
-    x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None,
-    batch_sizes: Tensor | None, example_ids: Tensor | None, rng_state: Tensor | None, rng_hidden: Tensor | None,
-    rng_weight: Tensor | None, thresholds: Tensor | None, dtype: torch.dtype, flags: int, layer: int, reverse: bool,
-    step_offset: int, save: int,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    tensors = gru_layer.Layer(x, h0, w_ih, w_hh, b_ih, b_hh)
-    tensors.check()
-    check_floating(dtype=dtype)
-    check(SAVE_NOTHING <= save <= SAVE_STATES, f"save must be 0, 1 or 2, got {save}")
-    batch = Batch(x, batch_sizes, h0.shape[0], reverse)
-    at_once, flags = _at_once(flags, False, batch, dtype, x.device)
-    sites, weights = _random(
-        x, batch, example_ids, rng_state, rng_hidden, rng_weight, thresholds, dtype, flags, layer, reverse, step_offset
-    )
-    return gru_layer.forward(tensors, batch, sites, weights, at_once, save)
-
-
-def gru(*args: Any) -> tuple[Tensor, ...]:
-    """Below autograd nothing is kept, whatever ``recompute``, the last argument, says."""
-    return gru_forward(*(*args[:-1], SAVE_NOTHING))[:2]
-
-
-@_on_its_device
-def gru_backward(
-    grad_out: Tensor | None, grad_h_n: Tensor | None, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor,
-    b_ih: Tensor | None, b_hh: Tensor | None, batch_sizes: Tensor | None, example_ids: Tensor | None,
-    rng_state: Tensor | None, rng_hidden: Tensor | None, rng_weight: Tensor | None, thresholds: Tensor | None,
-    gates: Tensor, resets: Tensor, states: Tensor, dtype: torch.dtype, flags: int, layer: int, reverse: bool,
-    step_offset: int, needs: int,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    tensors = gru_layer.Layer(x, h0, w_ih, w_hh, b_ih, b_hh)
-    tensors.check()
-    check_floating(dtype=dtype)
-    batch = Batch(x, batch_sizes, h0.shape[0], reverse)
-    at_once, flags = _at_once(flags, False, batch, dtype, x.device)
-    sites, weights = _random(
-        x, batch, example_ids, rng_state, rng_hidden, rng_weight, thresholds, dtype, flags, layer, reverse, step_offset
-    )
-    return gru_layer.backward(grad_out, grad_h_n, tensors, gates, resets, states, batch, sites, weights, at_once, needs)
+lstm_forward = _on_its_device(functools.partial(_forward, CELLS["LSTM"]))
+lstm_backward = _on_its_device(functools.partial(_backward, CELLS["LSTM"]))
+lstm = functools.partial(_alone, lstm_forward, CELLS["LSTM"])
+gru_forward = _on_its_device(functools.partial(_forward, CELLS["GRU"]))
+gru_backward = _on_its_device(functools.partial(_backward, CELLS["GRU"]))
+gru = functools.partial(_alone, gru_forward, CELLS["GRU"])

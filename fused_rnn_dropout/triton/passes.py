@@ -1,6 +1,8 @@
-"""What the forward and backward passes of both cells share."""
+"""What the passes of a layer work on: tensors as its kernels read them, and room for what they write."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -30,3 +32,32 @@ class Pass:
         """A caller's gradient at a final state, as a buffer of our own that steps write to."""
         room = self.sums(self.batch.batch, width)
         return room.zero_() if grad is None else room.copy_(grad)
+
+
+class Forward(NamedTuple):
+    """What the steps of a forward pass read and write. D is the dtype of values, S of sums; N rows, G gates."""
+
+    b_ih: Tensor | None  # [G * H]
+    b_hh: Tensor | None
+    c: Tensor | None  # S [B, H], carried; of a cell that has it
+    h: Tensor  # S [B, P], carried
+    read: Tensor  # D [2, B, P]: h as products read it. Steps one by one use the first half alone
+    out: Tensor  # D [N, P]
+    states: Tensor | None  # D [N, P]: h for backward, where the output is another
+    outputs: Tensor | None  # D [B, H]: what a projection reads, where there is one
+    gates: Tensor | None  # D [N, G * H], activated
+    beside: Tensor | None  # [N, H]: what is kept beside the gates
+
+
+class Backward(NamedTuple):
+    """What the steps of a backward pass read and write."""
+
+    dout: Tensor | None  # [N, P]
+    dh: Tensor  # S [B, P]: the gradient at h that is carried past the product
+    dc: Tensor | None  # S [B, H]: that at c
+    gates: Tensor  # D [N, G * H], activated
+    beside: Tensor  # [N, H]
+    states: Tensor  # D [N, P]: h after each step
+    h0: Tensor  # [B, P]: a caller's
+    c0: Tensor | None  # [B, H]: a caller's
+    dgates: Tensor  # D [N, G * H], and H more where the cell takes a gate apart; maybe `gates`

@@ -12,10 +12,9 @@ from targets import TRITON, Target, on
 @pytest.mark.parametrize("cell", CELLS)
 def test_products_in_chunks(target: Target, cell: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """W x is computed for some steps at a time; the state goes on from one chunk to the next."""
-    from fused_rnn_dropout.triton import gru, lstm
+    from fused_rnn_dropout.triton import layer
 
-    for layer in (lstm, gru):
-        monkeypatch.setattr(layer, "rows_of_chunk", lambda width, itemsize: 2 * 4)
+    monkeypatch.setattr(layer, "rows_of_chunk", lambda width, itemsize: 2 * 4)
     for lengths in (None, [5, 3, 1, 4]):
         rnn = target.module(cell, {"hidden_dropout": 0.3, "zoneout_h": 0.2})
         against_reference(target, rnn, 5, 4, lengths, recompute=(lengths is None,))

@@ -1,0 +1,37 @@
+// The cells: a row for each, with what every schedule and every binding must know of it. What it computes is in
+// core/cells/<cell>.h.
+#pragma once
+
+#include <cstdint>
+
+#include "core/flags.h"
+
+namespace frd {
+
+// The memory of a cell is what cell dropout and the carry of a step act on: c, or h itself where there is no c. A
+// memory that is h is kept unscaled, and whoever reads it, the recurrent product, the output and the caller, sees it
+// times read_scale (core/sites.h).
+struct CellInfo {
+  const char* name;
+  int gates;      // of a unit: W and U have gates * H rows, and so many activated gates are kept
+  bool has_c;     // the memory is c, of H units; h may then have fewer
+  bool projects;  // there may be a W_hr
+  bool apart;     // the last gate takes U h + b_hh apart from W x + b_ih, so that the two have gradients of their own
+
+  // Numbers of a unit and a step that backward sends on: the gates' gradients, and that of what the last gate takes
+  // apart.
+  constexpr int gradients() const { return gates + apart; }
+  // Whether a forward keeps [rows, H] beside the gates, or in their place: c after each step, or what the last gate
+  // takes apart, which is computed again where the gates are.
+  constexpr bool keeps_beside(bool gates_kept) const { return has_c || (apart && gates_kept); }
+  // Whether the output is another number than the h that backward reads.
+  constexpr bool output_differs(uint32_t flags) const { return flags & (FLAG_UNZONED | (has_c ? 0 : FLAG_CELL)); }
+};
+
+enum Cell : int { LSTM, GRU, NUM_CELLS };
+inline constexpr CellInfo CELLS[NUM_CELLS] = {
+    {.name = "LSTM", .gates = 4, .has_c = true, .projects = true, .apart = false},
+    {.name = "GRU", .gates = 3, .has_c = false, .projects = false, .apart = true},
+};
+
+}  // namespace frd

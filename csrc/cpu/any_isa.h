@@ -1,0 +1,30 @@
+// All that the kernels use and that is compiled once, for any processor. isa_*.cpp include it before they choose their
+// instruction set: a function of these headers that is not inlined is merged with its copies of the other files, and
+// must run where none of that set's instructions are.
+#pragma once
+
+#include <atomic>
+#include <chrono>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <new>
+#include <thread>
+#include <type_traits>
+#include <utility>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+#include "core/cells.h"
+#include "core/counters.h"
+#include "core/flags.h"
+#include "core/philox.h"
+#include "core/sequence.h"
+#include "cpu/chunks.h"
+#include "cpu/profile.h"
+#include "cpu/schedule.h"
+#include "cpu/scratch.h"
+#include "cpu/team.h"

@@ -1,0 +1,293 @@
+// A layer in one direction, backward: the mirror image of the forward pass, a chunk of steps at a time, for any cell.
+// What a chunk adds to the gradients of x and of the weights is left to products over all its steps.
+//
+// A row of gradients holds WIDE numbers of each unit. Where a cell takes nothing apart they are its gates'. Else the
+// last gate has two: W x gave the first, U h the second. They stand first and last in the row, the gates that W and U
+// have in common between them, so that G in a row go back through W, whose rows are read from the last gate's on, and G
+// through U.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+
+#include "core/counters.h"
+#include "core/flags.h"
+#include "core/sites.h"
+#include "cpu/cells.h"
+#include "cpu/chunks.h"
+#include "cpu/gates_again.h"
+#include "cpu/gemm.h"
+#include "cpu/operand.h"
+#include "cpu/pack.h"
+#include "cpu/products.h"
+#include "cpu/profile.h"
+#include "cpu/schedule.h"
+#include "cpu/simd.h"
+#include "cpu/team.h"
+#include "cpu/tiles.h"
+
+namespace frd::cpu::FRD_ISA {
+
+template <class T, template <class Math> class Cells>
+class BackwardPass {
+  using V = Vec<T>;
+  using Math = SimdMath<T>;
+  using Cell = LayerCell<T, Cells>;
+  static constexpr int G = Cell::G, WIDE = Cell::INFO.gradients();
+  static constexpr bool HAS_C = Cell::INFO.has_c, APART = Cell::INFO.apart;
+  static constexpr int FIRST_OF_W = APART ? G - 1 : 0;  // the gate whose gradient stands first in a row
+  static constexpr int FIRST_OF_U = APART ? 1 : 0;      // where in a row the gradients that go through U begin
+
+ public:
+  explicit BackwardPass(const LayerBackward<T>& p)
+      : p_(p),
+        H_(p.units),
+        P_(p.projected),
+        B_(p.sequence.batch),
+        most_(chunk_rows<T>(p.sequence, WIDE * H_, !p.gates)),
+        largest_(largest_chunk(p.sequence, most_)),
+        groups_(groups_for(p.parallel, tiles_of(P_, LANES), 2.0 * G * B_ * H_ * P_)),
+        cell_(p),
+        m_ih_(p.w_ih, G * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks),
+        m_hh_(p.w_hh, G * H_, P_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks),
+        m_hr_(p.w_hr, projects() ? P_ : 0, H_, FLAG_WEIGHT_HR, KIND_WEIGHT_HR, p.masks),
+        of_h_(P_, groups_),
+        of_outputs_(H_, groups_),
+        w_hh_(pack_columns<T>(p.parallel, of_h_, m_hh_, G * H_)),
+        w_hr_(nullptr, nullptr),
+        dgates_(scratch<T>(p.gates || APART ? largest_ * WIDE * H_ : 0)),
+        later_(scratch<T>(B_ * G * H_)),
+        dh_(scratch<T>(B_ * P_)),
+        dc_(scratch<T>(HAS_C ? B_ * H_ : 0)),
+        operand_(scratch<T>(operand_wanted() ? largest_ * P_ : 0)),
+        dprojected_(scratch<T>(projects() ? largest_ * P_ : 0)),
+        outputs_(scratch<T>(projects() ? largest_ * H_ : 0)),
+        dw_ih_(p.parallel, p.dw_ih, p.inputs, largest_),
+        dw_hh_(p.parallel, p.dw_hh, P_, largest_),
+        dw_hr_(p.parallel, p.dw_hr, H_, largest_),
+        again_(p.gates ? nullptr : new GatesAgain<T, Cell>(p, cell_, m_ih_, m_hh_, largest_)) {
+    if (p.dx) w_ih_.reset(new ColumnTiles<T>(p.parallel, m_ih_, FIRST_OF_W * H_, packing_of_dx(p, m_ih_, most_)));
+    if (projects()) w_hr_ = pack_columns<T>(p.parallel, of_outputs_, m_hr_, P_);
+    for (int64_t b = 0; b < B_; ++b) begin_row(b);
+  }
+
+  void run() {
+    Stopwatch watch;
+    for (int64_t end = p_.sequence.steps; end > 0; end = chunk_.begin) {
+      chunk_ = Chunk::upto(p_.sequence, end, most_);
+      if (operand_wanted()) read_operand(p_, cell_, chunk_, operand_.get());
+      if (p_.gates) {
+        gates_ = p_.gates + chunk_.row * G * H_;
+        apart_ = APART ? p_.beside + chunk_.row * H_ : nullptr;
+        gradients_ = dgates_.get();
+      } else {
+        again_->run(chunk_, operand_.get());
+        gates_ = again_->gates();
+        apart_ = again_->apart();
+        gradients_ = APART ? dgates_.get() : again_->gates();  // in the place of gates that are not read again
+      }
+      watch.lap(INPUT_PRODUCT);
+      steps();
+      watch.restart();
+      add_gradients();
+      watch.lap(GRADIENTS);
+      const int64_t t = p_.sequence.time(chunk_.begin);
+      for (int64_t b = 0; b < p_.sequence.active(t); ++b)
+        std::memcpy(&later_[b * G * H_], through_u(t, b), G * H_ * sizeof(T));
+    }
+    leave();
+    if (p_.dw_ih) mask_gradient(p_.parallel, m_ih_, p_.dw_ih);
+    if (p_.dw_hh) mask_gradient(p_.parallel, m_hh_, p_.dw_hh);
+    if (p_.dw_hr) mask_gradient(p_.parallel, m_hr_, p_.dw_hr);
+    watch.lap(GRADIENTS);
+  }
+
+ private:
+  bool projects() const { return Cell::INFO.projects && p_.w_hr; }
+  bool operand_wanted() const { return p_.dw_hh || !p_.gates; }
+  int64_t row_in_chunk(int64_t t, int64_t b) const { return p_.sequence.row(t) + b - chunk_.row; }
+  T* dgates(int64_t t, int64_t b) const { return gradients_ + row_in_chunk(t, b) * WIDE * H_; }
+  T* through_u(int64_t t, int64_t b) const { return dgates(t, b) + FIRST_OF_U * H_; }
+
+  // The gradients at the caller's h_n and c_n.
+  void begin_row(int64_t b) {
+    for (int64_t u = 0; u < P_; u += LANES)
+      store(&dh_[b * P_ + u], p_.dh_n ? cell_.seen(load(p_.dh_n + b * P_ + u, P_ - u)) : V{}, P_ - u);
+    for (int64_t u = 0; HAS_C && u < H_; u += LANES)
+      store(&dc_[b * H_ + u], p_.dc_n ? load(p_.dc_n + b * H_ + u, H_ - u) : V{}, H_ - u);
+  }
+
+  void steps() {
+    const int64_t phases = projects() ? 2 : 1;
+    Team(p_.parallel, (chunk_.end - chunk_.begin) * phases, groups_).run([&](int64_t step, int group) {
+      const int64_t s = chunk_.end - 1 - step / phases, t = p_.sequence.time(s);
+      const bool of_h = !Cell::INFO.projects || step % phases == 0;
+      const int64_t tiles = (of_h ? of_h_ : of_outputs_).tiles;
+      for (int64_t i = share(tiles, group, groups_); i < share(tiles, group + 1, groups_); ++i) {
+        if constexpr (Cell::INFO.projects)
+          if (!of_h) projected(t, i);
+        if (of_h) hidden(s, t, i);
+      }
+    });
+  }
+
+  // One tile of h at step s. The step after sends its gradient through U; rows that have no such step get none, and
+  // rows that end in the step after, which only a reversed packed batch has, leave for h_0.
+  void hidden(int64_t s, int64_t t, int64_t tile) {
+    const int64_t after = p_.sequence.after(t), active = p_.sequence.active(t);
+    const int64_t sent = p_.sequence.exists(after) ? p_.sequence.active(after) : 0;
+    const bool held = chunk_.contains(s + 1);
+    const T* from = held ? through_u(after, 0) : later_.get();
+    const int64_t stride = (held ? WIDE : G) * H_;
+    product(
+        of_h_, tile, 0, sent, [&](int64_t b) { return from + b * stride; }, &w_hh_[of_h_.start(tile, G * H_)], G * H_,
+        [&](int64_t b, int64_t u, int64_t n) { fetch(t, b, u, n); },
+        [&](int64_t b, int64_t u, V sum) { b < active ? at_h(t, b, u, sum) : leave_h(b, u, sum); });
+    for (int64_t b = sent; b < active; ++b)
+      for (int64_t v = of_h_.first(tile); v < of_h_.first(tile + 1); ++v) at_h(t, b, v * LANES, V{});
+  }
+
+  // What the cell at n units will read, which the forward left in memory long ago, and where it will write.
+  void fetch(int64_t t, int64_t b, int64_t u, int64_t n) const {
+    const int64_t row = p_.sequence.row(t) + b, in_chunk = row - chunk_.row, before = p_.sequence.before(t);
+    for (int v = 0; v < G; ++v) prefetch(gates_ + (in_chunk * G + v) * H_ + u, n);
+    for (int v = 0; v < WIDE; ++v)
+      prefetch<true>(dgates(t, b) + v * H_ + u, n);  // another thread may hold its lines from the last chunk
+    if (APART) prefetch(apart_ + in_chunk * H_ + u, n);
+    if (p_.sequence.exists(before)) prefetch(memories() + (p_.sequence.row(before) + b) * H_ + u, n);
+    if (p_.dout) prefetch(p_.dout + row * P_ + u, n);
+  }
+
+  // Gradients at LANES units of h_t. sum: what came through U.
+  void at_h(int64_t t, int64_t b, int64_t u, V sum) {
+    const int64_t n = P_ - u;
+    const StateSites<Math>& sites = cell_.sites();
+    const Drops<Math> drops = cell_.masks().drops(b, u, t);
+    const V dout = p_.dout ? cell_.seen(load(p_.dout + (p_.sequence.row(t) + b) * P_ + u, n)) : V{};
+    T* carried = &dh_[b * P_ + u];
+    V dh = load(carried, n) + cell_.through(b, u, sum);
+    if (!sites.unzoned) dh += dout;
+    V dh_new = Zone<Math>::to_new(sites.zone_h, drops.zone_h, dh);
+    if (sites.unzoned) dh_new += dout;
+    if (!HAS_C) {
+      const V leak = at_gates(t, b, u, drops, dh_new, V{});
+      return store(carried, Zone<Math>::to_old(sites.zone_h, drops.zone_h, dh) + leak, n);
+    }
+    store(carried, Zone<Math>::to_old(sites.zone_h, drops.zone_h, dh), n);
+    if (projects()) {
+      store(&dprojected_[row_in_chunk(t, b) * P_ + u], dh_new, n);
+    } else {
+      at_c(t, b, u, drops, dh_new);
+    }
+  }
+
+  // With a projection: the gradient at one tile of what it reads.
+  void projected(int64_t t, int64_t tile) {
+    const T* from = &dprojected_[row_in_chunk(t, 0) * P_];
+    product(
+        of_outputs_, tile, 0, p_.sequence.active(t), [&](int64_t b) { return from + b * P_; },
+        &w_hr_[of_outputs_.start(tile, P_)], P_,
+        [&](int64_t b, int64_t u, V sum) { at_c(t, b, u, cell_.masks().drops(b, u, t), sum); });
+  }
+
+  // Gradients at LANES units of c_t, whose new h has dh_new.
+  void at_c(int64_t t, int64_t b, int64_t u, const Drops<Math>& drops, V dh_new) {
+    T* carried = &dc_[b * H_ + u];
+    store(carried, at_gates(t, b, u, drops, dh_new, load(carried, H_ - u)), H_ - u);
+  }
+
+  // From the gradients at LANES units of the new h and of c to those at the gates. Returns the gradient at the memory
+  // of the step before.
+  FRD_MEMBER V at_gates(int64_t t, int64_t b, int64_t u, const Drops<Math>& drops, V dh_new, V dc) {
+    const int64_t n = H_ - u, row = row_in_chunk(t, b);
+    const T* gates = gates_ + row * G * H_ + u;
+    V a[G], apart = APART ? load(apart_ + row * H_ + u, n) : V{};
+#pragma GCC unroll 8
+    for (int v = 0; v < G; ++v) a[v] = load(gates + v * H_, n);
+    const V before = memory_before(t, b, u);
+    if constexpr (Cell::INFO.projects)
+      if (p_.w_hr) store(&outputs_[row * H_ + u], Cell::Equations::output(cell_.sites(), drops, a, before), n);
+    const V dbefore = Cell::Equations::backward(cell_.sites(), drops, a, apart, before, dh_new, dc);
+    T* to = dgates(t, b) + u;
+    if (APART) store(to, a[G - 1], n);
+#pragma GCC unroll 8
+    for (int v = 0; v < G - APART; ++v) store(to + (FIRST_OF_U + v) * H_, a[v], n);
+    if (APART) store(to + G * H_, apart, n);
+    return dbefore;
+  }
+
+  const T* memories() const { return HAS_C ? p_.beside : p_.states; }  // [rows, H], after each step
+  V memory_before(int64_t t, int64_t b, int64_t u) const {
+    const int64_t n = H_ - u;
+    if (b < p_.sequence.continued_from(t))
+      return load(memories() + (p_.sequence.row(p_.sequence.before(t)) + b) * H_ + u, n);
+    return HAS_C ? cell_.enter_c(b, u, load(p_.c0 + b * H_ + u, n)) : cell_.enter_h(b, u, load(p_.h0 + b * H_ + u, n));
+  }
+
+  // What the steps of a chunk add to the gradients of x and of the weights.
+  void add_gradients() {
+    const int64_t rows = chunk_.rows, width = WIDE * H_;
+    const T* x = p_.x + chunk_.row * p_.inputs;
+    const bool first = chunk_.end == p_.sequence.steps;
+    if (p_.dx) input_gradient(p_.parallel, gradients_, rows, width, *w_ih_, p_.dx + chunk_.row * p_.inputs);
+    if (p_.dw_ih || p_.dw_hh || p_.db_ih) {
+      dw_ih_.chunk(x, rows);
+      dw_hh_.chunk(operand_.get(), rows);
+      if constexpr (APART) {
+        add_weight_gradients<T>(p_.parallel, gradients_, rows, width, width, H_, first,
+                                {{&dw_ih_, p_.db_ih, 0, H_, FIRST_OF_W * H_},
+                                 {&dw_ih_, p_.db_ih, H_, G * H_, 0},
+                                 {&dw_hh_, p_.db_hh, FIRST_OF_U * H_, width, 0}});
+      } else {
+        add_weight_gradients<T>(p_.parallel, gradients_, rows, width, width, width, first,
+                                {{&dw_ih_, p_.db_ih, 0, width, 0}, {&dw_hh_, nullptr, 0, width, 0}});
+      }
+    }
+    if (p_.dw_hr) {
+      dw_hr_.chunk(outputs_.get(), rows);
+      add_weight_gradients<T>(p_.parallel, dprojected_.get(), rows, P_, P_, P_, first, {{&dw_hr_, nullptr, 0, P_, 0}});
+    }
+  }
+
+  // From the gates of the first step to h_0 and c_0.
+  void leave() {
+    const int64_t n = p_.sequence.active(p_.sequence.time(0));
+    p_.parallel.each(of_h_.tiles, G * H_ * P_, [&](int64_t begin, int64_t end) {
+      for (int64_t tile = begin; tile < end; ++tile)
+        product(
+            of_h_, tile, 0, n, [&](int64_t b) { return &later_[b * G * H_]; }, &w_hh_[of_h_.start(tile, G * H_)],
+            G * H_, [&](int64_t b, int64_t u, V sum) { leave_h(b, u, sum); });
+    });
+    for (int64_t b = 0; b < B_; ++b)
+      for (int64_t u = 0; HAS_C && u < H_; u += LANES)
+        store(p_.dc0 + b * H_ + u, cell_.enter_c(b, u, load(&dc_[b * H_ + u], H_ - u)), H_ - u);
+  }
+  void leave_h(int64_t b, int64_t u, V sum) {
+    const int64_t n = P_ - u;
+    const V dh = load(&dh_[b * P_ + u], n) + cell_.through(b, u, sum);
+    store(p_.dh0 + b * P_ + u, cell_.enter_h(b, u, dh), n);
+  }
+
+  const LayerBackward<T>& p_;
+  const int64_t H_, P_, B_, most_, largest_;
+  const int groups_;
+  const Cell cell_;
+  const MaskedWeight<T> m_ih_, m_hh_, m_hr_;
+  const Columns of_h_, of_outputs_;
+  Buffer<T> w_hh_, w_hr_;
+  std::unique_ptr<ColumnTiles<T>> w_ih_;  // where dx is wanted
+  Buffer<T> dgates_;      // [rows of a chunk, WIDE * H]: gradients, where they have a place of their own
+  Buffer<T> later_;       // [B, GH]: of the step after the chunk, those that go through U
+  Buffer<T> dh_, dc_;     // [B, P], [B, H]: carried; each unit is touched by its owner alone
+  Buffer<T> operand_;     // [rows of a chunk, P]: what the recurrent product read
+  Buffer<T> dprojected_;  // [rows of a chunk, P]: with a projection, gradients at its product
+  Buffer<T> outputs_;     // [rows of a chunk, H]: what the projection read
+  WeightGradient<T> dw_ih_, dw_hh_, dw_hr_;
+  std::unique_ptr<GatesAgain<T, Cell>> again_;  // where the forward kept no gates
+  Chunk chunk_{};
+  const T *gates_ = nullptr, *apart_ = nullptr;  // of the chunk: activated, and what the last gate takes apart
+  T* gradients_ = nullptr;                       // of the chunk, [rows, WIDE * H]
+};
+
+}  // namespace frd::cpu::FRD_ISA

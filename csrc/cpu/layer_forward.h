@@ -1,0 +1,169 @@
+// A layer in one direction, forward: one pass over time, for any cell. Each group of threads owns hidden units, with
+// their weights, memory and masks.
+#pragma once
+
+#include <cstdint>
+
+#include "core/counters.h"
+#include "core/flags.h"
+#include "core/sequence.h"
+#include "core/sites.h"
+#include "cpu/cells.h"
+#include "cpu/chunks.h"
+#include "cpu/gemm.h"
+#include "cpu/pack.h"
+#include "cpu/products.h"
+#include "cpu/profile.h"
+#include "cpu/schedule.h"
+#include "cpu/simd.h"
+#include "cpu/team.h"
+#include "cpu/tiles.h"
+
+namespace frd::cpu::FRD_ISA {
+
+// Rows whose last step is t: their state goes to h_n and c_n.
+inline bool ends(const Sequence& sequence, int64_t t, int64_t b) { return b >= sequence.continued_by(t); }
+
+template <class T, template <class Math> class Cells>
+class ForwardPass {
+  using V = Vec<T>;
+  using Math = SimdMath<T>;
+  using Cell = LayerCell<T, Cells>;
+  static constexpr int G = Cell::G;
+  static constexpr bool HAS_C = Cell::INFO.has_c;
+
+ public:
+  explicit ForwardPass(const LayerForward<T>& p)
+      : p_(p),
+        H_(p.units),
+        P_(p.projected),
+        B_(p.sequence.batch),
+        most_(chunk_rows<T>(p.sequence, G * H_)),
+        cell_(p),
+        m_ih_(p.w_ih, G * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks),
+        w_ih_(p.parallel, m_ih_, p.sparing ? sparing_packing(p, m_ih_) : Packing::AT_ONCE),
+        w_hh_(pack_gates<G>(p.parallel, MaskedWeight<T>(p.w_hh, G * H_, P_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks))),
+        w_hr_(nullptr, nullptr),
+        buffer_(scratch<T>(p.gates ? 0 : largest_chunk(p.sequence, most_) * G * H_)),
+        read_(scratch<T>(2 * B_ * P_)),
+        h_(scratch<T>(B_ * P_)),
+        c_(scratch<T>(HAS_C ? B_ * H_ : 0)),
+        outputs_(scratch<T>(projects() ? B_ * H_ : 0)) {
+    if (projects())
+      w_hr_ = pack_gates<1>(p.parallel, MaskedWeight<T>(p.w_hr, P_, H_, FLAG_WEIGHT_HR, KIND_WEIGHT_HR, p.masks));
+    for (int64_t b = 0; b < B_; ++b) enter_row(b);
+  }
+
+  void run() {
+    Stopwatch watch;
+    for (int64_t begin = 0; begin < p_.sequence.steps; begin = chunk_.end) {
+      chunk_ = Chunk::from(p_.sequence, begin, most_);
+      gates_ = p_.gates ? p_.gates + chunk_.row * G * H_ : buffer_.get();
+      input_product<G>(p_.parallel, p_.x + chunk_.row * p_.inputs, chunk_.rows, w_ih_, cell_.bias(), gates_);
+      watch.lap(INPUT_PRODUCT);
+      steps();
+      watch.restart();
+    }
+  }
+
+ private:
+  bool projects() const { return Cell::INFO.projects && p_.w_hr; }
+
+  // Both halves of read_ start as h_0, so that a packed row finds it whenever its reverse pass begins.
+  void enter_row(int64_t b) {
+    for (int64_t u = 0; HAS_C && u < H_; u += LANES)
+      store(&c_[b * H_ + u], cell_.enter_c(b, u, load(p_.c0 + b * H_ + u, H_ - u)), H_ - u);
+    for (int64_t u = 0; u < P_; u += LANES) {
+      const V h = cell_.enter_h(b, u, load(p_.h0 + b * P_ + u, P_ - u)), read = cell_.read(b, u, h);
+      store(&h_[b * P_ + u], h, P_ - u);
+      for (int half = 0; half < 2; ++half) store(&read_[(half * B_ + b) * P_ + u], read, P_ - u);
+    }
+  }
+
+  void steps() {
+    const int64_t tiles = tiles_of(H_, LANES), columns = tiles_of(P_, LANES), phases = projects() ? 2 : 1;
+    const int groups = groups_for(p_.parallel, tiles, 2.0 * G * B_ * H_ * P_);
+    Team(p_.parallel, (chunk_.end - chunk_.begin) * phases, groups).run([&](int64_t step, int group) {
+      const int64_t s = chunk_.begin + step / phases, t = p_.sequence.time(s);
+      if (!Cell::INFO.projects || step % phases == 0) {
+        for (int64_t tile = share(tiles, group, groups); tile < share(tiles, group + 1, groups); ++tile)
+          units(s, t, tile * LANES);
+      } else if constexpr (Cell::INFO.projects) {
+        for (int64_t tile = share(columns, group, groups); tile < share(columns, group + 1, groups); ++tile)
+          project(s, t, tile * LANES);
+      }
+    });
+  }
+
+  // LANES hidden units at step t: recurrent product, gates, memory.
+  void units(int64_t s, int64_t t, int64_t u) {
+    const int64_t n = H_ - u, row0 = p_.sequence.row(t);
+    const T* read = &read_[(s % 2) * B_ * P_];
+    const V bias = cell_.bias_apart(u, n);
+    product<G>(
+        0, p_.sequence.active(t), [&](int64_t b) { return read + b * P_; }, &w_hh_[u * P_ * G], P_,
+        [&](int64_t b) {
+          for (int v = 0; v < G; ++v) prefetch<true>(gates_ + ((row0 - chunk_.row + b) * G + v) * H_ + u, LANES);
+          if (p_.beside) prefetch<true>(p_.beside + (row0 + b) * H_ + u, LANES);
+          if (!projects()) prefetch<true>(p_.out + (row0 + b) * P_ + u, LANES);
+        },
+        [&](int64_t b, const V* sums) {
+          const int64_t row = row0 + b;
+          T* gates = gates_ + (row - chunk_.row) * G * H_ + u;
+          T* carried = HAS_C ? &c_[b * H_ + u] : &h_[b * P_ + u];
+          V a[G], memory = load(carried, n);
+          const V apart = Cell::preactivations(gates, H_, n, sums, bias, a);
+          const Drops<Math> drops = cell_.masks().drops(b, u, t);
+          const V h_new = Cell::Equations::forward(cell_.sites(), drops, a, apart, memory);
+          if (p_.gates) {
+#pragma GCC unroll 8
+            for (int v = 0; v < G; ++v) store(gates + v * H_, a[v], n);
+          }
+          if (p_.beside) store(p_.beside + row * H_ + u, HAS_C ? memory : apart, n);
+          if (HAS_C) {
+            store(carried, memory, n);
+            if (ends(p_.sequence, t, b)) store(p_.c_n + b * H_ + u, memory, n);
+          }
+          if (projects()) {
+            store(&outputs_[b * H_ + u], h_new, n);
+          } else {
+            finish(s, t, b, u, drops.zone_h, HAS_C ? load(&h_[b * P_ + u], n) : memory, h_new);
+          }
+        });
+  }
+
+  // LANES units of the projected h at step t.
+  void project(int64_t s, int64_t t, int64_t u) {
+    product<1>(
+        0, p_.sequence.active(t), [&](int64_t b) { return &outputs_[b * H_]; }, &w_hr_[u * H_], H_,
+        [&](int64_t b, const V* sums) {
+          finish(s, t, b, u, cell_.masks().drops(b, u, t).zone_h, load(&h_[b * P_ + u], P_ - u), sums[0]);
+        });
+  }
+
+  // Zoneout of h, and everything that h goes to.
+  void finish(int64_t s, int64_t t, int64_t b, int64_t u, Mask<T> keep, V h_old, V h_new) {
+    const int64_t n = P_ - u, row = p_.sequence.row(t) + b;
+    const V h = Zone<Math>::mix(cell_.sites().zone_h, keep, h_old, h_new), seen = cell_.seen(h);
+    store(&h_[b * P_ + u], h, n);
+    store(&read_[(((s + 1) % 2) * B_ + b) * P_ + u], cell_.read(b, u, h), n);
+    store(p_.out + row * P_ + u, cell_.sites().unzoned ? cell_.seen(h_new) : seen, n);
+    if (p_.states) store(p_.states + row * P_ + u, h, n);
+    if (ends(p_.sequence, t, b)) store(p_.h_n + b * P_ + u, seen, n);
+  }
+
+  const LayerForward<T>& p_;
+  const int64_t H_, P_, B_, most_;
+  const Cell cell_;
+  const MaskedWeight<T> m_ih_;
+  const GateTiles<G, T> w_ih_;
+  Buffer<T> w_hh_, w_hr_;
+  Buffer<T> buffer_;   // [rows of a chunk, GH]: gates that are not kept
+  Buffer<T> read_;     // [2, B, P]: h as the recurrent product sees it, of this step and of the next
+  Buffer<T> h_, c_;    // [B, P], [B, H]: the state; each unit is touched by its owner alone
+  Buffer<T> outputs_;  // [B, H]: with a projection, what it reads
+  Chunk chunk_{};
+  T* gates_ = nullptr;  // of the chunk: in, W x + b; out, activated
+};
+
+}  // namespace frd::cpu::FRD_ISA

@@ -1,0 +1,342 @@
+// The parts that the CPU's passes over time are made of, each against plain loops, for one instruction set:
+//
+//     parts [NAME]
+//
+// runs the test called NAME, or says what there is. tests/kernels/test_cpu_standalone.py builds and runs it, with FRD_ISA and
+// FRD_LANES of each instruction set that this processor has. Sizes are around those of a register and of a tile.
+#include "parts.h"
+
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+#include "core/counters.h"
+#include "core/flags.h"
+#include "cpu/gemm.h"
+#include "cpu/pack.h"
+#include "cpu/products.h"
+#include "cpu/schedule.h"
+#include "cpu/simd.h"
+#include "cpu/tiles.h"
+#include "cpu/words.h"
+
+namespace frd::cpu::FRD_ISA {
+namespace {
+
+template <int NV, class T>
+void pack_gates_of(uint32_t flags) {
+  const int64_t units = size(), k = size();
+  const Weight<T> w(NV * units, k, flags);
+  const Buffer<T> packed = pack_gates<NV>(PARALLEL, w.weight());
+  for (int64_t tile = 0; tile < tiles_of(units, LANES); ++tile)
+    for (int64_t kk = 0; kk < k; ++kk)
+      for (int64_t v = 0; v < NV; ++v)
+        for (int64_t lane = 0; lane < LANES; ++lane) {
+          const int64_t unit = tile * LANES + lane;
+          const T want = unit < units ? w.at(v * units + unit, kk) : T(0);
+          const T got = packed[((tile * k + kk) * NV + v) * LANES + lane];
+          EXPECT(got == want, "%d gates of %ld units, k %ld, unit %ld: %g, not %g", NV, units, k, unit, double(got),
+                 double(want));
+        }
+}
+
+// Tiles of columns, packed at once and in turn, of a weight whose rows begin at `turned`; every element of it in one of
+// them, zeros beyond it.
+template <class T>
+void pack_columns_of(uint32_t flags) {
+  const int64_t rows = size(), columns = size(), turned = between(0, rows - 1);
+  const Weight<T> w(rows, columns, flags);
+  const ColumnTiles<T> at_once(PARALLEL, w.weight(), turned, Packing::AT_ONCE);
+  const ColumnTiles<T> in_turn(PARALLEL, w.weight(), turned, Packing::IN_TURN);
+  std::vector<T> room(static_cast<size_t>(in_turn.room()));
+  const Columns& layout = at_once.layout();
+  for (int64_t tile = 0; tile < layout.tiles; ++tile) {
+    const int64_t width = layout.width(tile);
+    const T *once = at_once.at(tile, nullptr), *turn = in_turn.at(tile, room.data());
+    for (int64_t kk = 0; kk < rows; ++kk)
+      for (int64_t i = 0; i < width * LANES; ++i) {
+        const int64_t column = layout.first(tile) * LANES + i, at = kk * width * LANES + i;
+        const T want = column < columns ? w.at((kk + turned) % rows, column) : T(0);
+        EXPECT(once[at] == want && turn[at] == want, "[%ld, %ld] turned by %ld, row %ld, column %ld: %g and %g, not %g",
+               rows, columns, turned, kk, column, double(once[at]), double(turn[at]), double(want));
+      }
+  }
+}
+
+template <class T>
+void pack_typed() {
+  for (int i = 0; i < 20; ++i)
+    for (const uint32_t flags : WEIGHT_FLAGS) {
+      pack_gates_of<1, T>(flags);
+      pack_gates_of<3, T>(flags);
+      pack_gates_of<4, T>(flags);
+      pack_columns_of<T>(flags);
+      const Weight<T> w(size(), size(), flags);
+      std::vector<T> gradient = w.given;
+      mask_gradient(PARALLEL, w.weight(), gradient.data());
+      EXPECT(gradient == w.masked, "the gradient of a weight [%ld, %ld], flags %x", w.rows, w.columns, flags);
+    }
+  for (int i = 0; i < 50; ++i) {
+    const int64_t rows = size(), width = size(), stride = width + between(0, 9);
+    const std::vector<T> from = numbers<T>(rows * stride);
+    std::vector<T> to(static_cast<size_t>(width * rows + 1), T(-77));
+    turn(from.data(), rows, width, stride, to.data());
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t column = 0; column < width; ++column)
+        EXPECT(to[column * rows + row] == from[row * stride + column], "[%ld, %ld] turned", rows, width);
+    EXPECT(to.back() == T(-77), "[%ld, %ld] turned wrote beyond its end", rows, width);
+  }
+}
+void pack() { pack_typed<float>(), pack_typed<double>(); }
+
+// Rows [begin, end) times the columns of a packed matrix: the right sums, each row asked for once, and the same bits
+// whatever rows are taken together.
+template <int NV, class T>
+void product_of() {
+  const int64_t k = between(0, 40), rows = between(1, 30), begin = between(0, rows - 1);
+  const std::vector<T> a = numbers<T>(rows * k), tile = numbers<T>(k * NV * LANES);
+  std::vector<T> found(static_cast<size_t>(rows * NV * LANES));
+  std::vector<int> fetched(static_cast<size_t>(rows)), calls(static_cast<size_t>(rows));
+  const auto row = [&](int64_t b) { return a.data() + b * k; };
+  product<NV>(
+      begin, rows, row, tile.data(), k, [&](int64_t b) { ++fetched[b]; },
+      [&](int64_t b, const Vec<T>* sums) {
+        EXPECT(fetched[b] == 1, "row %ld is computed before it is fetched", b);
+        ++calls[b];
+        for (int v = 0; v < NV; ++v) store(&found[(b * NV + v) * LANES], sums[v]);
+      });
+  for (int64_t b = 0; b < rows; ++b) EXPECT(calls[b] == (b >= begin), "row %ld: %d calls", b, calls[b]);
+  for (int64_t b = begin; b < rows; ++b) {
+    product<NV>(b, b + 1, row, tile.data(), k, [&](int64_t, const Vec<T>* sums) {
+      EXPECT(std::memcmp(sums, &found[b * NV * LANES], NV * sizeof(Vec<T>)) == 0, "row %ld alone is another sum", b);
+    });
+    for (int64_t i = 0; i < NV * LANES; ++i) {
+      double want = 0, size = 1;
+      for (int64_t kk = 0; kk < k; ++kk) {
+        const double term = double(a[b * k + kk]) * double(tile[kk * NV * LANES + i]);
+        want += term, size += std::fabs(term);
+      }
+      const T got = found[b * NV * LANES + i];
+      EXPECT(close(got, want, size), "row %ld, column %ld: %g, not %g", b, i, double(got), want);
+    }
+  }
+}
+
+void gemm() {
+  for (int i = 0; i < 60; ++i) {
+    product_of<1, float>(), product_of<2, float>(), product_of<3, float>(), product_of<4, float>();
+    product_of<1, double>(), product_of<2, double>(), product_of<3, double>(), product_of<4, double>();
+  }
+  for (int64_t n = 0; n < 70 * LANES; n += 5)
+    for (int64_t groups = 1; groups < 5; ++groups) {
+      const Columns columns(n, groups);
+      int64_t covered = 0, least = 4, most = 0;
+      for (int64_t tile = 0; tile < columns.tiles; ++tile) {
+        const int64_t width = columns.width(tile);
+        EXPECT(columns.first(tile) == covered && width >= 1 && width <= 4, "tile %ld of %ld columns", tile, n);
+        covered += width;
+        least = width < least ? width : least;
+        most = width > most ? width : most;
+      }
+      EXPECT(covered == columns.vectors && covered * LANES >= n, "%ld columns are not covered", n);
+      EXPECT(n == 0 || most - least <= 1, "tiles of %ld columns are of unlike size", n);
+      EXPECT(columns.tiles % groups == 0 || columns.tiles == columns.vectors, "%ld columns, %ld groups", n, groups);
+    }
+}
+
+template <class T>
+void input_products(Packing packing, uint32_t flags) {
+  constexpr int NV = 3;
+  const int64_t units = size(), k = size(), rows = between(1, 40);
+  const Weight<T> w(NV * units, k, flags);
+  const std::vector<T> x = numbers<T>(rows * k), bias = numbers<T>(NV * units);
+  const bool with_bias = generator() % 2;
+  std::vector<T> gates(static_cast<size_t>(rows * NV * units));
+  input_product<NV>(PARALLEL, x.data(), rows, GateTiles<NV, T>(PARALLEL, w.weight(), packing),
+                    with_bias ? bias.data() : nullptr, gates.data());
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t i = 0; i < NV * units; ++i) {
+      double want = with_bias ? double(bias[i]) : 0, size = 1;
+      for (int64_t kk = 0; kk < k; ++kk) {
+        const double term = double(w.at(i, kk)) * double(x[row * k + kk]);
+        want += term, size += std::fabs(term);
+      }
+      const T got = gates[row * NV * units + i];
+      EXPECT(close(got, want, size), "W x of row %ld, gate row %ld: %g, not %g", row, i, double(got), want);
+    }
+
+  // Gradients of x: rows of `stride` numbers, whose first are those of W's rows from `turned` on.
+  const int64_t turned = between(0, w.rows - 1), stride = w.rows + between(0, 5);
+  const std::vector<T> dgates = numbers<T>(rows * stride);
+  std::vector<T> dx(static_cast<size_t>(rows * k));
+  input_gradient(PARALLEL, dgates.data(), rows, stride, ColumnTiles<T>(PARALLEL, w.weight(), turned, packing),
+                 dx.data());
+  for (int64_t row = 0; row < rows; ++row)
+    for (int64_t column = 0; column < k; ++column) {
+      double want = 0, size = 1;
+      for (int64_t i = 0; i < w.rows; ++i) {
+        const double term = double(dgates[row * stride + i]) * double(w.at((i + turned) % w.rows, column));
+        want += term, size += std::fabs(term);
+      }
+      const T got = dx[row * k + column];
+      EXPECT(close(got, want, size), "dx of row %ld, column %ld: %g, not %g", row, column, double(got), want);
+    }
+}
+
+// Gradients of two weights and their biases over three chunks, as a cell has them that takes a gate apart: the first
+// `unit` columns of a row of gradients belong to the end of the first weight, the next to its begin, all but the first
+// to the second weight.
+template <class T>
+void weight_gradients() {
+  const int64_t unit = size(), gates = 3, width = (gates + 1) * unit, stride = width + between(0, 3);
+  const int64_t most = 40, inputs = between(0, 1) ? size() : between(1, 9) * 4 * LANES, outputs = size();
+  std::vector<T> dw(static_cast<size_t>(gates * unit * inputs)), du(static_cast<size_t>(gates * unit * outputs));
+  std::vector<T> db_w(static_cast<size_t>(gates * unit)), db_u = db_w;
+  std::vector<double> want_w(dw.size()), want_u(du.size()), want_bw(db_w.size()), want_bu(db_u.size());
+  const bool wants_w = generator() % 4, wants_u = generator() % 4;
+  WeightGradient<T> of_w(PARALLEL, wants_w ? dw.data() : nullptr, inputs, most);
+  WeightGradient<T> of_u(PARALLEL, wants_u ? du.data() : nullptr, outputs, most);
+  for (int chunk = 0; chunk < 3; ++chunk) {
+    const int64_t rows = between(1, most);
+    const std::vector<T> x = numbers<T>(rows * inputs), h = numbers<T>(rows * outputs),
+                         gradients = numbers<T>(rows * stride);
+    of_w.chunk(x.data(), rows);
+    of_u.chunk(h.data(), rows);
+    add_weight_gradients<T>(PARALLEL, gradients.data(), rows, stride, width, unit, chunk == 0,
+                            {{&of_w, db_w.data(), 0, unit, (gates - 1) * unit},
+                             {&of_w, db_w.data(), unit, gates * unit, 0},
+                             {&of_u, db_u.data(), unit, width, 0}});
+    for (int64_t i = 0; i < gates * unit; ++i)
+      for (int64_t row = 0; row < rows; ++row) {
+        const double of_input = double(gradients[row * stride + (i + unit) % (gates * unit)]);
+        const double of_state = double(gradients[row * stride + i + unit]);
+        want_bw[i] += of_input, want_bu[i] += of_state;
+        for (int64_t c = 0; c < inputs; ++c) want_w[i * inputs + c] += of_input * double(x[row * inputs + c]);
+        for (int64_t c = 0; c < outputs; ++c) want_u[i * outputs + c] += of_state * double(h[row * outputs + c]);
+      }
+  }
+  const double size = 3 * most * 4;
+  for (size_t i = 0; wants_w && i < dw.size(); ++i) EXPECT(close(dw[i], want_w[i], size), "dW at %zu", i);
+  for (size_t i = 0; wants_u && i < du.size(); ++i) EXPECT(close(du[i], want_u[i], size), "dU at %zu", i);
+  for (size_t i = 0; i < db_w.size(); ++i) EXPECT(close(db_w[i], want_bw[i], size), "W's bias at %zu", i);
+  for (size_t i = 0; i < db_u.size(); ++i) EXPECT(close(db_u[i], want_bu[i], size), "U's bias at %zu", i);
+}
+
+void products() {
+  for (int i = 0; i < 15; ++i) {
+    for (const Packing packing : {Packing::AT_ONCE, Packing::IN_TURN})
+      for (const uint32_t flags : WEIGHT_FLAGS) {
+        input_products<float>(packing, flags);
+        input_products<double>(packing, flags);
+      }
+    weight_gradients<float>();
+    weight_gradients<double>();
+  }
+}
+
+// Masks of state sites and of hidden dropout, a unit at a time, from core's own Philox.
+template <class T>
+void state_masks(uint32_t flags, int64_t width) {
+  const int64_t batch = 3, examples[] = {7, 0, 1 << 20};
+  Masks masks = masks_of(flags, uint64_t{1} << 31);
+  masks.example_ids = examples;
+  masks.thresholds[SITE_ZONEOUT_H] = uint64_t{1} << 32;  // everything
+  masks.thresholds[SITE_CELL_DROPOUT] = 0;               // nothing
+  const StateMasks<T> drawn(PARALLEL, masks, batch, width);
+  const bool sampled = flags & FLAG_MASKS_ON;
+  for (int64_t b = 0; b < batch; ++b)
+    for (int64_t unit = 0; unit < width; unit += LANES) {
+      const int64_t t = 5;
+      const Drops<SimdMath<T>> drops = drawn.drops(b, unit, t);
+      const Vec<T> hidden = drawn.hidden(b, unit, Vec<T>{} + T(1));
+      for (int64_t lane = 0; lane < LANES && unit + lane < width; ++lane) {
+        const uint32_t u = static_cast<uint32_t>(unit + lane), example = static_cast<uint32_t>(examples[b]);
+        const auto drop = [&](uint32_t flag, bool per_sequence, int word, int site) {
+          if (!sampled || !(flags & flag)) return false;
+          const uint32_t kind = per_sequence ? KIND_STATE_SEQUENCE : KIND_STATE;
+          const uint32_t step = per_sequence ? SEQ : masks.step_offset + static_cast<uint32_t>(t);
+          const Words words = frd::philox(u, example, step, stream_of(kind, 3, 1), masks.state);
+          return dropped(words.w[word], masks.thresholds[site]);
+        };
+        const int word_h = flags & FLAG_ZONEOUT_H_SHARED ? WORD_ZONEOUT_C : WORD_ZONEOUT_H;
+        EXPECT((drops.zone_c[lane] != 0) ==
+                   drop(FLAG_ZONEOUT_C, flags & FLAG_ZONEOUT_C_SEQUENCE, WORD_ZONEOUT_C, SITE_ZONEOUT_C),
+               "zoneout of c, flags %x, unit %u", flags, u);
+        EXPECT((drops.zone_h[lane] != 0) ==
+                   drop(FLAG_ZONEOUT_H, flags & FLAG_ZONEOUT_H_SEQUENCE, word_h, SITE_ZONEOUT_H),
+               "zoneout of h, flags %x, unit %u", flags, u);
+        EXPECT((drops.update[lane] != 0) ==
+                   drop(FLAG_UPDATE, flags & FLAG_UPDATE_SEQUENCE, WORD_UPDATE, SITE_UPDATE_DROPOUT),
+               "update dropout, flags %x, unit %u", flags, u);
+        EXPECT((drops.memory[lane] != 0) == drop(FLAG_CELL, !(flags & FLAG_CELL_STEP), WORD_CELL, SITE_CELL_DROPOUT),
+               "cell dropout, flags %x, unit %u", flags, u);
+        T want = 1;
+        if (sampled && (flags & FLAG_HIDDEN)) {
+          const uint32_t row = flags & FLAG_HIDDEN_BATCH_SHARED ? SEQ : example;
+          const Words words = frd::philox(u, row, SEQ, stream_of(KIND_HIDDEN, 3, 1), masks.hidden);
+          want = dropped(words.w[0], masks.thresholds[SITE_HIDDEN_DROPOUT]) ? T(0) : T(2);
+        }
+        EXPECT(hidden[lane] == want, "hidden dropout, flags %x, unit %u", flags, u);
+      }
+    }
+}
+
+void words() {
+  const Key key{0x12345678u, 0xFFFFFFFFu};
+  const RoundKeys keys(key);
+  for (int i = 0; i < 200; ++i) {
+    const uint32_t b = static_cast<uint32_t>(generator()), c = static_cast<uint32_t>(generator());
+    const uint32_t stream = static_cast<uint32_t>(generator()), unit = static_cast<uint32_t>(between(0, 500) * QUAD);
+    const VecWords by_unit = unit_words(unit, b, c, stream, keys), by_quad = quad_words(unit, b, c, stream, keys);
+    for (uint32_t lane = 0; lane < LANES; ++lane) {
+      const Words want = frd::philox(unit + lane, b, c, stream, key);
+      for (int w = 0; w < 4; ++w) EXPECT(by_unit.w[w][lane] == want.w[w], "word %d of unit %u", w, unit + lane);
+      for (uint32_t v = 0; v < 4; ++v) {
+        const uint32_t element = unit + v * LANES + lane;
+        EXPECT(by_quad.w[v][lane] == frd::philox(element / 4, b, c, stream, key).w[element % 4], "element %u", element);
+      }
+    }
+  }
+  VecU borders{};
+  const uint32_t values[] = {0, 1, 0x7FFFFFFFu, 0x80000000u, 0xFFFFFFFFu};
+  for (const uint64_t threshold :
+       {uint64_t{0}, uint64_t{1}, uint64_t{1} << 31, (uint64_t{1} << 32) - 1, uint64_t{1} << 32})
+    for (const uint32_t value : values) {
+      borders[LANES - 1] = value;
+      EXPECT((below(borders, threshold)[LANES - 1] != 0) == dropped(value, threshold), "%u below 2^32 p", value);
+    }
+  VecI small{};
+  for (int lane = 0; lane < LANES; ++lane) small[lane] = lane % 2 ? -lane - 100 : lane + 100;
+  const VecI again = widen(narrow(small));
+  EXPECT(std::memcmp(&again, &small, sizeof small) == 0, "numbers of one byte do not come back");
+  for (int i = 0; i < 300; ++i) {
+    const uint32_t flags = static_cast<uint32_t>(generator()) & (2 * FLAG_MASKS_ON - 1);
+    state_masks<float>(flags, size());
+    state_masks<double>(flags, size());
+  }
+}
+
+struct Test {
+  const char* name;
+  void (*run)();
+};
+constexpr Test TESTS[] = {{"pack", pack}, {"gemm", gemm}, {"products", products}, {"words", words}};
+
+}  // namespace
+}  // namespace frd::cpu::FRD_ISA
+
+int main(int count, char** arguments) {
+  using namespace frd::cpu::FRD_ISA;
+  for (const Test& test : TESTS) {
+    if (count < 2) {
+      std::puts(test.name);
+    } else if (std::strcmp(arguments[1], test.name) == 0) {
+      test.run();
+      if (failures) std::printf("%d failures\n", failures);
+      return failures != 0;
+    }
+  }
+  return count < 2 ? 0 : 2;
+}

@@ -1,0 +1,85 @@
+"""The rows of the cells, against what the operators and modules of each cell are."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fused_rnn_dropout as frd
+from fused_rnn_dropout.cells import CELLS, Cell
+from fused_rnn_dropout.sites import FLAG, SITES
+
+rows = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
+
+
+def arguments(operator: str) -> list[str]:
+    schema = getattr(torch.ops.fused_rnn_dropout, operator).default._schema
+    return [argument.name for argument in schema.arguments]
+
+
+def test_numbers_are_places_in_the_table() -> None:
+    assert [cell.number for cell in CELLS.values()] == list(range(len(CELLS)))
+    assert [cell.name for cell in CELLS.values()] == list(CELLS)
+
+
+@rows
+def test_a_row_is_what_torch_has(cell: Cell) -> None:
+    theirs: Any = getattr(nn, cell.name)(3, 5)
+    assert theirs.weight_hh_l0.shape == (cell.gates * 5, 5)
+    last = theirs(torch.zeros(2, 1, 3))[1]
+    assert (len(last) if isinstance(last, tuple) else 1) == cell.states
+    if cell.projects:
+        assert getattr(nn, cell.name)(3, 5, proj_size=2).weight_hr_l0.shape == (2, 5)
+    else:
+        with pytest.raises(ValueError, match="proj_size argument is only supported for LSTM"):
+            getattr(nn, cell.name)(3, 5, proj_size=2)
+
+
+@rows
+@pytest.mark.parametrize("prefix", ["", "triton_"], ids=["compiled", "triton"])
+def test_a_row_is_what_the_operators_have(cell: Cell, prefix: str) -> None:
+    name = prefix + cell.name.lower()
+    given, back = arguments(f"{name}_forward"), arguments(f"{name}_backward")
+    assert ("c0" in given) == cell.has_c and ("w_hr" in given) == cell.projects
+    assert cell.beside in back
+    returns = getattr(torch.ops.fused_rnn_dropout, f"{name}_backward").default._schema.returns
+    # x, the states, W and U, one bias or two, W_hr
+    assert len(returns) == 3 + cell.states + 1 + cell.apart + cell.projects
+
+
+@rows
+def test_sites_of_a_memory_that_is_not_there(cell: Cell) -> None:
+    assert cell.has_c == all(cell.name in site.cells for site in SITES if site.name == "zoneout_c")
+
+
+@rows
+@pytest.mark.parametrize("site", ["none", "cell", "unzoned"])
+def test_whether_the_output_is_the_h_that_backward_reads(cell: Cell, site: str) -> None:
+    """What the compiled kernels keep in training: an h of its own, or none."""
+    sites: dict[str, Any] = {
+        "none": {},
+        "cell": {"cell_dropout": frd.CellDropout(0.5, scale="output")},
+        "unzoned": {"zoneout_h": frd.Zoneout(0.5, output="unzoned")},
+    }[site]
+    flags = {"none": 0, "cell": FLAG["CELL"], "unzoned": FLAG["UNZONED"]}[site]
+    rnn = getattr(frd, cell.name)(3, 64, **sites)
+    assert rnn._plan.eval_flags & ~FLAG["ZONEOUT_H"] == flags
+    forward = getattr(torch.ops.fused_rnn_dropout, f"{cell.name.lower()}_forward")
+    states = [torch.zeros(2, 64)] * cell.states
+    weights = [w.detach() for w in rnn._flat_weights] + [None] * cell.projects
+    rng = frd.draw_rng()
+    tail = (
+        None,
+        None,
+        rng,
+        rng,
+        rng,
+        rnn._thresholds_on(torch.device("cpu")),
+        torch.float32,
+        flags and rnn._plan.train_flags,
+    )
+    *_, apart = forward(torch.randn(4, 2, 3), *states, *weights, *tail, 0, False, 0, 1)
+    assert (apart.numel() > 0) == cell.output_differs(flags)
