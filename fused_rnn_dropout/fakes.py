@@ -6,17 +6,30 @@ implement, ``triton_`` for Triton's.
 
 from __future__ import annotations
 
+import enum
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from . import library
-from .cells import CELLS
+from .cells import CELLS, Cell
 from .library import register_fake
 
-SAVE_ALL, SAVE_STATES = 1, 2  # the `save` argument of the *_forward operators
+
+class Keep(enum.IntEnum):
+    """What a forward keeps for its backward: the ``save`` argument of the ``*_forward`` operators."""
+
+    NOTHING = 0
+    ALL = 1
+    STATES = 2
+
+
 NEEDS_X, NEEDS_W_IH, NEEDS_W_HH, NEEDS_BIAS, NEEDS_W_HR = 1, 2, 4, 8, 16  # `needs` of the *_backward operators
+NEEDS = {"x": NEEDS_X, "w_ih": NEEDS_W_IH, "w_hh": NEEDS_W_HH, "b_ih": NEEDS_BIAS, "b_hh": NEEDS_BIAS,
+         "w_hr": NEEDS_W_HR}  # fmt: skip
+"""The bit that asks for the gradient of an argument; those of the initial states are always computed."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -46,16 +59,6 @@ def _rows(x: Tensor) -> Any:
     return x.shape[0] * x.shape[1] if x.dim() == 3 else x.shape[0]
 
 
-def _gradients(needs: int, compute: torch.dtype, *wanted: tuple[int, Tensor | None]) -> tuple[Tensor, ...]:
-    """A dense gradient for each tensor that needs one, an empty tensor else."""
-    found = []
-    for bit, like in wanted:
-        shape = like.shape if like is not None and (not bit or needs & bit) else 0
-        some = like if like is not None else next(t for _, t in wanted if t is not None)
-        found.append(some.new_empty(shape, dtype=like.dtype if like is not None else compute))
-    return tuple(found)
-
-
 def register(prefix: str = "") -> None:
     """Registers the fakes of one family."""
 
@@ -67,57 +70,57 @@ def register(prefix: str = "") -> None:
         shape = (c.shape[0], b.shape[0], units)
         return rng.new_empty((*shape, 4) if stream & 0xFF in (0, 1, 2, 6) else shape)
 
-    @register_fake(f"{prefix}dropout", batch_sizes=3)
+    @register_fake(f"{prefix}dropout")
     def _(x: Tensor, *_: Any) -> Tensor:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
 
-    @register_fake(f"{prefix}lstm", batch_sizes=8)
-    def _(x: Tensor, h0: Tensor, c0: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        dtype = args[-6]
+    for cell in CELLS.values():
+        _register_layer(prefix, cell, on_gpu)
+
+
+def _register_layer(prefix: str, cell: Cell, on_gpu: Callable[[Tensor], bool]) -> None:
+    """The three operators of one cell, whose arguments are known by their names in the schemas."""
+    operator = cell.name.lower()
+
+    def given(name: str, args: tuple[Any, ...]) -> dict[str, Any]:
+        schema = getattr(torch.ops.fused_rnn_dropout, name).default._schema
+        return dict(zip((argument.name for argument in schema.arguments), args, strict=True))
+
+    def results(a: dict[str, Any]) -> tuple[Tensor, ...]:
+        x, h0, dtype = a["x"], a["h0"], a["dtype"]
         out = x.new_empty((*x.shape[:-1], h0.shape[1]), dtype=dtype)
-        return out, h0.new_empty(h0.shape, dtype=dtype), c0.new_empty(c0.shape, dtype=dtype)
+        last = (state.new_empty(state.shape, dtype=dtype) for state in (h0, a.get("c0")) if state is not None)
+        return (out, *last)
 
-    @register_fake(f"{prefix}lstm_forward", batch_sizes=8)
-    def _(x: Tensor, h0: Tensor, c0: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        dtype, flags, save = args[-6], args[-5], args[-1]
-        units, rows, gpu = c0.shape[1], _rows(x), on_gpu(x)
-        values, memory = kept_dtypes(gpu, dtype)
-        out = x.new_empty((*x.shape[:-1], h0.shape[1]), dtype=dtype)
-        gates = x.new_empty((rows, 4 * units) if save == SAVE_ALL else 0, dtype=values)
-        cells = x.new_empty((rows, units) if save else 0, dtype=memory)
-        apart = save and states_apart("lstm", gpu, dtype, flags)
-        states = x.new_empty((rows, h0.shape[1]) if apart else 0, dtype=values)
-        return out, h0.new_empty(h0.shape, dtype=dtype), c0.new_empty(c0.shape, dtype=dtype), gates, cells, states
-
-    @register_fake(f"{prefix}lstm_backward", batch_sizes=11)
+    @register_fake(f"{prefix}{operator}")
     def _(*args: Any) -> tuple[Tensor, ...]:
-        x, h0, c0, w_ih, w_hh, b_ih, _, w_hr = args[3:11]
-        return _gradients(
-            args[-1], compute_dtype(args[-6]), (NEEDS_X, x), (0, h0), (0, c0), (NEEDS_W_IH, w_ih),
-            (NEEDS_W_HH, w_hh), (NEEDS_BIAS, b_ih), (NEEDS_W_HR, w_hr),
-        )  # fmt: skip
+        return results(given(f"{prefix}{operator}", args))
 
-    @register_fake(f"{prefix}gru", batch_sizes=6)
-    def _(x: Tensor, h0: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        dtype = args[-6]
-        return x.new_empty((*x.shape[:-1], h0.shape[1]), dtype=dtype), h0.new_empty(h0.shape, dtype=dtype)
-
-    @register_fake(f"{prefix}gru_forward", batch_sizes=6)
-    def _(x: Tensor, h0: Tensor, *args: Any) -> tuple[Tensor, ...]:
-        dtype, flags, save = args[-6], args[-5], args[-1]
-        units, rows, gpu = h0.shape[1], _rows(x), on_gpu(x)
-        values = kept_dtypes(gpu, dtype).values
-        out = x.new_empty((*x.shape[:-1], units), dtype=dtype)
-        gates = x.new_empty((rows, 3 * units) if save == SAVE_ALL else 0, dtype=values)
-        resets = x.new_empty((rows, units) if save == SAVE_ALL else 0, dtype=values)
-        apart = save and states_apart("gru", gpu, dtype, flags)
-        states = x.new_empty((rows, units) if apart else 0, dtype=values)
-        return out, h0.new_empty(h0.shape, dtype=dtype), gates, resets, states
-
-    @register_fake(f"{prefix}gru_backward", batch_sizes=8)
+    @register_fake(f"{prefix}{operator}_forward")
     def _(*args: Any) -> tuple[Tensor, ...]:
-        x, h0, w_ih, w_hh, b_ih, b_hh = args[2:8]
-        return _gradients(
-            args[-1], compute_dtype(args[-6]), (NEEDS_X, x), (0, h0), (NEEDS_W_IH, w_ih), (NEEDS_W_HH, w_hh),
-            (NEEDS_BIAS, b_ih), (NEEDS_BIAS, b_hh),
-        )  # fmt: skip
+        a = given(f"{prefix}{operator}_forward", args)
+        x, save, gpu = a["x"], a["save"], on_gpu(a["x"])
+        units = a["c0" if cell.has_c else "h0"].shape[1]
+        values, memory = kept_dtypes(gpu, a["dtype"])
+        rows, all_of_it = _rows(x), save == Keep.ALL
+        beside = save if cell.has_c else cell.apart and all_of_it
+        states = save and states_apart(cell.name, gpu, a["dtype"], a["flags"])
+        return (
+            *results(a),
+            x.new_empty((rows, cell.gates * units) if all_of_it else 0, dtype=values),
+            x.new_empty((rows, units) if beside else 0, dtype=memory if cell.has_c else values),
+            x.new_empty((rows, a["h0"].shape[1]) if states else 0, dtype=values),
+        )
+
+    @register_fake(f"{prefix}{operator}_backward")
+    def _(*args: Any) -> tuple[Tensor, ...]:
+        """A dense gradient for each tensor that needs one, an empty tensor else."""
+        a = given(f"{prefix}{operator}_backward", args)
+        found = []
+        names = ("x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
+        for name in (name for name in names if name in a and (cell.apart or name != "b_hh")):
+            like, bit = a[name], NEEDS.get(name)
+            shape = like.shape if like is not None and (bit is None or a["needs"] & bit) else 0
+            dtype = compute_dtype(a["dtype"]) if like is None else like.dtype
+            found.append((a["x"] if like is None else like).new_empty(shape, dtype=dtype))
+        return tuple(found)

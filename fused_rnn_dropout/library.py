@@ -100,15 +100,18 @@ def obstacle(backend: str, device_type: str) -> str | None:
     return None
 
 
-def register_fake(name: str, batch_sizes: int = -1) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Registers a fake that checks that all tensors but the argument number ``batch_sizes`` share a device.
+def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers a fake that checks that all tensors but ``batch_sizes``, which is on the CPU, share a device.
 
     One tensor on the meta device sends a whole call to its fake, whose empty results would pass for real ones.
     """
 
     def register(fake: Callable[..., Any]) -> Callable[..., Any]:
+        arguments = getattr(getattr(torch.ops, NAMESPACE), name).default._schema.arguments
+        elsewhere = {index for index, argument in enumerate(arguments) if argument.name == "batch_sizes"}
+
         def checked(*args: Any) -> Any:
-            tensors = [arg for index, arg in enumerate(args) if index != batch_sizes and isinstance(arg, Tensor)]
+            tensors = [arg for index, arg in enumerate(args) if index not in elsewhere and isinstance(arg, Tensor)]
             devices = sorted({str(tensor.device) for tensor in tensors})
             if len(devices) > 1:
                 raise RuntimeError(

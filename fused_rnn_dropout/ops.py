@@ -26,6 +26,7 @@ recompute      keep only the states for backward, and compute the gates again th
 from __future__ import annotations
 
 import functools
+import types
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,7 +35,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import fakes, library, onnx, recomputation
-from .fakes import NEEDS_BIAS, NEEDS_W_HH, NEEDS_W_HR, NEEDS_W_IH, NEEDS_X, SAVE_ALL, SAVE_STATES
+from .cells import CELLS, Cell
+from .fakes import NEEDS, Keep
 from .library import NAMESPACE, lib, register_fake
 
 _ops = torch.ops.fused_rnn_dropout
@@ -152,59 +154,44 @@ def _in_backward(op: Any, *args: Any) -> Any:
         return op(*args)
 
 
-def _forward(ctx: Any, op: Any, args: tuple[Any, ...], outputs: int, tensors: int) -> tuple[Tensor, ...]:
-    """Runs a ``*_forward`` operator and keeps what its backward reads."""
-    *args, recompute = args  # type: ignore[assignment]
-    with torch._C._AutoDispatchBelowAutograd():
-        args[tensors - 1] = _snapshot(args[tensors - 1])  # type: ignore[index]
-        results = op(*args, SAVE_STATES if recompute else SAVE_ALL)
-    ctx.static = args[tensors:]
-    *activations, states = results[outputs:]
-    # Nothing, which has one dimension, where the output is the h that backward reads.
-    ctx.save_for_backward(*args[:tensors], *activations, states if states.dim() == 2 else results[0])
-    ctx.set_materialize_grads(False)
-    return results[:outputs]
+def _arguments(op: Any) -> list[str]:
+    return [argument.name for argument in op.default._schema.arguments]
 
 
-def _lstm_function(forward_op: Any, backward_op: Any) -> type[torch.autograd.Function]:
-    class LSTM(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-            return _forward(ctx, forward_op, args, 3, 14)
+def _layer_function(cell: Cell, forward_op: Any, backward_op: Any) -> type[torch.autograd.Function]:
+    """What carries the gradients of one layer of ``cell``, by the names in the schemas of its two operators."""
+    names = _arguments(forward_op)[:-1]
+    tensors = names.index("dtype")  # the first argument behind all tensors
+    differentiable = names[: names.index("batch_sizes")]
+    results = [result.name for result in forward_op.default._schema.returns].index("gates")
+    gradients = [result.name for result in backward_op.default._schema.returns]
 
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-            if all(grad is None for grad in grads):
-                return (None,) * 20
-            x, _, _, w_ih, w_hh, b_ih, b_hh, w_hr = wanted = ctx.needs_input_grad[:8]
-            needs = (
-                x * NEEDS_X | w_ih * NEEDS_W_IH | w_hh * NEEDS_W_HH | (b_ih or b_hh) * NEEDS_BIAS | w_hr * NEEDS_W_HR
-            )
-            dx, dh0, dc0, dw_ih, dw_hh, db, dw_hr = _in_backward(
-                backward_op, *grads, *ctx.saved_tensors, *ctx.static, needs
-            )
-            found = (dx, dh0, dc0, dw_ih, dw_hh, db, db, dw_hr)
-            return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), *[None] * 12)
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        *given, recompute = args
+        with torch._C._AutoDispatchBelowAutograd():
+            thresholds = names.index("thresholds")
+            given[thresholds] = _snapshot(given[thresholds])
+            found = forward_op(*given, int(Keep.STATES if recompute else Keep.ALL))
+        ctx.static = given[tensors:]
+        *activations, states = found[results:]
+        # `states` is empty, and has one dimension, where the output is the h that backward reads.
+        ctx.save_for_backward(*given[:tensors], *activations, states if states.dim() == 2 else found[0])
+        ctx.set_materialize_grads(False)
+        return found[:results]
 
-    return LSTM
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        wanted = [name for name, want in zip(differentiable, ctx.needs_input_grad, strict=False) if want]
+        if all(grad is None for grad in grads):
+            return (None,) * len(ctx.needs_input_grad)
+        needs = sum({NEEDS[name] for name in wanted if name in NEEDS})
+        found = _in_backward(backward_op, *grads, *ctx.saved_tensors, *ctx.static, needs)
+        by_name = dict(zip(gradients, found, strict=True))
+        if "db" in by_name:  # one gradient for both biases
+            by_name["db_ih"] = by_name["db_hh"] = by_name["db"]
+        return tuple(by_name["d" + name] if name in wanted else None for name in (*names, "recompute"))
 
-
-def _gru_function(forward_op: Any, backward_op: Any) -> type[torch.autograd.Function]:
-    class GRU(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-            return _forward(ctx, forward_op, args, 2, 12)
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-            if all(grad is None for grad in grads):
-                return (None,) * 18
-            x, _, w_ih, w_hh, b_ih, b_hh = wanted = ctx.needs_input_grad[:6]
-            needs = x * NEEDS_X | w_ih * NEEDS_W_IH | w_hh * NEEDS_W_HH | (b_ih or b_hh) * NEEDS_BIAS
-            found = _in_backward(backward_op, *grads, *ctx.saved_tensors, *ctx.static, needs)
-            return (*(grad if want else None for grad, want in zip(found, wanted, strict=True)), *[None] * 12)
-
-    return GRU
+    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
+    return types.new_class(cell.name, (torch.autograd.Function,), {}, lambda namespace: namespace.update(members))
 
 
 class _Once(torch.autograd.Function):
@@ -224,7 +211,7 @@ class _Once(torch.autograd.Function):
 def _autograd(name: str, apply: Callable[..., Any], checked: int | None = None) -> None:
     """Registers what an operator does where a graph is needed; ``checked``: how many arguments decide that."""
     op = getattr(_ops, name)
-    names = [argument.name for argument in op.default._schema.arguments]
+    names = _arguments(op)
     exported = name.removeprefix("triton_")
 
     def call(*args: Any) -> Any:
@@ -263,9 +250,10 @@ def _family(prefix: str = "") -> Family:
     of = {name: getattr(_ops, prefix + name) for name in _NAMES}
     functions[f"{prefix}dropout"] = function = _dropout_function(of["dropout"])
     _autograd(f"{prefix}dropout", function.apply, 1)
-    for name, make in (("lstm", _lstm_function), ("gru", _gru_function)):
+    for cell in CELLS.values():
+        name = cell.name.lower()
         backward = of[f"{name}_backward"]
-        functions[prefix + name] = function = make(of[f"{name}_forward"], backward)
+        functions[prefix + name] = function = _layer_function(cell, of[f"{name}_forward"], backward)
         _autograd(prefix + name, function.apply)
         _autograd(f"{prefix}{name}_backward", functools.partial(_Once.apply, backward))
     return Family(*(of[name].default for name in Family._fields))

@@ -144,7 +144,7 @@ struct Gradients {
 
 template <class T>
 Gradients backward_in(const Layer& l, const Kept& k, int64_t needs) {
-  const int64_t I = l.shapes.inputs, H = l.shapes.units, P = l.shapes.projected, N = l.rows(), GH = l.gate_rows();
+  const int64_t H = l.shapes.units, P = l.shapes.projected, N = l.rows(), GH = l.gate_rows();
   const bool all = k.gates.dim() != 1;  // otherwise the forward kept no gates
   const bool has_beside = l.info().keeps_beside(all);
   const Tensor beside = has_beside ? saved_as(k.name_of_beside, k.beside, l.compute, {N, H}, l.given.x) : k.beside;
@@ -162,9 +162,9 @@ Gradients backward_in(const Layer& l, const Kept& k, int64_t needs) {
 
   const auto wants = [needs](int64_t bit) { return (needs & bit) != 0; };
   const bool wants_hr = l.given.w_hr && wants(NEEDS_W_HR), wants_bias = wants(NEEDS_BIAS);
-  const Tensor dx = l.room(wants(NEEDS_X), l.batch.shape(I)), dh0 = l.empty(l.of_h());
+  const Tensor dx = l.room(wants(NEEDS_X), l.batch.shape(l.shapes.inputs)), dh0 = l.empty(l.of_h());
   const MaybeTensor dc0 = l.info().has_c ? MaybeTensor(l.empty(l.of_c())) : std::nullopt;
-  const Tensor dw_ih = l.room(wants(NEEDS_W_IH), {GH, I}), dw_hh = l.room(wants(NEEDS_W_HH), {GH, P});
+  const Tensor dw_ih = l.room(wants(NEEDS_W_IH), {GH, l.shapes.inputs}), dw_hh = l.room(wants(NEEDS_W_HH), {GH, P});
   const Tensor dw_hr = l.room(wants_hr, {P, H}), db_ih = l.room(wants_bias, {GH});
   const MaybeTensor db_hh = l.info().apart ? MaybeTensor(l.room(wants_bias, {GH})) : std::nullopt;
   cpu::LayerBackward<T> p{l.inputs<T>()};

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..cells import Cell
-from ..fakes import NEEDS_BIAS, NEEDS_W_HH, NEEDS_W_HR, NEEDS_W_IH, NEEDS_X, SAVE_ALL
+from ..fakes import NEEDS_BIAS, NEEDS_W_HH, NEEDS_W_HR, NEEDS_W_IH, NEEDS_X, Keep
 from . import gru_sequence, gru_step, lstm_sequence, lstm_step, lstm_step_backward
 from .batch import Batch
 from .checks import check, check_device, check_floating, check_saved, check_shapes
@@ -123,7 +123,7 @@ def forward(
     w_ih, w_hh = weights.masked("weight_ih", layer.w_ih), weights.masked("weight_hh", layer.w_hh)
     w_hr = None if layer.w_hr is None else weights.masked("weight_hr", layer.w_hr)
     beside = p.sums if cell.has_c else p.values  # room for what is kept beside the gates
-    keeps_beside = save if cell.has_c else save == SAVE_ALL
+    keeps_beside = save if cell.has_c else save == Keep.ALL
 
     f = Forward(
         b_ih=p.b_ih,
@@ -134,7 +134,7 @@ def forward(
         out=p.values(*batch.shape(width)),
         states=p.values(rows, width) if save and cell.output_differs(weights.flags) else None,
         outputs=None if w_hr is None else p.values(batch.batch, units),
-        gates=p.values(rows, cell.gates * units) if save == SAVE_ALL else None,
+        gates=p.values(rows, cell.gates * units) if save == Keep.ALL else None,
         beside=beside(rows, units) if keeps_beside else None,
     )
     read = f.read[0]

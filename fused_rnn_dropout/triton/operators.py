@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..cells import CELLS, Cell
-from ..fakes import SAVE_STATES
+from ..fakes import Keep
 from ..schedules import SCHEDULES, SEQUENCE, sequence_obstacle, split_flags
 from ..sites import SEQ, SITES
 from . import layer as run
@@ -36,7 +36,6 @@ from .weights import WeightMasks
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-SAVE_NOTHING = 0
 _NUMBERS = {row.number: row.name for row in SCHEDULES["triton"]}
 
 
@@ -144,7 +143,7 @@ def _parts(args: Sequence[Any], *sizes: int) -> Iterator[Sequence[Any]]:
 
 def _forward(cell: Cell, *args: Any) -> tuple[Tensor, ...]:
     tensors, given, (save,) = _parts(args, Layer.count(cell), len(_Given._fields), 1)
-    check(SAVE_NOTHING <= save <= SAVE_STATES, f"save must be 0, 1 or 2, got {save}")
+    check(save in tuple(Keep), f"save must be 0, 1 or 2, got {save}")
     layer = Layer.of(cell, tensors)
     return run.forward(cell, layer, *_surroundings(cell, layer, _Given(*given)), save)
 
@@ -159,7 +158,7 @@ def _backward(cell: Cell, *args: Any) -> tuple[Tensor, ...]:
 
 def _alone(forward: Callable[..., tuple[Tensor, ...]], cell: Cell, *args: Any) -> tuple[Tensor, ...]:
     """Below autograd nothing is kept, whatever ``recompute``, the last argument, says."""
-    return forward(*(*args[:-1], SAVE_NOTHING))[: 1 + cell.states]
+    return forward(*(*args[:-1], Keep.NOTHING))[: 1 + cell.states]
 
 
 lstm_forward = _on_its_device(functools.partial(_forward, CELLS["LSTM"]))

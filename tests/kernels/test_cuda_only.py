@@ -8,7 +8,7 @@ from typing import Any
 import host_run
 import pytest
 import torch
-from checks import replayed
+from comparisons import replayed
 from grids import (
     CELLS,
     all_sites,

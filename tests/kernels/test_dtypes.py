@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checks import against_reference
+from comparisons import against_reference
 from grids import CELLS, TOLERANCE, all_sites, expect, inner_sites, inputs_for, measure, pack
 from targets import CPU, CUDA, LOW, TRITON, Target, on
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from checks import everything
+from comparisons import everything
 from grids import (
     CELLS,
     TOLERANCE,

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from checks import replayed
+from comparisons import replayed
 from grids import (
     CELLS,
     all_sites,

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from checks import against_reference
+from comparisons import against_reference
 from grids import CELLS, all_sites, inner_sites, inputs_for, random_leaf, states_for
 from targets import CPU, CPUS, CUDA, REFERENCE, TRITON, Target, on
 from torch import Tensor, nn

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from checks import against_reference, everything
+from comparisons import against_reference, everything
 from grids import (
     CELLS,
     RATES,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checks import against_reference
+from comparisons import against_reference
 from grids import CELLS, all_sites, inner_sites, inputs_for, measure
 from targets import CPU, CPUS, CUDA, TRITON, Target, on
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from checks import against_reference
+from comparisons import against_reference
 from grids import CELLS
 from targets import TRITON, Target, on
 

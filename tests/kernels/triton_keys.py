@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime import jit
 
-from fused_rnn_dropout.fakes import SAVE_ALL, SAVE_STATES
+from fused_rnn_dropout.fakes import Keep
 from fused_rnn_dropout.schedules import SCHEDULES, with_schedule
 from fused_rnn_dropout.sites import FLAG
 from fused_rnn_dropout.triton import operators
@@ -48,7 +48,7 @@ def run(steps: int, batch: int, sizes: list[int] | None, offset: int, index: int
     operators.words(rng, torch.arange(batch), torch.arange(steps), UNITS, 0)
     for batch_shared in (False, True):
         operators.dropout(x, rng, thresholds, batch_sizes, None, 1, 3, True, batch_shared, offset)
-    for schedule, save, reverse in ((SEQUENCE, SAVE_ALL, False), (ALTERNATING, SAVE_STATES, False)):
+    for schedule, save, reverse in ((SEQUENCE, Keep.ALL, False), (ALTERNATING, Keep.STATES, False)):
         flags = with_schedule(FLAGS, schedule)
         random = (batch_sizes, torch.arange(batch), rng, rng, rng, thresholds, torch.float32, flags, index)
         for cell, gates in (("lstm", 4), ("gru", 3)):

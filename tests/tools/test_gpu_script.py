@@ -51,7 +51,7 @@ class Place:
 
     def environment(self, **given: str) -> dict[str, str]:
         found = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if not name.startswith("FRD_")},
             "PATH": f"{self.folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "FRD_PYTHON": str(self.python),
             "FRD_OUT": str(self.folder / "out"),
