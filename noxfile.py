@@ -130,11 +130,12 @@ def sanitizers(session: nox.Session) -> None:
 @step
 def on_host(session: nox.Session) -> None:
     """The tests of the operators on CUDA's kernels, run on the host."""
-    names = ("operators", "geometry", "chunks", "autograd", "known_bugs", "masks", "properties", "autocast", "counters",
-             "bad_input", "modules")  # fmt: skip
+    names = ("kernels/test_operators", "kernels/test_geometry", "kernels/test_chunks", "kernels/test_properties",
+             "masks/test_masks", "masks/test_counters", "surface/test_autograd", "surface/test_known_bugs",
+             "surface/test_autocast", "surface/test_bad_input", "surface/test_modules")  # fmt: skip
     session.run(
         PYTHON, "-m", "pytest", "-q", "--on-host", "-m", "not slow", *sampled(session, "--sample", "0.1"),
-        *(f"tests/test_{name}.py" for name in names), env={"OMP_NUM_THREADS": "1"},
+        *(f"tests/{name}.py" for name in names), env={"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 

@@ -26,8 +26,8 @@ TAIL = 40
 PACKAGES = {
     "pytest-xdist": "tests run one after the other, and Triton's are not done in ten minutes",
     "triton": "there is no Triton backend, and its tests are skipped",
-    "hypothesis": "tests/test_properties.py is skipped",
-    "expecttest": "tests/test_torch_database.py is skipped",
+    "hypothesis": "tests/kernels/test_properties.py is skipped",
+    "expecttest": "tests/surface/test_torch_database.py is skipped",
     "pybind11": "tests of the GPU's kernels on the host fail; those marked gpu do not need it",
     "matplotlib": "the bench draws no plots",
 }

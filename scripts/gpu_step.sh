@@ -55,7 +55,7 @@ correct() {
   tests correct "gpu and not gpu_large and not triton" || status=$?
   tests large gpu_large || status=$?
   if [[ $dry ]]; then
-    pytest "not slow" tests/test_known_bugs.py --junitxml="$out/correct.xml" || status=$?
+    pytest "not slow" tests/surface/test_known_bugs.py --junitxml="$out/correct.xml" || status=$?
   fi
   return $status
 }
@@ -63,7 +63,7 @@ correct() {
 triton() {
   if [[ $dry ]]; then  # in Triton's interpreter, where these tests are not marked gpu
     tests triton triton
-    pytest "not slow" tests/test_triton_backend.py -k words --junitxml="$out/triton.xml"
+    pytest "not slow" tests/kernels/test_triton_backend.py -k words --junitxml="$out/triton.xml"
   else
     tests triton "gpu and triton"
   fi

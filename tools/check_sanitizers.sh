@@ -21,4 +21,5 @@ loaded=$(cd build && "${with_sanitizers[@]}" "$python" -c 'import fused_rnn_drop
 [[ $loaded == "$sanitized"/* ]]
 # pytest must leave stderr alone: a report that it had captured would be lost when the sanitizer ends the process.
 "${with_sanitizers[@]}" "$(dirname "$python")/pytest" -q --capture=sys -m "not slow and not cuda and not triton" "$@" \
-  tests/kernels tests/test_{counters,geometry,operators,known_bugs}.py
+  tests/kernels/test_{sites,sizes,packed,zeros,gradients,kept,ends_of_rates,dtypes,cpu_only,geometry,operators}.py \
+  tests/masks/test_counters.py tests/surface/test_known_bugs.py

@@ -2,7 +2,7 @@
 //
 //     parts [NAME]
 //
-// runs the test called NAME, or says what there is. tests/test_cpu_standalone.py builds and runs it, with FRD_ISA and
+// runs the test called NAME, or says what there is. tests/kernels/test_cpu_standalone.py builds and runs it, with FRD_ISA and
 // FRD_LANES of each instruction set that this processor has. Sizes are around those of a register and of a tile.
 #include "parts.h"
 

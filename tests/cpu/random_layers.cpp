@@ -4,7 +4,7 @@
 //     random_layers ISA FIRST COUNT THREADS [FILE]
 //
 // ISA is the number of an instruction set. Layers FIRST .. FIRST + COUNT are computed, each in float and in double, on
-// THREADS threads; FILE gets all their results as doubles. tests/test_cpu_standalone.py asks whether threads matter. A
+// THREADS threads; FILE gets all their results as doubles. tests/kernels/test_cpu_standalone.py asks whether threads matter. A
 // change that should change no bit is checked by building this against both trees and comparing what they print.
 #include <cstdint>
 #include <cstdio>

@@ -7,7 +7,7 @@
 //
 // A file is a sequence of records: a line "name type count", and count numbers of that type ("f32" or "i64") in the
 // machine's byte order. INPUT has a record `kernel` whose name begins with "kernel=" for each kernel to run, in order,
-// after the records that it reads; tests/test_cuda_standalone.py shows what each reads and writes.
+// after the records that it reads; tests/kernels/test_cuda_standalone.py shows what each reads and writes.
 #include "cuda/kernels.h"
 
 #include <fstream>

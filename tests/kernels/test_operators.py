@@ -461,7 +461,8 @@ Ask = Callable[..., list[str]]
 def ask() -> Iterator[Ask]:
     """Calls a function of this file in a forked process: ["returned" or "raised" or "crashed", what, message]."""
     here = Path(__file__).parent
-    path = os.pathsep.join(filter(None, [str(Path(frd.__file__).parents[1]), os.environ.get("PYTHONPATH")]))
+    folders = [str(Path(frd.__file__).parents[1]), str(here.parent), os.environ.get("PYTHONPATH")]  # grids.py is above
+    path = os.pathsep.join(filter(None, folders))
     server = subprocess.Popen(
         [sys.executable, "-W", "ignore", "-c", _SERVER, str(here)],
         stdin=subprocess.PIPE,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import library
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "deploy.md"
 SERVING = "# serving process"
 pytestmark = pytest.mark.cpu_kernels

@@ -21,7 +21,7 @@ import torch
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import diagnosis
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = Path(frd.__file__).parent
 
 

@@ -16,7 +16,7 @@ import fused_rnn_dropout as frd
 from fused_rnn_dropout import cli, doctor, library, ops
 from fused_rnn_dropout.program import NOBODY_READS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def status_of_exit(arguments: list[str]) -> int:

@@ -20,7 +20,7 @@ from bench.contenders import contenders_of
 from bench.count import SCHEDULES, Layer, launches
 from bench.shapes import SHAPES, Shape
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "gpu.md"
 SMALL = [
     Shape("few rows", 7, 5, 6, 8, "small", ""),

@@ -13,7 +13,7 @@ import pytest
 
 from fused_rnn_dropout import ops
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 LANES = {"baseline": 4, "avx2": 8, "avx512": 16}
 MACHINE = {

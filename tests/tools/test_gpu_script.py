@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 if not (ROOT / "scripts" / "gpu.sh").exists():
     pytest.skip("the scripts are part of a checkout, not of the installed package", allow_module_level=True)
 

@@ -509,7 +509,7 @@ def test_launches_are_cheap(run: Run) -> None:
 )
 def test_other_builds(tmp_path: Path, flags: str) -> None:
     """Where there is no switch of stacks in assembler, and with the address sanitizer, right kernels run as well."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     program = tmp_path / "program"
     compiler = shlex.split(os.environ.get("CXX", "c++"))
     command = [*compiler, "-x", "c++", "-std=c++20", "-DFRD_CUDA_ON_HOST", *flags.split(), "-Icsrc", "-Itests/cuda"]

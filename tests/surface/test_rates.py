@@ -28,7 +28,7 @@ from fused_rnn_dropout.sites import SITE_INDEX
 CELLS = ("LSTM", "GRU")
 T, B, I, H = 7, 3, 5, 40
 RNG = torch.tensor([3, 4])
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 
 
 def build(cell: str, **kwargs: Any) -> Any:

@@ -17,7 +17,7 @@ import fused_rnn_dropout  # noqa: F401  registers the operators
 from fused_rnn_dropout import masks, sites
 from fused_rnn_dropout.sites import DOMAIN, KIND, KINDS, SEQ, SITE_NAMES
 
-CORE = Path(__file__).parents[1] / "csrc" / "core"
+CORE = Path(__file__).parents[2] / "csrc" / "core"
 LOW = 0xFFFFFFFF
 PI = ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0))
 ONES = ((LOW,) * 4, (LOW,) * 2)

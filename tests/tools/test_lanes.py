@@ -12,7 +12,7 @@ from pathlib import Path
 import lanes
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def step(name: str, code: str = "") -> lanes.Step:

@@ -14,7 +14,7 @@ import pytest
 import sampled
 import sampling
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 pytest_plugins = ["pytester"]
 
 MANY = """
@@ -123,7 +123,14 @@ def test_a_share_is_a_share(run, share):
 
 
 def test_this_conftest_says_what_it_leaves_out():
-    command = [sys.executable, "-m", "pytest", "--collect-only", "tests/test_counters.py", "tests/test_chunks.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--collect-only",
+        "tests/masks/test_counters.py",
+        "tests/kernels/test_chunks.py",
+    ]
     done = subprocess.run(
         [*command, "--sample", "0.1", "--sample-seed", "x"], cwd=ROOT, capture_output=True, text=True, check=True
     )

@@ -27,7 +27,7 @@ from bench.profile import profile
 from bench.shapes import QUICK, SHAPES, Shape
 from fused_rnn_dropout import library, ops
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SHAPE = Shape("tiny", 5, 3, 4, 6, "small", "")
 
 

@@ -21,7 +21,7 @@ from examples.language_model import __main__ as program
 from examples.language_model import data, model, report, run, train
 from fused_rnn_dropout.program import INTERRUPTED
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import fused_rnn_dropout as frd
 from fused_rnn_dropout import masks
 from fused_rnn_dropout.sites import FLAG, KIND, SITE_INDEX, keep_scale, stream, threshold
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 TYPES = {"f32": np.float32, "i64": np.int64}
 B, H, T = 5, 36, 3
 RATES = {"hidden_dropout": 0.3, "weight_dropout": 0.4, "update_dropout": 0.25, "cell_dropout": 0.2, "zoneout_h": 0.15}

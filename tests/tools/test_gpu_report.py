@@ -15,7 +15,7 @@ from test_bench import made_up_gpu_results
 
 from bench.gpu_report import main, read_tests
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 TESTS = """
 import pytest

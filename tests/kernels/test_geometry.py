@@ -497,7 +497,7 @@ def run_alone(tmp_path: Path, code: str, **environment: str) -> None:
     script = tmp_path / "alone.py"
     script.write_text(textwrap.dedent(helper) + textwrap.dedent(code))
     # The folders of this process, tests/ among them, so that the very same library is loaded.
-    path = os.pathsep.join(folder for folder in [str(Path(__file__).parent), *sys.path] if folder)
+    path = os.pathsep.join(folder for folder in [str(Path(__file__).parents[1]), *sys.path] if folder)
     done = subprocess.run(
         [sys.executable, str(script)],
         env={**os.environ, "PYTHONPATH": path, **environment},

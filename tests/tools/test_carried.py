@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "carried.py"
+SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "carried.py"
 if not SCRIPT.exists():
     pytest.skip("the scripts are part of a checkout, not of the installed package", allow_module_level=True)
 _spec = importlib.util.spec_from_file_location("carried", SCRIPT)

@@ -7,7 +7,7 @@ from pathlib import Path
 import faults
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 ALL = {f"{backend}: {fault.name}": fault for backend in faults.BACKENDS for fault in faults.load(backend)}
 
 

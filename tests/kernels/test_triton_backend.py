@@ -25,7 +25,7 @@ pytest.importorskip("triton", reason="the package triton is not installed")
 
 ON_DEVICE = torch.cuda.is_available()
 DEVICE = "cuda" if ON_DEVICE else "cpu"
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.triton, pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout")]
 here = pytest.mark.gpu if ON_DEVICE else lambda test: test  # a test that runs kernels
 triton_ops = ops.family("triton")
@@ -441,7 +441,7 @@ def test_doctor_on_triton(capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 
 def compile_keys() -> dict[str, list[int]]:
     """By kernel, the number of its compile keys after calls of one layer with several T, B, offsets and packings."""
-    script = ROOT / "tests" / "triton_keys.py"
+    script = ROOT / "tests" / "kernels" / "triton_keys.py"
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     done = subprocess.run(
         [sys.executable, str(script)], check=True, capture_output=True, text=True, env=environment, cwd=ROOT
