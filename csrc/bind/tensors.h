@@ -2,6 +2,7 @@
 #pragma once
 
 #include "bind/arguments.h"
+#include "core/sites.h"
 #include "cpu/layer.h"
 #include "cpu/memory.h"
 
@@ -53,7 +54,7 @@ struct Random {
       read_thresholds(*thresholds, masks.thresholds);
     }
     const auto on = [this](uint32_t flag) { return masks.sampled(flag); };
-    masks.state = key("rng_state", state, on(FLAG_UPDATE | FLAG_CELL | FLAG_ZONEOUT_C | FLAG_ZONEOUT_H));
+    masks.state = key("rng_state", state, on(STATE_FLAGS));
     masks.hidden = key("rng_hidden", hidden, on(FLAG_HIDDEN));
     masks.weight = key("rng_weight", weight, on(FLAG_WEIGHT_HH | FLAG_WEIGHT_IH | FLAG_WEIGHT_HR));
   }

@@ -9,12 +9,6 @@
 #include "core/philox.h"
 #include "cuda/platform.h"
 
-#if defined(__CUDACC__)
-#define FRD_UNROLL _Pragma("unroll")
-#else
-#define FRD_UNROLL
-#endif
-
 namespace frd::cuda {
 
 enum class Type : int { F32, F64, F16, BF16 };
