@@ -83,8 +83,8 @@ def words(rng: Tensor, row: Tensor, step: Tensor, n: int, stream: int, *, rounds
     """The 32-bit numbers of one kind of mask, for every pair of ``row`` and ``step``.
 
     Element i of a row is dropped iff its number, ``field << 16 | g``, is below the threshold. ``field`` is field
-    i mod 8 of the call with ``counter = (i // 8, row, step, stream)``; ``g`` is the same field of the call whose ``stream``
-    has the bit :data:`sites.LOW`.
+    i mod 8 of the call with ``counter = (i // 8, row, step, stream)``. ``g`` is the same field of the call whose
+    ``stream`` has the bit :data:`sites.LOW`.
 
     Args:
         rng: int64[2], all the randomness of a call.

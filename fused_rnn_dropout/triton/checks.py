@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..sites import FLAG, SEQ, SITES, bad_threshold
+from ..sites import FLAG, LOW, SEQ, SITES, STATE_SITES, bad_threshold
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -75,6 +75,7 @@ def check_steps(step_offset: int, steps: int) -> None:
 
 def check_stream(stream: int) -> None:
     check(0 <= stream <= SEQ, f"stream must be in [0, 2^32), got {stream}")
+    check(not stream & LOW, f"stream must have bit 15 clear, which the second call of an element has, got {stream}")
 
 
 def check_counters(name: str, values: Tensor) -> None:
@@ -106,7 +107,7 @@ def check_random(
     if thresholds is not None:
         check_thresholds(thresholds)
     drawing: dict[str, tuple[Any, tuple[str, ...]]] = {
-        "rng_state": (rng_state, ("UPDATE", "CELL", "ZONEOUT_C", "ZONEOUT_H")),
+        "rng_state": (rng_state, tuple(site.flag for site in STATE_SITES)),
         "rng_hidden": (rng_hidden, ("HIDDEN",)),
         "rng_weight": (rng_weight, ("WEIGHT_HH", "WEIGHT_IH", "WEIGHT_HR")),
     }

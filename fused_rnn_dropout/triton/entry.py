@@ -17,17 +17,23 @@ from .sites import Sites
 
 
 @triton.jit
-def operand(h, numbers, keys, thresholds, unit, example, stream, SCALED: tl.constexpr, FLAGS: tl.constexpr):
+def operand(
+    h, numbers, keys, thresholds, unit, example, stream, SCALED: tl.constexpr, WIDTH: tl.constexpr,
+    FLAGS: tl.constexpr,
+):  # fmt: skip
     """What the recurrent product reads of a state h."""
     if SCALED:
         h = read_memory(h, numbers, FLAGS)
-    return drop_hidden(h, numbers, keys, thresholds, unit, example, stream, FLAGS)
+    return drop_hidden(h, numbers, keys, thresholds, unit, example, stream, WIDTH, FLAGS)
 
 
 @triton.jit
-def through(grad, numbers, keys, thresholds, unit, example, stream, SCALED: tl.constexpr, FLAGS: tl.constexpr):
+def through(
+    grad, numbers, keys, thresholds, unit, example, stream, SCALED: tl.constexpr, WIDTH: tl.constexpr,
+    FLAGS: tl.constexpr,
+):  # fmt: skip
     """The gradient at a state from that at the operand of its product: the same factors."""
-    return operand(grad, numbers, keys, thresholds, unit, example, stream, SCALED, FLAGS)
+    return operand(grad, numbers, keys, thresholds, unit, example, stream, SCALED, WIDTH, FLAGS)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -60,11 +66,11 @@ def enter_kernel(
     unit, example = at % WIDTH, examples(example_ids, at // WIDTH, inside)
     value = tl.load(source + at, inside, other=0.0).to(S)
     if MEMORY:
-        dead = dead_units(keys, thresholds, unit, example, stream, FLAGS)
+        dead = dead_units(keys, thresholds, unit, example, stream, WIDTH, FLAGS)
         value = enter(value, dead, numbers, SCALED, FLAGS)
     tl.store(state + at, value, inside)
     if read is not None:
-        value = operand(value, numbers, keys, thresholds, unit, example, stream, SCALED, FLAGS)
+        value = operand(value, numbers, keys, thresholds, unit, example, stream, SCALED, WIDTH, FLAGS)
         tl.store(read + at, value, inside)
 
 
@@ -109,9 +115,9 @@ def leave_kernel(
     grad = tl.load(carried + at, inside, other=0.0)
     if rec is not None:
         sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
-        grad += through(sum_, numbers, keys, thresholds, unit, example, stream, SCALED, FLAGS)
+        grad += through(sum_, numbers, keys, thresholds, unit, example, stream, SCALED, WIDTH, FLAGS)
     if MEMORY:
-        dead = dead_units(keys, thresholds, unit, example, stream, FLAGS)
+        dead = dead_units(keys, thresholds, unit, example, stream, WIDTH, FLAGS)
         grad = enter(grad, dead, numbers, SCALED, FLAGS)
     tl.store(target + at, grad, inside)
 
@@ -167,9 +173,9 @@ def operands_kernel(
     h = tl.load(states + before * WIDTH + unit, inside & (begins == 0), other=0.0).to(S)
     first = tl.load(h0 + b * WIDTH + unit, inside & begins, other=0.0).to(S)
     if SCALED:
-        dead = dead_units(keys, thresholds, unit, example, stream, FLAGS)
+        dead = dead_units(keys, thresholds, unit, example, stream, WIDTH, FLAGS)
         first = enter(first, dead, numbers, SCALED, FLAGS)
-    h = operand(tl.where(begins, first, h), numbers, keys, thresholds, unit, example, stream, SCALED, FLAGS)
+    h = operand(tl.where(begins, first, h), numbers, keys, thresholds, unit, example, stream, SCALED, WIDTH, FLAGS)
     tl.store(target + (row0 + i) * WIDTH + unit, h, inside)
 
 

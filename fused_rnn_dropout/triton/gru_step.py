@@ -79,7 +79,7 @@ def gru_forward_kernel(
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     b, unit, inside = at // H, at % H, at < active * H
     row, example = row0 + b, examples(example_ids, b, inside)
-    update, memory, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    update, memory, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, H, FLAGS)
 
     sum_r, sum_z, sum_n = recurrent_sums(rec + b * (3 * H) + unit, inside, H)
     p = (pre_row0 + b) * (3 * H) + unit
@@ -87,7 +87,7 @@ def gru_forward_kernel(
     old = tl.load(h + at, inside, other=0.0)
     r, z, n, h_new = gru_forward(r, z, n, u, old, update, memory, numbers, FLAGS)
     finish(h_new, old, h, read, out, states, numbers, keys, thresholds, at, row * H + unit, unit, example, stream,
-           keep_h, inside, FLAGS)  # fmt: skip
+           keep_h, inside, H, FLAGS)  # fmt: skip
     if gates is not None:
         to = gates + row * (3 * H) + unit
         tl.store(to, r, inside)
@@ -99,7 +99,7 @@ def gru_forward_kernel(
 @triton.jit
 def finish(
     h_new, old, h, read, out, states, numbers, keys, thresholds, at, at_row, unit, example, stream, keep_h, inside,
-    FLAGS: tl.constexpr,
+    H: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
     """Zoneout of h, and everything that h goes to."""
     zoned = zone_h(old, h_new, keep_h, numbers, FLAGS)
@@ -110,7 +110,7 @@ def finish(
         tl.store(out + at_row, read_memory(zoned, numbers, FLAGS), inside)
     if states is not None:
         tl.store(states + at_row, zoned, inside)
-    seen = operand(zoned, numbers, keys, thresholds, unit, example, stream, True, FLAGS)
+    seen = operand(zoned, numbers, keys, thresholds, unit, example, stream, True, H, FLAGS)
     tl.store(read + at, seen, inside)
 
 
@@ -183,7 +183,7 @@ def at_h(
     here = inside & (b < active)
     at, place = b * H + unit, row * (3 * H) + unit
     total = tl.load(dh + at, inside, other=0.0)
-    total += through(sum_, numbers, keys, thresholds, unit, example, stream, True, FLAGS)
+    total += through(sum_, numbers, keys, thresholds, unit, example, stream, True, H, FLAGS)
     if dout is not None:
         grad = read_memory(tl.load(dout + row * H + unit, here, other=0.0).to(S), numbers, FLAGS)
     else:
@@ -243,7 +243,7 @@ def gru_backward_kernel(
     b, unit = at // H, at % H
     inside = b < tl.maximum(active, sent)
     example = examples(example_ids, b, inside)
-    update, memory, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    update, memory, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, H, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     at_h(
         sum_, dout, dh, gates, resets, states, h0, dgates, numbers, keys, thresholds, b, unit, row0 + b, before_row0,

@@ -33,7 +33,7 @@ def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
 class Blocks(NamedTuple):
     """Elements of a program of the elementwise kernels, all of 4 warps."""
 
-    dropout: int = 128  # calls of four units each: 16 bytes of fp32 for a thread, its widest access
+    dropout: int = 128  # calls of eight elements each: 16 bytes of bf16 for a thread, its widest access
     weights: int = 128  # the same
     step: int = 256  # two units for a thread; enough programs for a small batch: 32 for 20 rows of 400 units
 

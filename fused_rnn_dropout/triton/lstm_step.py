@@ -52,7 +52,7 @@ def finish(
         tl.store(out + row * P + unit, zoned, inside)
     if states is not None:
         tl.store(states + row * P + unit, zoned, inside)
-    seen = operand(zoned, numbers, keys, thresholds, unit, example, stream, False, FLAGS)
+    seen = operand(zoned, numbers, keys, thresholds, unit, example, stream, False, P, FLAGS)
     tl.store(read + b * P + unit, seen, inside)
 
 
@@ -89,7 +89,7 @@ def lstm_forward_kernel(
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     b, unit, inside = at // H, at % H, at < active * H
     row, example = row0 + b, examples(example_ids, b, inside)
-    update, memory, keep_c, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    update, memory, keep_c, keep_h = state_masks(keys, thresholds, unit, example, step, stream, H, FLAGS)
 
     p, r = (pre_row0 + b) * (4 * H) + unit, rec + b * (4 * H) + unit
     i = pre_activation(pre, tl.load(r, inside, other=0.0), b_ih, b_hh, p, unit, inside)
@@ -151,7 +151,7 @@ def lstm_project_kernel(
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     b, unit, inside = at // P, at % P, at < active * P
     example = examples(example_ids, b, inside)
-    _, _, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    _, _, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, P, FLAGS)
     h_new = tl.load(projected + at, inside, other=0.0)
     finish(
         h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row0 + b, example, stream, keep_h, inside,

@@ -34,7 +34,7 @@ def at_h(
     at = b * P + unit
     S: tl.constexpr = dh.dtype.element_ty
     total = tl.load(dh + at, inside, other=0.0)
-    total += through(sum_, numbers, keys, thresholds, unit, example, stream, False, FLAGS)
+    total += through(sum_, numbers, keys, thresholds, unit, example, stream, False, P, FLAGS)
     if dout is not None:
         grad = tl.load(dout + row * P + unit, inside & (b < active), other=0.0).to(S)
     else:
@@ -108,7 +108,7 @@ def lstm_backward_kernel(
     b, unit = at // H, at % H
     inside = b < tl.maximum(active, sent)
     row, example = row0 + b, examples(example_ids, b, inside)
-    update, memory, keep_c, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    update, memory, keep_c, keep_h = state_masks(keys, thresholds, unit, example, step, stream, H, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
         sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, inside, H, FLAGS
@@ -144,7 +144,7 @@ def lstm_unproject_kernel(
     b, unit = at // P, at % P
     inside = b < tl.maximum(active, sent)
     row, example = row0 + b, examples(example_ids, b, inside)
-    _, _, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    _, _, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, P, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
         sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, inside, P, FLAGS
@@ -181,7 +181,7 @@ def lstm_projected_backward_kernel(
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     b, unit, inside = at // H, at % H, at < active * H
     update, memory, keep_c, _ = state_masks(
-        keys, thresholds, unit, examples(example_ids, b, inside), step, stream, FLAGS
+        keys, thresholds, unit, examples(example_ids, b, inside), step, stream, H, FLAGS
     )
     at_gates(
         tl.load(dh_new + at, inside, other=0.0), gates, cells, c0, dc, dgates, outputs, numbers, b, unit, row0 + b,

@@ -5,8 +5,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .philox import SEQ, below, philox
+from .philox import FIELDS, SEQ, dropped_of_calls
 from .sites import (
+    CELL,
     ENTRY_SCALE,
     HIDDEN,
     HIDDEN_KEY,
@@ -16,18 +17,18 @@ from .sites import (
     OLD_H,
     P_CELL,
     P_HIDDEN,
-    P_UPDATE,
-    P_ZONEOUT_C,
-    P_ZONEOUT_H,
     READ_SCALE,
-    STATE,
     STATE_KEY,
-    STATE_SEQUENCE,
     UPDATE_SCALE,
-    any_source,
+    drawing,
+    kind_of,
+    number_of,
     on,
+    per_step,
+    power_of_two,
     sampled,
     source,
+    threshold_of,
 )
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -45,57 +46,81 @@ def examples(example_ids, b, inside):
     return example.to(tl.uint32)
 
 
-@triton.jit
-def _of_call(w0, w1, w2, w3, thresholds, update, memory, zone_c, zone_h, PER: tl.constexpr, FLAGS: tl.constexpr):
-    if source(FLAGS, "ZONEOUT_C") == PER:
-        zone_c = below(w0, tl.load(thresholds + P_ZONEOUT_C))
-    if source(FLAGS, "ZONEOUT_H") == PER:
-        if on(FLAGS, "ZONEOUT_H_SHARED"):
-            zone_h = below(w0, tl.load(thresholds + P_ZONEOUT_H))
-        else:
-            zone_h = below(w1, tl.load(thresholds + P_ZONEOUT_H))
-    if source(FLAGS, "UPDATE") == PER:
-        update = below(w2, tl.load(thresholds + P_UPDATE))
-    if source(FLAGS, "CELL") == PER:
-        memory = below(w3, tl.load(thresholds + P_CELL))
-    return update, memory, zone_c, zone_h
+@triton.constexpr_function
+def together(width):
+    """How many neighbouring elements of a block share a call: all that it serves where rows end with a whole one."""
+    return 8 if width % 8 == 0 else 1
 
 
 @triton.jit
-def state_masks(keys, thresholds, unit, example, step, stream, FLAGS: tl.constexpr):
+def _calls(unit, example, WIDTH: tl.constexpr):
+    """The calls that serve a block, and their examples, each (elements / together)."""
+    call, example = tl.broadcast((unit // FIELDS).to(tl.uint32), example)
+    count: tl.constexpr = call.numel // together(WIDTH)
+    call, example = tl.reshape(call, (count, together(WIDTH))), tl.reshape(example, (count, together(WIDTH)))
+    return tl.max(call, axis=1), tl.max(example, axis=1)
+
+
+@triton.jit
+def _of_elements(bits, number, unit, example, WIDTH: tl.constexpr):
+    """The bit of each element of a block among those of its call; byte ``number`` has its site's."""
+    _, like = tl.broadcast(unit, example)
+    each = tl.reshape(tl.broadcast_to(bits[:, None], (bits.numel, together(WIDTH))), like.shape)
+    return (each >> (unit % FIELDS + FIELDS * number).to(tl.uint32)) & 1 != 0
+
+
+@triton.jit
+def _of_state(bits, unit, example, WIDTH: tl.constexpr, FLAGS: tl.constexpr, NAME: tl.constexpr):
+    dropped = unit < 0
+    if source(FLAGS, NAME) != "off":
+        dropped = _of_elements(bits, number_of(FLAGS, NAME), unit, example, WIDTH)
+    return dropped
+
+
+@triton.jit
+def state_masks(keys, thresholds, unit, example, step, stream, WIDTH: tl.constexpr, FLAGS: tl.constexpr):
     """Which elements are dropped (update, memory) or keep their old value (zone_c, zone_h) at an absolute step.
 
-    A mask per sequence is drawn again at each step, which costs less than a pass over memory that holds it.
+    All sites draw at once, each in a row of calls. A mask per sequence is drawn again at each step, which costs less
+    than a pass over memory that holds it. WIDTH: of a row, whose units those of a block are.
     """
-    never = unit < 0
-    update, memory, zone_c, zone_h = never, never, never, never
-    if any_source(FLAGS, "step") or any_source(FLAGS, "sequence"):
+    bits = unit.to(tl.uint32)  # not read where no site draws
+    if drawing(FLAGS) > 0:
         k0 = tl.load(keys + STATE_KEY).to(tl.uint32)
         k1 = tl.load(keys + STATE_KEY + 1).to(tl.uint32)
-        a, of_layer = unit.to(tl.uint32), stream.to(tl.uint32)
-        if any_source(FLAGS, "step"):
-            w0, w1, w2, w3 = philox(a, example, step.to(tl.uint32), of_layer + STATE, k0, k1)
-            update, memory, zone_c, zone_h = _of_call(
-                w0, w1, w2, w3, thresholds, update, memory, zone_c, zone_h, "step", FLAGS
-            )
-        if any_source(FLAGS, "sequence"):
-            w0, w1, w2, w3 = philox(a, example, of_layer * 0 + SEQ, of_layer + STATE_SEQUENCE, k0, k1)
-            update, memory, zone_c, zone_h = _of_call(
-                w0, w1, w2, w3, thresholds, update, memory, zone_c, zone_h, "sequence", FLAGS
-            )
-    return update, memory, zone_c, zone_h
+        site = tl.arange(0, power_of_two(drawing(FLAGS)))[:, None]
+        fourth, limit = site.to(tl.uint32) * 0 + stream.to(tl.uint32), site.to(tl.int64) * 0
+        steps = site.to(tl.uint32) * 0 + SEQ
+        for number in tl.static_range(drawing(FLAGS)):
+            fourth = tl.where(site == number, fourth + kind_of(FLAGS, number), fourth)
+            limit = tl.where(site == number, tl.load(thresholds + threshold_of(FLAGS, number)), limit)
+            if per_step(FLAGS, number):
+                steps = tl.where(site == number, step.to(tl.uint32), steps)
+        call, of_call = _calls(unit, example, WIDTH)
+        of_sites = dropped_of_calls(call[None, :], of_call[None, :], steps, fourth, limit, k0, k1)
+        bits = tl.sum(of_sites << (site * FIELDS).to(tl.uint32), axis=0)
+    update = _of_state(bits, unit, example, WIDTH, FLAGS, "UPDATE")
+    memory = _of_state(bits, unit, example, WIDTH, FLAGS, "CELL")
+    zone_c = _of_state(bits, unit, example, WIDTH, FLAGS, "ZONEOUT_C")
+    return update, memory, zone_c, _of_state(bits, unit, example, WIDTH, FLAGS, "ZONEOUT_H")
 
 
 @triton.jit
-def dead_units(keys, thresholds, unit, example, stream, FLAGS: tl.constexpr):
+def _once(key, threshold, unit, example, stream, WIDTH: tl.constexpr):
+    """Which elements one mask per sequence drops. ``key`` points to its two words."""
+    k0, k1 = tl.load(key).to(tl.uint32), tl.load(key + 1).to(tl.uint32)
+    call, of_call = _calls(unit, example, WIDTH)
+    fourth = stream.to(tl.uint32)
+    bits = dropped_of_calls(call, of_call, fourth * 0 + SEQ, fourth, tl.load(threshold), k0, k1)
+    return _of_elements(bits, 0, unit, example, WIDTH)
+
+
+@triton.jit
+def dead_units(keys, thresholds, unit, example, stream, WIDTH: tl.constexpr, FLAGS: tl.constexpr):
     """Which units of the memory are dropped for the whole sequence."""
     dead = unit < 0
     if source(FLAGS, "CELL") == "sequence":
-        k0 = tl.load(keys + STATE_KEY).to(tl.uint32)
-        k1 = tl.load(keys + STATE_KEY + 1).to(tl.uint32)
-        of_layer = stream.to(tl.uint32)
-        _, _, _, w3 = philox(unit.to(tl.uint32), example, of_layer * 0 + SEQ, of_layer + STATE_SEQUENCE, k0, k1)
-        dead = below(w3, tl.load(thresholds + P_CELL))
+        dead = _once(keys + STATE_KEY, thresholds + P_CELL, unit, example, stream + CELL, WIDTH)
     return dead
 
 
@@ -105,16 +130,14 @@ def dead_units(keys, thresholds, unit, example, stream, FLAGS: tl.constexpr):
 
 
 @triton.jit
-def drop_hidden(value, numbers, keys, thresholds, unit, example, stream, FLAGS: tl.constexpr):
+def drop_hidden(
+    value, numbers, keys, thresholds, unit, example, stream, WIDTH: tl.constexpr, FLAGS: tl.constexpr
+):  # fmt: skip
     """Hidden dropout of h, or of the gradient that comes back through it."""
     if sampled(FLAGS, "HIDDEN"):
-        k0 = tl.load(keys + HIDDEN_KEY).to(tl.uint32)
-        k1 = tl.load(keys + HIDDEN_KEY + 1).to(tl.uint32)
-        of_layer = stream.to(tl.uint32)
         if on(FLAGS, "HIDDEN_BATCH_SHARED"):
-            example = of_layer * 0 + SEQ
-        w0, _, _, _ = philox(unit.to(tl.uint32), example, of_layer * 0 + SEQ, of_layer + HIDDEN, k0, k1)
-        dropped = below(w0, tl.load(thresholds + P_HIDDEN))
+            example = example * 0 + SEQ
+        dropped = _once(keys + HIDDEN_KEY, thresholds + P_HIDDEN, unit, example, stream + HIDDEN, WIDTH)
         value = tl.where(dropped, 0.0, tl.load(numbers + HIDDEN_SCALE) * value)
     return value
 
