@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .cells import gru_backward, gru_forward, sigmoid, tanh
 from .entry import operand, through
-from .launch import BLOCKS, launch
-from .masks import enter, examples, read_memory, split_h, state_masks, zone_h
+from .launch import BLOCKS, launch, step_programs
+from .masks import elements, enter, examples, read_memory, split_h, state_masks, zone_h
 from .passes import Backward, Forward, Pass
 from .rows import Batch
 from .sites import Sites, on
@@ -76,10 +76,10 @@ def gru_forward_kernel(
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b, unit, inside = at // H, at % H, at < active * H
+    b, unit = elements(H, BLOCK)
+    at, inside = b * H + unit, (b < active) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    update, memory, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, H, FLAGS)
+    update, memory, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
 
     sum_r, sum_z, sum_n = recurrent_sums(rec + b * (3 * H) + unit, inside, H)
     p = (pre_row0 + b) * (3 * H) + unit
@@ -87,7 +87,7 @@ def gru_forward_kernel(
     old = tl.load(h + at, inside, other=0.0)
     r, z, n, h_new = gru_forward(r, z, n, u, old, update, memory, numbers, FLAGS)
     finish(h_new, old, h, read, out, states, numbers, keys, thresholds, at, row * H + unit, unit, example, stream,
-           keep_h, inside, H, FLAGS)  # fmt: skip
+           keep_h, inside, FLAGS)  # fmt: skip
     if gates is not None:
         to = gates + row * (3 * H) + unit
         tl.store(to, r, inside)
@@ -99,7 +99,7 @@ def gru_forward_kernel(
 @triton.jit
 def finish(
     h_new, old, h, read, out, states, numbers, keys, thresholds, at, at_row, unit, example, stream, keep_h, inside,
-    H: tl.constexpr, FLAGS: tl.constexpr,
+    FLAGS: tl.constexpr,
 ):  # fmt: skip
     """Zoneout of h, and everything that h goes to."""
     zoned = zone_h(old, h_new, keep_h, numbers, FLAGS)
@@ -110,14 +110,14 @@ def finish(
         tl.store(out + at_row, read_memory(zoned, numbers, FLAGS), inside)
     if states is not None:
         tl.store(states + at_row, zoned, inside)
-    seen = operand(zoned, numbers, keys, thresholds, unit, example, stream, True, H, FLAGS)
+    seen = operand(zoned, numbers, keys, thresholds, unit, example, stream, True, FLAGS)
     tl.store(read + at, seen, inside)
 
 
 def forward_step(f: Forward, pre: Tensor, rec: Tensor, sites: Sites, batch: Batch, t: int, chunk_row: int) -> None:
     active, units, row = batch.active(t), f.h.shape[1], batch.row(t)
     launch(
-        gru_forward_kernel, triton.cdiv(active * units, BLOCKS.step),
+        gru_forward_kernel, step_programs(active, units),
         pre, rec, f.b_ih, f.b_hh, f.h, f.read, f.out, f.states, f.gates, f.beside, *sites.tensors, active, row,
         row - chunk_row, sites.step_offset + t, sites.stream, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
@@ -183,7 +183,7 @@ def at_h(
     here = inside & (b < active)
     at, place = b * H + unit, row * (3 * H) + unit
     total = tl.load(dh + at, inside, other=0.0)
-    total += through(sum_, numbers, keys, thresholds, unit, example, stream, True, H, FLAGS)
+    total += through(sum_, numbers, keys, thresholds, unit, example, stream, True, FLAGS)
     if dout is not None:
         grad = read_memory(tl.load(dout + row * H + unit, here, other=0.0).to(S), numbers, FLAGS)
     else:
@@ -239,11 +239,10 @@ def gru_backward_kernel(
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b, unit = at // H, at % H
-    inside = b < tl.maximum(active, sent)
+    b, unit = elements(H, BLOCK)
+    at, inside = b * H + unit, (b < tl.maximum(active, sent)) & (unit < H)
     example = examples(example_ids, b, inside)
-    update, memory, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, H, FLAGS)
+    update, memory, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     at_h(
         sum_, dout, dh, gates, resets, states, h0, dgates, numbers, keys, thresholds, b, unit, row0 + b, before_row0,
@@ -254,7 +253,7 @@ def gru_backward_kernel(
 def backward_step(k: Backward, rec: Tensor, sites: Sites, batch: Batch, t: int) -> None:
     active, sent, units = batch.active(t), batch.active(batch.after(t)), k.dh.shape[1]
     launch(
-        gru_backward_kernel, triton.cdiv(max(active, sent) * units, BLOCKS.step),
+        gru_backward_kernel, step_programs(max(active, sent), units),
         rec, k.dout, k.dh, k.gates, k.beside, k.states, k.h0, k.dgates, *sites.tensors, active, sent, batch.row(t),
         batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
         FLAGS=sites.flags, BLOCK=BLOCKS.step,

@@ -25,6 +25,18 @@ def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
         kernel[(programs,)](*args, enable_fp_fusion=True, **constants)
 
 
+def eights(width: int) -> int:
+    """Elements of a row of ``width`` as blocks have them: eight neighbours share a call of Philox, so that each row
+    begins with a whole one.
+    """
+    return (width + 7) // 8 * 8
+
+
+def step_programs(rows: int, width: int) -> int:
+    """Programs of a kernel that gives each a block of ``BLOCKS.step`` elements of such rows."""
+    return -(-rows * eights(width) // BLOCKS.step)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Configurations
 # --------------------------------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def lstm_sequence_forward_kernel(
                 o = dot(operand, tl.load(w + 3 * H * H, fits, other=0.0), o, PRECISION)
 
             update, memory, keep_c, keep_h = state_masks(
-                keys, thresholds, unit, example, step_offset + t, stream, H, FLAGS
+                keys, thresholds, unit, example, step_offset + t, stream, FLAGS
             )
             p = (row - chunk_row) * (4 * H) + unit
             i = pre_activation(pre, i, b_ih, b_hh, p, unit, inside)
@@ -172,7 +172,7 @@ def lstm_sequence_backward_kernel(
                 w = tl.load(w_hh + k_ * H + unit, (k_ < 4 * H) & (unit < H), other=0.0)
                 sum_ = dot(later, w, sum_, PRECISION)
             update, memory, keep_c, keep_h = state_masks(
-                keys, thresholds, unit, example, step_offset + t, stream, H, FLAGS
+                keys, thresholds, unit, example, step_offset + t, stream, FLAGS
             )
             dh_new = at_h(
                 sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, inside, H,

@@ -1,6 +1,7 @@
 """One step of an LSTM between two products, forward: one thread sees all gates of a unit.
 
-A block is BLOCK neighbouring elements of (rows, H), so that no H pays for another one's size. A row of this step is
+A block is BLOCK neighbouring elements of (rows, H), each row filled up to a multiple of 8, so that no H pays for another
+one's size and eight units share a call of Philox. A row of this step is
 number ``b`` of the batch and number ``row0 + b`` of the sequence. D is the dtype of the results, S the type that the
 cell computes in.
 """
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from .cells import lstm_forward, sigmoid, tanh
 from .entry import operand
-from .launch import BLOCKS, launch
-from .masks import examples, state_masks, zone_h
+from .launch import BLOCKS, launch, step_programs
+from .masks import elements, examples, state_masks, zone_h
 from .passes import Forward, Pass
 from .rows import Batch
 from .sites import Sites, on
@@ -52,7 +53,7 @@ def finish(
         tl.store(out + row * P + unit, zoned, inside)
     if states is not None:
         tl.store(states + row * P + unit, zoned, inside)
-    seen = operand(zoned, numbers, keys, thresholds, unit, example, stream, False, P, FLAGS)
+    seen = operand(zoned, numbers, keys, thresholds, unit, example, stream, False, FLAGS)
     tl.store(read + b * P + unit, seen, inside)
 
 
@@ -86,10 +87,10 @@ def lstm_forward_kernel(
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b, unit, inside = at // H, at % H, at < active * H
+    b, unit = elements(H, BLOCK)
+    at, inside = b * H + unit, (b < active) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    update, memory, keep_c, keep_h = state_masks(keys, thresholds, unit, example, step, stream, H, FLAGS)
+    update, memory, keep_c, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
 
     p, r = (pre_row0 + b) * (4 * H) + unit, rec + b * (4 * H) + unit
     i = pre_activation(pre, tl.load(r, inside, other=0.0), b_ih, b_hh, p, unit, inside)
@@ -123,7 +124,7 @@ def forward_step(f: Forward, pre: Tensor, rec: Tensor, sites: Sites, batch: Batc
     active, units, row = batch.active(t), f.c.shape[1], batch.row(t)
     of_h = (f.h, f.read, f.out, f.states) if f.outputs is None else (None,) * 4
     launch(
-        lstm_forward_kernel, triton.cdiv(active * units, BLOCKS.step),
+        lstm_forward_kernel, step_programs(active, units),
         pre, rec, f.b_ih, f.b_hh, f.c, *of_h, f.outputs, f.gates, f.beside, *sites.tensors, active, row,
         row - chunk_row, sites.step_offset + t, sites.stream, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
@@ -148,10 +149,10 @@ def lstm_project_kernel(
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b, unit, inside = at // P, at % P, at < active * P
+    b, unit = elements(P, BLOCK)
+    at, inside = b * P + unit, (b < active) & (unit < P)
     example = examples(example_ids, b, inside)
-    _, _, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, P, FLAGS)
+    _, _, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
     h_new = tl.load(projected + at, inside, other=0.0)
     finish(
         h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row0 + b, example, stream, keep_h, inside,
@@ -162,7 +163,7 @@ def lstm_project_kernel(
 def project_step(f: Forward, projected: Tensor, sites: Sites, batch: Batch, t: int) -> None:
     active, width = batch.active(t), f.h.shape[1]
     launch(
-        lstm_project_kernel, triton.cdiv(active * width, BLOCKS.step),
+        lstm_project_kernel, step_programs(active, width),
         projected, f.h, f.read, f.out, f.states, *sites.tensors, active, batch.row(t), sites.step_offset + t,
         sites.stream, P=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from .cells import lstm_backward, lstm_memory, lstm_output
 from .entry import through
-from .launch import BLOCKS, launch
-from .masks import enter, examples, split_h, state_masks
+from .launch import BLOCKS, launch, step_programs
+from .masks import elements, enter, examples, split_h, state_masks
 from .passes import Backward
 from .rows import Batch
 from .sites import Sites, on
@@ -34,7 +34,7 @@ def at_h(
     at = b * P + unit
     S: tl.constexpr = dh.dtype.element_ty
     total = tl.load(dh + at, inside, other=0.0)
-    total += through(sum_, numbers, keys, thresholds, unit, example, stream, False, P, FLAGS)
+    total += through(sum_, numbers, keys, thresholds, unit, example, stream, False, FLAGS)
     if dout is not None:
         grad = tl.load(dout + row * P + unit, inside & (b < active), other=0.0).to(S)
     else:
@@ -104,11 +104,10 @@ def lstm_backward_kernel(
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b, unit = at // H, at % H
-    inside = b < tl.maximum(active, sent)
+    b, unit = elements(H, BLOCK)
+    at, inside = b * H + unit, (b < tl.maximum(active, sent)) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    update, memory, keep_c, keep_h = state_masks(keys, thresholds, unit, example, step, stream, H, FLAGS)
+    update, memory, keep_c, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
         sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, inside, H, FLAGS
@@ -140,16 +139,15 @@ def lstm_unproject_kernel(
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b, unit = at // P, at % P
-    inside = b < tl.maximum(active, sent)
+    b, unit = elements(P, BLOCK)
+    at, inside = b * P + unit, (b < tl.maximum(active, sent)) & (unit < P)
     row, example = row0 + b, examples(example_ids, b, inside)
-    _, _, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, P, FLAGS)
+    _, _, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
         sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, inside, P, FLAGS
     )
-    tl.store(dprojected + row * P + unit, dh_new, b < active)
+    tl.store(dprojected + row * P + unit, dh_new, inside & (b < active))
 
 
 @triton.jit(
@@ -178,10 +176,10 @@ def lstm_projected_backward_kernel(
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b, unit, inside = at // H, at % H, at < active * H
+    b, unit = elements(H, BLOCK)
+    at, inside = b * H + unit, (b < active) & (unit < H)
     update, memory, keep_c, _ = state_masks(
-        keys, thresholds, unit, examples(example_ids, b, inside), step, stream, H, FLAGS
+        keys, thresholds, unit, examples(example_ids, b, inside), step, stream, FLAGS
     )
     at_gates(
         tl.load(dh_new + at, inside, other=0.0), gates, cells, c0, dc, dgates, outputs, numbers, b, unit, row0 + b,
@@ -193,7 +191,7 @@ def backward_step(k: Backward, rec: Tensor, sites: Sites, batch: Batch, t: int) 
     assert k.dc is not None
     active, sent, units = batch.active(t), batch.active(batch.after(t)), k.dc.shape[1]
     launch(
-        lstm_backward_kernel, triton.cdiv(max(active, sent) * units, BLOCKS.step),
+        lstm_backward_kernel, step_programs(max(active, sent), units),
         rec, k.dout, k.dh, k.gates, k.beside, k.c0, k.dc, k.dgates, *sites.tensors, active, sent, batch.row(t),
         batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
         FLAGS=sites.flags, BLOCK=BLOCKS.step,
@@ -203,7 +201,7 @@ def backward_step(k: Backward, rec: Tensor, sites: Sites, batch: Batch, t: int) 
 def unproject_step(k: Backward, rec: Tensor, dprojected: Tensor, sites: Sites, batch: Batch, t: int) -> None:
     active, sent, width = batch.active(t), batch.active(batch.after(t)), k.dh.shape[1]
     launch(
-        lstm_unproject_kernel, triton.cdiv(max(active, sent) * width, BLOCKS.step),
+        lstm_unproject_kernel, step_programs(max(active, sent), width),
         rec, k.dout, k.dh, dprojected, *sites.tensors, active, sent, batch.row(t), sites.step_offset + t, sites.stream,
         P=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
@@ -213,7 +211,7 @@ def projected_backward_step(k: Backward, dh_new: Tensor, outputs: Tensor, sites:
     assert k.dc is not None
     active, units = batch.active(t), k.dc.shape[1]
     launch(
-        lstm_projected_backward_kernel, triton.cdiv(active * units, BLOCKS.step),
+        lstm_projected_backward_kernel, step_programs(active, units),
         dh_new, k.gates, k.beside, k.c0, k.dc, k.dgates, outputs, *sites.tensors, active, batch.row(t),
         batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
         FLAGS=sites.flags, BLOCK=BLOCKS.step,

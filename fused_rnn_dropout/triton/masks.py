@@ -37,6 +37,14 @@ from .sites import (
 
 
 @triton.jit
+def elements(WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Row and unit of each element of a program's block. Units from WIDTH on fill up the last call of a row."""
+    row: tl.constexpr = (WIDTH + FIELDS - 1) // FIELDS * FIELDS
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return i // row, i % row
+
+
+@triton.jit
 def examples(example_ids, b, inside):
     """The example counter of batch rows b."""
     if example_ids is not None:
@@ -46,43 +54,37 @@ def examples(example_ids, b, inside):
     return example.to(tl.uint32)
 
 
-@triton.constexpr_function
-def together(width):
-    """How many neighbouring elements of a block share a call: all that it serves where rows end with a whole one."""
-    return 8 if width % 8 == 0 else 1
-
-
 @triton.jit
-def _calls(unit, example, WIDTH: tl.constexpr):
-    """The calls that serve a block, and their examples, each (elements / together)."""
+def _calls(unit, example):
+    """The calls that serve a block, and their examples, each (elements / 8): eight neighbours share a call."""
     call, example = tl.broadcast((unit // FIELDS).to(tl.uint32), example)
-    count: tl.constexpr = call.numel // together(WIDTH)
-    call, example = tl.reshape(call, (count, together(WIDTH))), tl.reshape(example, (count, together(WIDTH)))
+    count: tl.constexpr = call.numel // FIELDS
+    call, example = tl.reshape(call, (count, FIELDS)), tl.reshape(example, (count, FIELDS))
     return tl.max(call, axis=1), tl.max(example, axis=1)
 
 
 @triton.jit
-def _of_elements(bits, number, unit, example, WIDTH: tl.constexpr):
+def _of_elements(bits, number, unit, example):
     """The bit of each element of a block among those of its call; byte ``number`` has its site's."""
     _, like = tl.broadcast(unit, example)
-    each = tl.reshape(tl.broadcast_to(bits[:, None], (bits.numel, together(WIDTH))), like.shape)
+    each = tl.reshape(tl.broadcast_to(bits[:, None], (bits.numel, FIELDS)), like.shape)
     return (each >> (unit % FIELDS + FIELDS * number).to(tl.uint32)) & 1 != 0
 
 
 @triton.jit
-def _of_state(bits, unit, example, WIDTH: tl.constexpr, FLAGS: tl.constexpr, NAME: tl.constexpr):
+def _of_state(bits, unit, example, FLAGS: tl.constexpr, NAME: tl.constexpr):
     dropped = unit < 0
     if source(FLAGS, NAME) != "off":
-        dropped = _of_elements(bits, number_of(FLAGS, NAME), unit, example, WIDTH)
+        dropped = _of_elements(bits, number_of(FLAGS, NAME), unit, example)
     return dropped
 
 
 @triton.jit
-def state_masks(keys, thresholds, unit, example, step, stream, WIDTH: tl.constexpr, FLAGS: tl.constexpr):
+def state_masks(keys, thresholds, unit, example, step, stream, FLAGS: tl.constexpr):
     """Which elements are dropped (update, memory) or keep their old value (zone_c, zone_h) at an absolute step.
 
     All sites draw at once, each in a row of calls. A mask per sequence is drawn again at each step, which costs less
-    than a pass over memory that holds it. WIDTH: of a row, whose units those of a block are.
+    than a pass over memory that holds it. The units of a block are eights that share calls (:func:`elements`).
     """
     bits = unit.to(tl.uint32)  # not read where no site draws
     if drawing(FLAGS) > 0:
@@ -96,31 +98,31 @@ def state_masks(keys, thresholds, unit, example, step, stream, WIDTH: tl.constex
             limit = tl.where(site == number, tl.load(thresholds + threshold_of(FLAGS, number)), limit)
             if per_step(FLAGS, number):
                 steps = tl.where(site == number, step.to(tl.uint32), steps)
-        call, of_call = _calls(unit, example, WIDTH)
+        call, of_call = _calls(unit, example)
         of_sites = dropped_of_calls(call[None, :], of_call[None, :], steps, fourth, limit, k0, k1)
         bits = tl.sum(of_sites << (site * FIELDS).to(tl.uint32), axis=0)
-    update = _of_state(bits, unit, example, WIDTH, FLAGS, "UPDATE")
-    memory = _of_state(bits, unit, example, WIDTH, FLAGS, "CELL")
-    zone_c = _of_state(bits, unit, example, WIDTH, FLAGS, "ZONEOUT_C")
-    return update, memory, zone_c, _of_state(bits, unit, example, WIDTH, FLAGS, "ZONEOUT_H")
+    update = _of_state(bits, unit, example, FLAGS, "UPDATE")
+    memory = _of_state(bits, unit, example, FLAGS, "CELL")
+    zone_c = _of_state(bits, unit, example, FLAGS, "ZONEOUT_C")
+    return update, memory, zone_c, _of_state(bits, unit, example, FLAGS, "ZONEOUT_H")
 
 
 @triton.jit
-def _once(key, threshold, unit, example, stream, WIDTH: tl.constexpr):
+def _once(key, threshold, unit, example, stream):
     """Which elements one mask per sequence drops. ``key`` points to its two words."""
     k0, k1 = tl.load(key).to(tl.uint32), tl.load(key + 1).to(tl.uint32)
-    call, of_call = _calls(unit, example, WIDTH)
+    call, of_call = _calls(unit, example)
     fourth = stream.to(tl.uint32)
     bits = dropped_of_calls(call, of_call, fourth * 0 + SEQ, fourth, tl.load(threshold), k0, k1)
-    return _of_elements(bits, 0, unit, example, WIDTH)
+    return _of_elements(bits, 0, unit, example)
 
 
 @triton.jit
-def dead_units(keys, thresholds, unit, example, stream, WIDTH: tl.constexpr, FLAGS: tl.constexpr):
+def dead_units(keys, thresholds, unit, example, stream, FLAGS: tl.constexpr):
     """Which units of the memory are dropped for the whole sequence."""
     dead = unit < 0
     if source(FLAGS, "CELL") == "sequence":
-        dead = _once(keys + STATE_KEY, thresholds + P_CELL, unit, example, stream + CELL, WIDTH)
+        dead = _once(keys + STATE_KEY, thresholds + P_CELL, unit, example, stream + CELL)
     return dead
 
 
@@ -131,13 +133,13 @@ def dead_units(keys, thresholds, unit, example, stream, WIDTH: tl.constexpr, FLA
 
 @triton.jit
 def drop_hidden(
-    value, numbers, keys, thresholds, unit, example, stream, WIDTH: tl.constexpr, FLAGS: tl.constexpr
+    value, numbers, keys, thresholds, unit, example, stream, FLAGS: tl.constexpr
 ):  # fmt: skip
     """Hidden dropout of h, or of the gradient that comes back through it."""
     if sampled(FLAGS, "HIDDEN"):
         if on(FLAGS, "HIDDEN_BATCH_SHARED"):
             example = example * 0 + SEQ
-        dropped = _once(keys + HIDDEN_KEY, thresholds + P_HIDDEN, unit, example, stream + HIDDEN, WIDTH)
+        dropped = _once(keys + HIDDEN_KEY, thresholds + P_HIDDEN, unit, example, stream + HIDDEN)
         value = tl.where(dropped, 0.0, tl.load(numbers + HIDDEN_SCALE) * value)
     return value
 

@@ -66,8 +66,10 @@ def source(flags, name):
     return "sequence" if flags & FLAG[_STATE[name].sequence_flag] else "step"
 
 
+@triton.constexpr_function
 def _drawing(flags):
-    return [site for name, site in _STATE.items() if source(flags, name) != "off"]
+    """The rows of the state sites that draw masks."""
+    return [_STATE[name] for name in _STATE if source(flags, name) != "off"]
 
 
 @triton.constexpr_function

@@ -144,7 +144,8 @@ def test_statistics_see(name, monkeypatch):
     source, check = MUTATIONS[name]
     if name == "8-bit threshold":
         monkeypatch.setattr(statistics, "RATES", (0.3,))  # 77/256 is nearer to it than any other rate's is to its own
-    with pytest.raises(AssertionError, match=r"standard deviations from chance|dropped at P = |occur twice|all\(\)|any\(\)"):
+    said = r"standard deviations from chance|dropped at P = |occur twice|all\(\)|any\(\)"
+    with pytest.raises(AssertionError, match=said):
         getattr(statistics, check)(source)
 
 
