@@ -1,9 +1,8 @@
 """One step of an LSTM between two products, forward: one thread sees all gates of a unit.
 
-A block is BLOCK neighbouring elements of (rows, H), each row filled up to a multiple of 8, so that no H pays for another
-one's size and eight units share a call of Philox. A row of this step is
-number ``b`` of the batch and number ``row0 + b`` of the sequence. D is the dtype of the results, S the type that the
-cell computes in.
+A block is BLOCK neighbouring elements of (rows, H), each row filled up to a multiple of 8: no H pays for another one's
+size, and eight units share a call of Philox. A row of this step is number ``b`` of the batch and number ``row0 + b`` of
+the sequence. D is the dtype of the results, S the type that the cell computes in.
 """
 
 from __future__ import annotations
