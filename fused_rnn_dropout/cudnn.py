@@ -207,10 +207,10 @@ def layers(
     buffer = _ops.masked_weights(flat, streams, list(where.offsets), where.size, *given, dtype, flags)
 
     states = [state.to(dtype).contiguous() for state in states]  # which cuDNN insists on
-    x, buffer, *states = _once_differentiable(cell.lower(), x.to(dtype), buffer, *states)
+    x, buffer, *states = _once_differentiable("layer", x.to(dtype), buffer, *states)
     pieces = _pieces(buffer, where, of.shapes)
     # cuDNN's backward refuses what ran in its inference mode; there is no dropout in it that this would switch on.
-    train = _differentiable(cell.lower(), (x, buffer, *states))
+    train = _differentiable("layer", (x, buffer, *states))
     has_bias = weights[0][0][2] is not None
     with torch.autocast(x.device.type, enabled=False):
         return cudnn_library.run(cell, x, batch_sizes, states, pieces, has_bias, len(weights), train, of.bidirectional)

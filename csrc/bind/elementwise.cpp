@@ -36,7 +36,7 @@ Tensor dropout(const Tensor& x, const Tensor& rng, const Tensor& thresholds, con
     p.batch_shared = batch_shared;
     p.threshold = all[site];
     p.stream = static_cast<uint32_t>(stream);
-    p.key = Random::key("rng", rng, true);
+    p.key = Random::key(rng);
     check_steps(step_offset, 1);
     p.step_offset = static_cast<uint32_t>(step_offset);
     return p;
@@ -55,7 +55,7 @@ Tensor words(const Tensor& rng, const Tensor& b, const Tensor& c, int64_t units,
   check_units(units);
   const int64_t nb = static_cast<int64_t>(bs.size()), nc = static_cast<int64_t>(cs.size());
   Tensor target = empty(words_shape(nc, nb, units, stream), ScalarType::Long);
-  kernels().read_words({Random::key("rng", rng, true), static_cast<uint32_t>(stream), bs.data(), cs.data(), nb, nc,
+  kernels().read_words({Random::key(rng), static_cast<uint32_t>(stream), bs.data(), cs.data(), nb, nc,
                         units, data<int64_t>(target)});
   return target;
 }
