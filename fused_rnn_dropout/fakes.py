@@ -68,7 +68,7 @@ def _register_layer(prefix: str, on_gpu: Callable[[Tensor], bool]) -> None:
 
     def results(call: LayerCall) -> tuple[Tensor, list[Tensor]]:
         call.check()
-        width = call.states[0].shape[1] * call.count
+        width = call.states[0].shape[1] * call.num_directions
         y = call.x.new_empty((*call.x.shape[:-1], width), dtype=call.dtype)
         return y, [state.new_empty(state.shape, dtype=call.dtype) for state in call.states]
 

@@ -2,7 +2,7 @@
 
 As in torch's formulas, a multiplication and its addition are two, and only matrix products count. A product of R rows
 with a weight of n elements is 2 R n, so that a layer is a sum over its weights; R is T * B, or the rows of a packed
-input. The counter meets each operator once: with a graph `layer_forward`` and ``layer_backward``, without one ``layer``.
+input. The counter meets each operator once: ``layer_forward`` and ``layer_backward`` with a graph, ``layer`` without.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _layer_backward(given: dict[str, Any]) -> int:
     call, rows = _call(given)
     count = 0
     for direction in call.each():
-        needs = needs_of(given["needs"], direction.index)
+        needs = needs_of(given["needs"], direction.number)
         through_time = _products(rows, direction, ("w_hh", "w_hr"))
         of_input = _products(rows, direction, ("w_ih",)) if needs & NEEDS_X else 0
         of_weights = _products(rows, direction, [name for name in _MATRICES if needed(needs, name)])

@@ -56,7 +56,7 @@ class Call(NamedTuple):
     lengths: Tensor | None  # reference only: the input is padded there
     dtype: torch.dtype
     backend: str
-    keep: Keep
+    keep: int
     schedule: schedules.Schedule
 
 
@@ -92,7 +92,7 @@ def _fused_layer(
         FORWARD if len(directions) == 1 else BOTH,
         call.step_offset,
         call.schedule.number,
-        call.keep.value,
+        call.keep,
     )
 
 
@@ -106,7 +106,8 @@ def _each_direction(run: OneDirection) -> Callable[..., LayerResults]:
         call: Call, x: Tensor, states: Sequence[Tensor], directions: Sequence[Weights], number: int
     ) -> LayerResults:
         of_each = CELLS[call.cell].states
-        outs, finals = [], []
+        outs: list[Tensor] = []
+        finals: list[Tensor] = []
         for index, weights in enumerate(directions):
             own = states[index * of_each : (index + 1) * of_each]
             out, *last = run(call, x, own, weights, number, index == 1)
@@ -249,19 +250,19 @@ def _stack(
         x, *last = _cudnn_stack(call, x, hx, layers, between)
         x = _site(call, "output_dropout", x.to(visible), KIND["OUTPUT"], len(layers))
         return x, last[0].to(visible), *last[1:]
-    count = len(layers[0])
-    states = [state.unbind(0) for state in hx]
-    finals: list[list[Tensor]] = [[] for _ in hx]
+    # Layer after layer, direction after direction.
+    states = [state for row in zip(*(state.unbind(0) for state in hx), strict=True) for state in row]
+    each = len(layers[0]) * len(hx)
+    finals: list[Tensor] = []
     for layer, directions in enumerate(layers):
         if layer:
             x = _site(call, between, x, KIND["INTER_LAYER"], layer)
-        rows = range(layer * count, (layer + 1) * count)
-        x, last = run(call, x, [state[row] for row in rows for state in states], directions, layer)
+        x, last = run(call, x, states[layer * each : (layer + 1) * each], directions, layer)
         x = x.to(visible)
-        for place, value in enumerate(last):
-            finals[place % len(finals)].append(value)
+        finals += last
     x = _site(call, "output_dropout", x, KIND["OUTPUT"], len(layers))
-    h_n, *others = [c[0].unsqueeze(0) if len(c) == 1 else torch.stack(c) for c in finals]
+    of_each = [finals[place :: len(hx)] for place in range(len(hx))]
+    h_n, *others = [c[0].unsqueeze(0) if len(c) == 1 else torch.stack(c) for c in of_each]
     return x, h_n.to(visible), *others
 
 
@@ -412,7 +413,7 @@ def run(
         None,
         dtype,
         chosen,
-        Keep.STATES if recompute else Keep.ALL,
+        int(Keep.STATES if recompute else Keep.ALL),
         schedules.choose(chosen, asked).schedule,
     )
     if batch_sizes is None or chosen != "reference":

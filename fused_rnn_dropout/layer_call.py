@@ -15,7 +15,7 @@ _CELLS = tuple(CELLS.values())
 
 
 class Keep(enum.IntEnum):
-    """What a forward keeps for its backward: all that this reads, or the states, from which it computes the rest again."""
+    """What a forward keeps for its backward: all that this reads, or the states, out of which it computes the rest."""
 
     NOTHING = 0
     ALL = 1
@@ -47,7 +47,7 @@ def _check(condition: bool, message: str) -> None:
 class Direction(NamedTuple):
     """One direction of a layer; None where a cell has no such tensor."""
 
-    index: int  # its columns of y begin at index * P
+    number: int  # its columns of y begin at number * P
     reverse: bool
     h0: Tensor
     c0: Tensor | None
@@ -108,7 +108,7 @@ class LayerCall(NamedTuple):
         _check(0 <= self.cell < len(_CELLS), f"cell must be in [0, {len(_CELLS)}), got {self.cell}")
         _check(self.directions in (1, 2, 3), f"directions must be 1, 2 or 3, got {self.directions}")
         _check(self.keep in (0, 1, 2), f"keep must be 0, 1 or 2, got {self.keep}")
-        row, count, found = self.row, self.count, len(self.states)
+        row, count, found = self.row, self.num_directions, len(self.states)
         names = "h0 and c0" if row.has_c else "h0"
         _check(
             found == count * row.states,
@@ -128,18 +128,18 @@ class LayerCall(NamedTuple):
         return _CELLS[self.cell]
 
     @property
-    def count(self) -> int:
+    def num_directions(self) -> int:
         """How many directions there are."""
         return 2 if self.directions == BOTH else 1
 
     @property
     def weight_names(self) -> tuple[str, ...]:
         """Of the weights of one direction."""
-        return _WEIGHTS[len(self.weights) // self.count]
+        return _WEIGHTS[len(self.weights) // self.num_directions]
 
     def each(self) -> Iterator[Direction]:
         """The directions, in the order of their tensors."""
-        names, of_states, count = self.weight_names, self.row.states, self.count
+        names, of_states, count = self.weight_names, self.row.states, self.num_directions
         for index in range(count):
             h0, *c0 = self.states[index * of_states : (index + 1) * of_states]
             weights = self.weights[index * len(names) : (index + 1) * len(names)]

@@ -238,11 +238,10 @@ def _elements(value: Any) -> list[Any]:
 
 def _call(args: dict[str, Any]) -> LayerCall:
     """A layer's arguments in a TorchScript graph, with the numbers as Python has them."""
-    tensors = ("x", "states", "weights", "batch_sizes", "example_ids", "rng", "thresholds")
-    numbers = {name: _constant(value) for name, value in args.items() if name not in tensors}
-    maybe = {name: _given(args[name]) for name in tensors[3:]}
-    lists = {name: _elements(args[name]) for name in ("states", "weights")}
-    return LayerCall(x=args["x"], **lists, **maybe, **numbers | {"dtype": _SCALAR_TYPES[numbers["dtype"]]})
+    found: dict[str, Any] = {"x": args["x"], "dtype": _SCALAR_TYPES[_constant(args["dtype"])]}
+    found |= {name: _elements(args[name]) for name in ("states", "weights")}
+    found |= {name: _given(args[name]) for name in ("batch_sizes", "example_ids", "rng", "thresholds")}
+    return LayerCall(**found, **{name: _constant(value) for name, value in args.items() if name not in found})
 
 
 def _symbolic(name: str, names: Sequence[str], g: Any, *values: Any) -> Any:
@@ -263,7 +262,7 @@ def _symbolic(name: str, names: Sequence[str], g: Any, *values: Any) -> Any:
 def _symbolic_direction(g: Any, call: LayerCall, d: Direction) -> list[Any]:
     """The node of one direction, and what shapes its results as :func:`layer` does."""
     cell, w_hh = call.row.name, d.w_hh
-    rows = w_hh.type().sizes()[0]
+    rows = w_hh.type().sizes()[0]  # type: ignore[attr-defined]  # a value of the graph
     hidden = rows // call.row.gates
 
     def ints(*numbers: int) -> Any:

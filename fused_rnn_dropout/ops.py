@@ -13,7 +13,7 @@ weights       w_ih (G * H, I) and w_hh (G * H, P), b_ih and b_hh (G * H) or neit
               direction; G gates, in torch's order
 batch_sizes   int64 (T) on the CPU, rows of each step, or None
 example_ids   int64 (B), the example counter of each row, or None for 0 .. B-1
-rng           int64 (6, 2), a pair for each of ``sites.GROUPS``, the same memory where all are one; None where none is read
+rng           int64 (6, 2), a pair for each of ``sites.GROUPS``, maybe all the same memory; None where nothing is drawn
 thresholds    int64 (10), round(p * 2**32) in the order of ``sites.SITES``; None where no site is configured
 dtype         dtype of the results; computation is in float64 for float64, else in float32
 flags         which sites are configured, ``sites.FLAG``
@@ -24,16 +24,16 @@ schedule      number of the schedule, ``schedules.SCHEDULES``
 keep          what a forward keeps for its backward, ``layer_call.Keep``; nothing below autograd
 ============  ========================================================================================================
 
-Results are y (T, B, D * P) or (N, D * P), the columns of the reverse direction behind the others, and the last states in
-the order of ``states``; ``layer_forward`` returns with them what it keeps, of each direction three tensors
-(``layer_call.Kept``). ``layer_backward`` is given the gradients of y and of the last states, each of which may be
-missing, y itself where backward reads h from it, what was kept, and ``needs``. It returns the gradients of x, of the
-states and of the weights: each is empty where nobody asks for it, and that of b_hh where it is that of b_ih.
+Results are y (T, B, D * P) or (N, D * P), the columns of the reverse direction behind the others, and the last states
+in the order of ``states``. ``layer_forward`` also returns what it keeps, ``layer_call.Kept`` of each direction.
+``layer_backward`` is given the gradients of y and of the last states, each of which may be missing, y itself where
+backward reads h from it, what was kept, and ``needs``. It returns the gradients of x, of the states and of the weights:
+each is empty where nobody asks for it, and that of b_hh where it is that of b_ih.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -61,8 +61,8 @@ def functorch_active() -> bool:
     return top is not None and top.key() != torch._C._functorch.TransformType.Functionalize
 
 
-def _differentiable(op: str, given: Sequence[Tensor | None]) -> bool:
-    """Whether a call with these tensors needs a graph.
+def _differentiable(op: str, given: Callable[[], Iterable[Tensor | None]]) -> bool:
+    """Whether a call needs a graph; ``given``: the tensors that decide it, asked for where they matter.
 
     Raises:
         NotImplementedError: under a ``torch.func`` transform or with a forward-mode tangent. Both would be lost
@@ -70,10 +70,11 @@ def _differentiable(op: str, given: Sequence[Tensor | None]) -> bool:
     """
     if functorch_active():
         raise NotImplementedError(_only_reference("a torch.func transform", op))
-    tensors = [tensor for tensor in given if tensor is not None]
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+    if forward_ad._current_level >= 0 and any(
+        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in given()
+    ):
         raise NotImplementedError(_only_reference("forward-mode AD", op))
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given())
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -160,7 +161,7 @@ def _in_backward(op: Any, *args: Any) -> Any:
         return op(*args)
 
 
-def _layer_function(forward_op: Any, backward_op: Any) -> type[Any]:
+def _layer_function(forward_op: Any, backward_op: Any) -> type[torch.autograd.Function]:
     class Layer(torch.autograd.Function):
         """What carries the gradients of one layer. ``given`` are the tensors of ``call`` that may have one."""
 
@@ -184,7 +185,7 @@ def _layer_function(forward_op: Any, backward_op: Any) -> type[Any]:
             of_weights = of_others[len(call.states) :]
             needs = call.needs(of_x, of_weights)
             dx, dstates, dweights = _in_backward(backward_op, grad_y, list(grad_last), *call, y, kept, needs)
-            names, found = call.weight_names * call.count, list(dweights)
+            names, found = call.weight_names * call.num_directions, list(dweights)
             if not call.row.apart:  # one gradient for both biases
                 for place, name in enumerate(names):
                     found[place] = dweights[place - 1] if name == "b_hh" else found[place]
@@ -217,7 +218,7 @@ def _autograd(name: str, tensors: Callable[..., Iterable[Tensor | None]], apply:
     def call(*args: Any) -> Any:
         if has_nodes and onnx.translating():
             return onnx.operator(exported, dict(zip(names, args, strict=True)))
-        if _differentiable(name, tensors(*args)):
+        if _differentiable(name, lambda: tensors(*args)):
             return apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
@@ -229,7 +230,7 @@ def _tensors_among(values: Iterable[Any]) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-def _layer_autograd(prefix: str) -> type[Any]:
+def _layer_autograd(prefix: str) -> type[torch.autograd.Function]:
     """Registers the gradients of a family's layer; returns what carries them."""
     backward = getattr(_ops, f"{prefix}layer_backward")
     function = _layer_function(getattr(_ops, f"{prefix}layer_forward"), backward)

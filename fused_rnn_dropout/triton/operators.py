@@ -1,4 +1,4 @@
-"""The operators of the Triton backend, by the names and with the arguments of their schemas (``csrc/bind/schemas.h``)."""
+"""The operators of the Triton backend, by the names and with the arguments of ``csrc/bind/schemas.h``."""
 
 from __future__ import annotations
 
@@ -121,14 +121,16 @@ def _surroundings(call: LayerCall, direction: Direction) -> tuple[Layer, Surroun
 
 def _columns(tensor: Tensor | None, call: LayerCall, index: int) -> Tensor | None:
     """Those of one direction, in y or its gradient."""
-    return tensor if tensor is None or call.count == 1 else tensor.chunk(call.count, -1)[index]
+    return tensor if tensor is None or call.num_directions == 1 else tensor.chunk(call.num_directions, -1)[index]
 
 
 @_on_its_device
 def layer_forward(*args: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     call = LayerCall(*args)
     call.check()
-    outs, last, kept = [], [], []
+    outs: list[Tensor] = []
+    last: list[Tensor] = []
+    kept: list[Tensor] = []
     for direction in call.each():
         out, finals, of_direction = run.forward(call.row, *_surroundings(call, direction), call.keep)
         outs.append(out)
@@ -157,17 +159,18 @@ def layer_backward(
         len(grad_last) == len(call.states),
         f"grad_last must have an element for each of states, {len(call.states)}, got {len(grad_last)}",
     )
+    parts = 3 * call.num_directions
     check(
-        len(kept) == 3 * call.count,
-        f"kept must hold gates, beside and states of each direction, {3 * call.count} tensors, got {len(kept)}",
+        len(kept) == parts, f"kept must hold gates, beside and states of each direction, {parts} tensors, got {len(kept)}"
     )
     check_floating(grad_y=grad_y)
     directions = [_surroundings(call, direction) for direction in call.each()]
     layer, around = directions[0]
-    shape, of_states = around.batch.shape(call.count * layer.h0.shape[1]), call.row.states
+    shape, of_states = around.batch.shape(call.num_directions * layer.h0.shape[1]), call.row.states
     check_shapes({"grad_y": (grad_y, shape), "y": (y, shape)})
     dx: Tensor | None = None
-    dstates, dweights = [], []
+    dstates: list[Tensor] = []
+    dweights: list[Tensor] = []
     for index, ((layer, around), of_direction) in enumerate(zip(directions, Kept.of_each(kept), strict=True)):
         found = run.backward(
             call.row,

@@ -20,19 +20,19 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import ops
-from fused_rnn_dropout.sites import FLAG, KIND, SITE_INDEX, SITES, stream
+from fused_rnn_dropout.cells import CELLS, Cell
+from fused_rnn_dropout.layer_call import BOTH, FORWARD, REVERSE, Keep, Kept, LayerCall
+from fused_rnn_dropout.sites import FLAG, GROUPS, KIND, SITE_INDEX, SITES, stream
 
 OPS = torch.ops.fused_rnn_dropout
-NAMES = (
-    "draw", "words", "dropout", "lstm", "lstm_forward", "lstm_backward", "gru", "gru_forward", "gru_backward"
-)  # fmt: skip
-CELLS = ("lstm", "gru")
+NAMES = ("draw", "words", "dropout", "layer", "layer_forward", "layer_backward")
+LAYERS = NAMES[3:]
 T, B, I, H, P = 4, 3, 5, 7, 4
 RNG = torch.tensor([5, -6])
+RNG_OF_EACH = RNG + torch.arange(len(GROUPS)).unsqueeze(1)
 SIZES = torch.tensor([3, 2, 1])
 ACTING = ("HIDDEN", "WEIGHT_HH", "WEIGHT_IH", "WEIGHT_HR", "UPDATE", "CELL", "ZONEOUT_C", "ZONEOUT_H", "MASKS_ON")
-KEEP_NOTHING, KEEP_ALL, KEEP_STATES = 0, 1, 2
-EVERYTHING = 31
+EVERYTHING = 2**9 - 1
 
 
 @pytest.fixture(autouse=True)
@@ -62,67 +62,53 @@ def layer_arguments(
     bias: bool = True,
     masks: int = ALL_SITES,
     dtype: torch.dtype = torch.float32,
-    recompute: bool = False,
-    reverse: bool = False,
+    keep: int = Keep.ALL,
+    directions: int = FORWARD,
     grad: bool = False,
     batch: int = B,
 ) -> dict[str, Any]:
-    """Arguments of ``lstm`` or ``gru``; tensors in ``dtype``, of which the results are too."""
-    gates, units = (4, H) if cell == "lstm" else (3, H)
-    width = P if projected else units
+    """Arguments of ``layer``, and so of ``layer_forward``; tensors in ``dtype``, of which the results are too."""
+    row = CELLS[cell]
+    gates, units, width = row.gates, H, P if projected else H
 
     def some(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=torch.float64).mul(0.5).to(dtype).requires_grad_(grad)
 
-    args: dict[str, Any] = {"x": some(int(SIZES.sum()), I) if packed else some(T, batch, I), "h0": some(batch, width)}
-    if cell == "lstm":
-        args["c0"] = some(batch, units)
-    args |= {"w_ih": some(gates * units, I), "w_hh": some(gates * units, width)}
-    args |= {name: some(gates * units) if bias else None for name in ("b_ih", "b_hh")}
-    if cell == "lstm":
-        args["w_hr"] = some(width, units) if projected else None
-    return args | {
+    x = some(int(SIZES.sum()), I) if packed else some(T, batch, I)
+    states, weights = [], []
+    for _ in range(2 if directions == BOTH else 1):
+        states += [some(batch, width)] + [some(batch, units)] * row.has_c
+        weights += [some(gates * units, I), some(gates * units, width)]
+        weights += [some(gates * units), some(gates * units)] * bias + [some(width, units)] * projected
+    return {
+        "cell": row.number,
+        "x": x,
+        "states": states,
+        "weights": weights,
         "batch_sizes": SIZES if packed else None,
         "example_ids": torch.tensor([8, 0, 2**32 - 2]) if batch == B else None,
-        "rng_state": RNG if masks else None,
-        "rng_hidden": RNG + 1 if masks else None,
-        "rng_weight": RNG + 2 if masks else None,
+        "rng": RNG_OF_EACH if masks else None,
         "thresholds": torch.full((len(SITES),), 2**30) if masks else None,
         "dtype": dtype,
         "flags": masks,
         "layer": 2,
-        "reverse": reverse,
+        "directions": directions,
         "step_offset": 11,
-        "recompute": recompute,
+        "schedule": 0,
+        "keep": int(keep),
     }
 
 
-def forward_arguments(cell: str, save: int = KEEP_ALL, **options: Any) -> dict[str, Any]:
-    """Arguments of ``lstm_forward`` or ``gru_forward``."""
+def backward_arguments(cell: str, needs: int = EVERYTHING, given: str = "all", **options: Any) -> dict[str, Any]:
+    """Arguments of ``layer_backward``, with what the forward really kept."""
     args = layer_arguments(cell, **options)
-    del args["recompute"]
-    return args | {"save": save}
-
-
-def backward_arguments(
-    cell: str, save: int = KEEP_ALL, needs: int = EVERYTHING, given: str = "all", **options: Any
-) -> dict[str, Any]:
-    """Arguments of ``lstm_backward`` or ``gru_backward``, with what the forward really kept."""
-    args = forward_arguments(cell, save, **options)
-    results = getattr(OPS, f"{cell}_forward")(*args.values())
-    outputs = 3 if cell == "lstm" else 2
-    states_name = ("grad_out", "grad_h_n", "grad_c_n")[:outputs]
-    wanted = {"all": states_name, "out": ("grad_out",), "last": states_name[1:]}[given]
+    y, last, kept = OPS.layer_forward(*args.values())
     grads = {
-        name: torch.randn_like(result) if name in wanted else None
-        for name, result in zip(states_name, results[:outputs], strict=True)
+        "grad_y": torch.randn_like(y) if given != "last" else None,
+        "grad_last": [torch.randn_like(state) if given != "out" else None for state in last],
     }
-    states = results[-1] if results[-1].numel() else results[0]
-    saved = dict(zip(("gates", "cells" if cell == "lstm" else "resets"), results[outputs:-1], strict=True))
-    del args["save"]
-    where = list(args).index("dtype")
-    items = list(args.items())
-    return grads | dict(items[:where]) | saved | {"states": states} | dict(items[where:]) | {"needs": needs}
+    apart = Kept.of_each(kept)[0].states.dim() == 2
+    return grads | args | {"y": None if apart else y, "kept": kept, "needs": needs}
 
 
 def dropout_arguments(
@@ -151,14 +137,25 @@ def arguments(name: str, **options: Any) -> dict[str, Any]:
     """Arguments of any operator but ``draw``."""
     if name in ("words", "dropout"):
         return (words_arguments if name == "words" else dropout_arguments)(**options)
-    cell, _, half = name.partition("_")
-    make = {"": layer_arguments, "forward": forward_arguments, "backward": backward_arguments}[half]
-    return make(cell, **options)
+    return (backward_arguments if name == "layer_backward" else layer_arguments)(**options)
+
+
+def leaves(values: Any) -> list[Tensor]:
+    """The tensors among arguments or results, whose lists are one level deep."""
+    flat = [part for value in values for part in (value if isinstance(value, (list, tuple)) else (value,))]
+    return [part for part in flat if isinstance(part, Tensor)]
 
 
 def run(name: str, args: dict[str, Any]) -> list[Tensor]:
     result = getattr(OPS, name)(*args.values())
-    return [result] if isinstance(result, Tensor) else list(result)
+    return leaves(result if isinstance(result, (list, tuple)) else [result])
+
+
+def each(changed: Callable[[Tensor], Any], value: Any) -> Any:
+    """Of a tensor or a list of some."""
+    if isinstance(value, (list, tuple)):
+        return [each(changed, part) for part in value]
+    return changed(value) if isinstance(value, Tensor) else value
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -169,12 +166,21 @@ def run(name: str, args: dict[str, Any]) -> list[Tensor]:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_schema_says_what_the_arguments_are(name: str) -> None:
     schema = getattr(OPS, name).default._schema
-    given = ["like"] if name == "draw" else list(arguments(name))
+    options = {"cell": "LSTM"} if name in LAYERS else {}
+    given = ["like"] if name == "draw" else list(arguments(name, **options))
     assert [argument.name for argument in schema.arguments] == given
     assert not schema.is_mutable and not any(argument.kwarg_only for argument in schema.arguments)
-    assert all(str(returned.type) == "Tensor" for returned in schema.returns)
+    assert all(str(returned.type) in ("Tensor", "List[Tensor]") for returned in schema.returns)
     if name not in ("draw", "words"):
         assert "SymInt step_offset" in str(schema)  # an int would be a constant of a compiled graph
+
+
+@pytest.mark.parametrize("prefix", ["", "triton_"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_python_calls_the_arguments_of_a_layer_what_the_schema_does(name: str, prefix: str) -> None:
+    names = [argument.name for argument in getattr(OPS, prefix + name).default._schema.arguments]
+    at = names.index("cell")
+    assert tuple(names[at : at + len(LayerCall._fields)]) == LayerCall._fields
 
 
 def test_only_draw_is_random() -> None:
@@ -189,51 +195,54 @@ def test_only_draw_is_random() -> None:
 _LAYERS: dict[str, dict[str, Any]] = {
     "padded": {},
     "packed": {"packed": True},
-    "reverse": {"reverse": True, "packed": True},
-    "recompute": {"recompute": True},
+    "reverse": {"directions": REVERSE, "packed": True},
+    "both": {"directions": BOTH},
+    "both_packed": {"directions": BOTH, "packed": True},
+    "recompute": {"keep": Keep.STATES},
     "no_bias": {"bias": False},
     "no_sites": {"masks": NO_SITES},
     "eval": {"masks": ALL_SITES - FLAG["MASKS_ON"]},
     "unzoned": {"masks": flags("ZONEOUT_H", "UNZONED", "MASKS_ON")},
     "bfloat16": {"dtype": torch.bfloat16},
     "float64": {"dtype": torch.float64},
-    "bfloat16_packed_recompute": {"dtype": torch.bfloat16, "packed": True, "recompute": True},
+    "bfloat16_packed_recompute": {"dtype": torch.bfloat16, "packed": True, "keep": Keep.STATES},
+    "bfloat16_both": {"dtype": torch.bfloat16, "directions": BOTH},
 }
 
 
 @pytest.mark.parametrize("case", _LAYERS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_opcheck_of_the_layers(cell: str, case: str) -> None:
-    torch.library.opcheck(getattr(OPS, cell).default, tuple(layer_arguments(cell, grad=True, **_LAYERS[case]).values()))
+    torch.library.opcheck(OPS.layer.default, tuple(layer_arguments(cell, grad=True, **_LAYERS[case]).values()))
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_opcheck_of_a_projected_layer(packed: bool) -> None:
-    args = layer_arguments("lstm", grad=True, projected=True, packed=packed)
-    torch.library.opcheck(OPS.lstm.default, tuple(args.values()))
+    args = layer_arguments("LSTM", grad=True, projected=True, packed=packed, directions=BOTH)
+    torch.library.opcheck(OPS.layer.default, tuple(args.values()))
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_opcheck_with_inputs_that_are_not_dense_and_of_several_dtypes(cell: str) -> None:
     args = layer_arguments(cell, dtype=torch.bfloat16)
     args["x"] = torch.randn(B, T, I).transpose(0, 1)  # fp32, results in bf16
-    args["h0"] = torch.randn(1, H, dtype=torch.float64).expand(B, H)
-    args["w_hh"] = torch.randn(H, args["w_hh"].size(0), dtype=torch.float16).t()
-    for name in ("x", "h0", "w_ih", "w_hh", "b_ih", "b_hh"):
-        args[name] = args[name].detach().requires_grad_()
+    args["states"][0] = torch.randn(1, H, dtype=torch.float64).expand(B, H)
+    args["weights"][1] = torch.randn(H, args["weights"][1].size(0), dtype=torch.float16).t()
+    for name in ("x", "states", "weights"):
+        args[name] = each(lambda tensor: tensor.detach().requires_grad_(), args[name])
     # The fake's outputs are compared with the real ones; the gradients are compared elsewhere, leaf by leaf.
-    torch.library.opcheck(getattr(OPS, cell).default, tuple(args.values()))
+    torch.library.opcheck(OPS.layer.default, tuple(args.values()))
 
 
-@pytest.mark.parametrize("save", [KEEP_NOTHING, KEEP_ALL, KEEP_STATES])
+@pytest.mark.parametrize("keep", Keep)
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_opcheck_of_the_halves(cell: str, packed: bool, save: int) -> None:
-    args = forward_arguments(cell, save, packed=packed)
-    torch.library.opcheck(getattr(OPS, f"{cell}_forward").default, tuple(args.values()))
-    if save != KEEP_NOTHING:
-        args = backward_arguments(cell, save, packed=packed, given="last" if packed else "all")
-        torch.library.opcheck(getattr(OPS, f"{cell}_backward").default, tuple(args.values()))
+def test_opcheck_of_the_halves(cell: str, packed: bool, keep: int) -> None:
+    options: dict[str, Any] = {"packed": packed, "keep": keep, "directions": BOTH if packed else REVERSE}
+    torch.library.opcheck(OPS.layer_forward.default, tuple(layer_arguments(cell, **options).values()))
+    if keep != Keep.NOTHING:
+        args = backward_arguments(cell, given="last" if packed else "all", **options)
+        torch.library.opcheck(OPS.layer_backward.default, tuple(args.values()))
 
 
 @pytest.mark.parametrize(
@@ -291,15 +300,17 @@ _FAKES: list[tuple[str, dict[str, Any]]] = [
 for _cell in CELLS:
     for _packed in (False, True):
         for _dtype in (torch.float32, torch.bfloat16, torch.float64):
-            _some: dict[str, Any] = {"packed": _packed, "dtype": _dtype}
-            _FAKES.append((_cell, _some))
+            _some: dict[str, Any] = {"cell": _cell, "packed": _packed, "dtype": _dtype}
+            _FAKES += [("layer", _some), ("layer", {**_some, "directions": BOTH})]
             for _masks in (NO_SITES, flags("CELL", "MASKS_ON"), flags("ZONEOUT_H", "UNZONED")):
-                _FAKES += [(f"{_cell}_forward", {**_some, "save": save, "masks": _masks}) for save in (0, 1, 2)]
-            for _needs in (EVERYTHING, 0, 1, 2, 4, 8, 16):
-                _FAKES.append((f"{_cell}_backward", {**_some, "needs": _needs, "bias": _needs != 0}))
-_FAKES += [("lstm", {"projected": True}), ("lstm_forward", {"projected": True, "dtype": torch.bfloat16})]
-_FAKES += [("lstm_backward", {"projected": True, "needs": needs}) for needs in (16, 15, 31)]
-_FAKES += [(name, {"batch": 0}) for name in NAMES if name.startswith(CELLS)]
+                _FAKES += [("layer_forward", {**_some, "keep": keep, "masks": _masks}) for keep in Keep]
+            for _needs in (EVERYTHING, 0, *(2**bit for bit in range(9))):
+                _both = {"directions": BOTH if _needs > 16 else FORWARD}
+                _FAKES.append(("layer_backward", {**_some, "needs": _needs, "bias": _needs != 0, **_both}))
+_projected: dict[str, Any] = {"cell": "LSTM", "projected": True}
+_FAKES += [("layer", _projected), ("layer_forward", {**_projected, "dtype": torch.bfloat16, "directions": BOTH})]
+_FAKES += [("layer_backward", {**_projected, "needs": needs, "directions": BOTH}) for needs in (16, 15, 256, EVERYTHING)]
+_FAKES += [(name, {"cell": cell, "batch": 0}) for name in LAYERS for cell in CELLS]
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
@@ -310,11 +321,11 @@ def test_fakes_have_the_shapes_strides_and_dtypes_of_the_results(dynamic: bool) 
             args["x"] = args["x"].transpose(0, 1).contiguous().transpose(0, 1)  # results are dense all the same
         real = run(name, args)
         # Only the sizes of a batch change: the sizes of a layer are its own.
-        moving = ("x", "h0", "c0", "batch_sizes", "example_ids", "b", "c") if dynamic else ()
+        moving = ("x", "states", "batch_sizes", "example_ids", "b", "c") if dynamic else ()
         shapes = ShapeEnv() if dynamic else None
         mode = FakeTensorMode(shape_env=shapes)
         faked = {
-            key: mode.from_tensor(value, static_shapes=key not in moving) if isinstance(value, Tensor) else value
+            key: each(lambda tensor, key=key: mode.from_tensor(tensor, static_shapes=key not in moving), value)
             for key, value in args.items()
         }
         with mode:
@@ -323,17 +334,18 @@ def test_fakes_have_the_shapes_strides_and_dtypes_of_the_results(dynamic: bool) 
             assert described(fake) == described(result), f"result {index} of {name} with {options}"
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "dropout"])
-def test_fakes_decide_nothing_about_sizes(name: str) -> None:
+@pytest.mark.parametrize("cell", [*CELLS, None])
+def test_fakes_decide_nothing_about_sizes(cell: str | None) -> None:
     shapes = ShapeEnv()
     mode = FakeTensorMode(shape_env=shapes)
-    args = arguments(name)
-    for key in ("x", "h0", "c0"):
-        if key in args:
-            args[key] = mode.from_tensor(args[key], static_shapes=False)
-    rest = {key: mode.from_tensor(value) if type(value) is Tensor else value for key, value in args.items()}
+    name = "layer" if cell else "dropout"
+    args = arguments(name, **({"cell": cell, "directions": BOTH} if cell else {}))
+    faked = {
+        key: each(lambda tensor, key=key: mode.from_tensor(tensor, static_shapes=key not in ("x", "states")), value)
+        for key, value in args.items()
+    }
     with mode:
-        out = run(name, rest)[0]
+        out = run(name, faked)[0]
     assert all(isinstance(size, torch.SymInt) for size in out.shape)
     assert not shapes.guards
 
@@ -364,15 +376,22 @@ def test_draw_is_on_the_device_of_its_argument() -> None:
         assert described(OPS.draw(torch.empty(3))) == ((2,), (1,), torch.int64, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "draw"])
-def test_the_others_are_functions_of_their_arguments(name: str) -> None:
-    args = arguments(name)
-    kept = {key: value.clone() for key, value in args.items() if isinstance(value, Tensor)}
+OF_EACH_CELL = [
+    ("words", {}),
+    ("dropout", {}),
+    *[(name, {"cell": cell, "directions": BOTH}) for cell in CELLS for name in LAYERS],
+]
+
+
+@pytest.mark.parametrize(("name", "options"), OF_EACH_CELL)
+def test_the_others_are_functions_of_their_arguments(name: str, options: dict[str, Any]) -> None:
+    args = arguments(name, **options)
+    kept = [tensor.clone() for tensor in leaves(args.values())]
     state = torch.get_rng_state()
     first, second = run(name, args), run(name, args)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert all(torch.equal(args[key], value) for key, value in kept.items())
+    assert all(torch.equal(a, b) for a, b in zip(leaves(args.values()), kept, strict=True))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -385,26 +404,80 @@ def test_lazily_negated_and_zero_tensors(cell: str) -> None:
     args = layer_arguments(cell)
     lazy = torch.complex(args["x"], -args["x"]).conj().imag
     assert lazy.is_neg() and torch.equal(lazy.resolve_neg(), args["x"])
-    expected = run(cell, args)
-    for mine, their in zip(run(cell, args | {"x": lazy}), expected, strict=True):
+    expected = run("layer", args)
+    for mine, their in zip(run("layer", args | {"x": lazy}), expected, strict=True):
         assert torch.equal(mine, their)
     assert torch.equal(OPS.dropout(lazy, *list(dropout_arguments().values())[1:]),
                        OPS.dropout(args["x"], *list(dropout_arguments().values())[1:]))  # fmt: skip
-    nothing = run(cell, args | {"x": torch._efficientzerotensor((T, B, I))})
-    for mine, their in zip(nothing, run(cell, args | {"x": torch.zeros(T, B, I)}), strict=True):
+    nothing = run("layer", args | {"x": torch._efficientzerotensor((T, B, I))})
+    for mine, their in zip(nothing, run("layer", args | {"x": torch.zeros(T, B, I)}), strict=True):
         assert torch.equal(mine, their)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "lstm_backward", "gru_backward", "dropout", "words"])
-def test_no_argument_is_read_as_if_it_were_dense(name: str) -> None:
-    args = arguments(name, **({"projected": True} if name.startswith("lstm") else {}))
+@pytest.mark.parametrize(("name", "options"), OF_EACH_CELL)
+def test_no_argument_is_read_as_if_it_were_dense(name: str, options: dict[str, Any]) -> None:
+    args = arguments(name, **options, **({"projected": True} if options.get("cell") == "LSTM" else {}))
     expected = run(name, args)
+
+    def spread(tensor: Tensor) -> Tensor:
+        if tensor.dim() == 1 and tensor.numel() < 2:
+            return tensor
+        found = tensor.repeat_interleave(2, dim=-1)[..., ::2]
+        assert not found.is_contiguous()
+        return found
+
     for key, value in args.items():
-        if isinstance(value, Tensor):
-            spread = value.repeat_interleave(2, dim=-1)[..., ::2]
-            assert not spread.is_contiguous()
-            results = run(name, args | {key: spread})
+        if isinstance(value, (Tensor, list)):
+            results = run(name, args | {key: each(spread, value)})
             assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True)), key
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_one_pair_of_all_groups_may_be_the_same_memory(cell: str) -> None:
+    args = layer_arguments(cell)
+    expanded = RNG.expand(len(GROUPS), 2)
+    results = [run("layer", args | {"rng": rng}) for rng in (expanded, expanded.contiguous(), RNG_OF_EACH)]
+    assert all(torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
+    assert not torch.equal(results[0][0], results[2][0])
+
+
+@pytest.mark.parametrize("group", ["hidden", "weight", "state"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_each_group_reads_its_own_pair(cell: str, group: str) -> None:
+    sites = {"hidden": "HIDDEN", "weight": "WEIGHT_HH", "state": "UPDATE"}
+    for name, flag in sites.items():
+        args = layer_arguments(cell, masks=flags(flag, "MASKS_ON"))
+        other = RNG_OF_EACH.clone()
+        other[GROUPS.index(group)] += 1
+        same = torch.equal(run("layer", args)[0], run("layer", args | {"rng": other})[0])
+        assert same == (name != group)
+
+
+@pytest.mark.parametrize("options", [{}, {"packed": True}, {"dtype": torch.bfloat16}, {"keep": Keep.STATES}], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_both_directions_are_each_alone_side_by_side(cell: str, options: dict[str, Any]) -> None:
+    args = backward_arguments(cell, directions=BOTH, **options)
+    shared = {name: args[name] for name in LayerCall._fields}
+    y, last, kept = OPS.layer_forward(*shared.values())
+    dx, dstates, dweights = OPS.layer_backward(*args.values())
+    of_x = []
+    for number, direction in enumerate((FORWARD, REVERSE)):
+
+        def half(values: Any, number: int = number) -> Any:
+            return values[len(values) // 2 * number : len(values) // 2 * (number + 1)]
+
+        columns = slice(H * number, H * (number + 1))
+        own = shared | {"states": half(args["states"]), "weights": half(args["weights"]), "directions": direction}
+        y_, last_, kept_ = OPS.layer_forward(*own.values())
+        assert torch.equal(y[..., columns], y_)
+        assert all(torch.equal(a, b) for a, b in zip((*half(last), *half(kept)), (*last_, *kept_), strict=True))
+        gradients = {"grad_y": args["grad_y"][..., columns], "grad_last": half(args["grad_last"])}
+        given = {"y": None if args["y"] is None else y_, "kept": kept_, "needs": EVERYTHING}
+        dx_, *others = OPS.layer_backward(*(gradients | own | given).values())
+        of_x.append(dx_)
+        assert all(torch.equal(a, b) for a, b in zip(half(dstates), others[0], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(half(dweights), others[1], strict=True))
+    assert torch.equal(dx, of_x[0] + of_x[1])
 
 
 @pytest.mark.parametrize("sizes", [(4, 3, 0, 7), (4, 0, 5, 7), (4, 3, 5, 0), (1, 1, 1, 1)], ids=str)
