@@ -161,7 +161,8 @@ def layer_backward(
     )
     parts = 3 * call.num_directions
     check(
-        len(kept) == parts, f"kept must hold gates, beside and states of each direction, {parts} tensors, got {len(kept)}"
+        len(kept) == parts,
+        f"kept must hold gates, beside and states of each direction, {parts} tensors, got {len(kept)}",
     )
     check_floating(grad_y=grad_y)
     directions = [_surroundings(call, direction) for direction in call.each()]

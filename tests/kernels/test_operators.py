@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import ops
-from fused_rnn_dropout.cells import CELLS, Cell
+from fused_rnn_dropout.cells import CELLS
 from fused_rnn_dropout.layer_call import BOTH, FORWARD, REVERSE, Keep, Kept, LayerCall
 from fused_rnn_dropout.sites import FLAG, GROUPS, KIND, SITE_INDEX, SITES, stream
 
@@ -290,6 +291,15 @@ def described(tensor: Tensor) -> tuple[Any, ...]:
     return plain(tensor.shape), plain(tensor.stride()), tensor.dtype, tensor.device
 
 
+def faked(args: dict[str, Any], mode: FakeTensorMode, moving: tuple[str, ...]) -> dict[str, Any]:
+    """Arguments without values; ``moving``: those whose sizes are symbols."""
+
+    def fake(name: str, tensor: Tensor) -> Tensor:
+        return mode.from_tensor(tensor, static_shapes=name not in moving)
+
+    return {name: each(functools.partial(fake, name), value) for name, value in args.items()}
+
+
 _FAKES: list[tuple[str, dict[str, Any]]] = [
     ("words", {}),
     ("words", {"stream": KIND["WEIGHT_ROW"]}),
@@ -309,7 +319,8 @@ for _cell in CELLS:
                 _FAKES.append(("layer_backward", {**_some, "needs": _needs, "bias": _needs != 0, **_both}))
 _projected: dict[str, Any] = {"cell": "LSTM", "projected": True}
 _FAKES += [("layer", _projected), ("layer_forward", {**_projected, "dtype": torch.bfloat16, "directions": BOTH})]
-_FAKES += [("layer_backward", {**_projected, "needs": needs, "directions": BOTH}) for needs in (16, 15, 256, EVERYTHING)]
+_projected_both: dict[str, Any] = {**_projected, "directions": BOTH}
+_FAKES += [("layer_backward", {**_projected_both, "needs": needs}) for needs in (16, 15, 256, EVERYTHING)]
 _FAKES += [(name, {"cell": cell, "batch": 0}) for name in LAYERS for cell in CELLS]
 
 
@@ -324,12 +335,8 @@ def test_fakes_have_the_shapes_strides_and_dtypes_of_the_results(dynamic: bool) 
         moving = ("x", "states", "batch_sizes", "example_ids", "b", "c") if dynamic else ()
         shapes = ShapeEnv() if dynamic else None
         mode = FakeTensorMode(shape_env=shapes)
-        faked = {
-            key: each(lambda tensor, key=key: mode.from_tensor(tensor, static_shapes=key not in moving), value)
-            for key, value in args.items()
-        }
         with mode:
-            fakes = run(name, faked)
+            fakes = run(name, faked(args, mode, moving))
         for index, (fake, result) in enumerate(zip(fakes, real, strict=True)):
             assert described(fake) == described(result), f"result {index} of {name} with {options}"
 
@@ -340,12 +347,8 @@ def test_fakes_decide_nothing_about_sizes(cell: str | None) -> None:
     mode = FakeTensorMode(shape_env=shapes)
     name = "layer" if cell else "dropout"
     args = arguments(name, **({"cell": cell, "directions": BOTH} if cell else {}))
-    faked = {
-        key: each(lambda tensor, key=key: mode.from_tensor(tensor, static_shapes=key not in ("x", "states")), value)
-        for key, value in args.items()
-    }
     with mode:
-        out = run(name, faked)[0]
+        out = run(name, faked(args, mode, ("x", "states")))[0]
     assert all(isinstance(size, torch.SymInt) for size in out.shape)
     assert not shapes.guards
 
@@ -484,16 +487,19 @@ def test_both_directions_are_each_alone_side_by_side(cell: str, options: dict[st
 @pytest.mark.parametrize("cell", CELLS)
 def test_sizes_of_zero_and_one(cell: str, sizes: tuple[int, int, int, int]) -> None:
     steps, batch, inputs, units = sizes
-    gates = 4 if cell == "lstm" else 3
+    row = CELLS[cell]
     args = layer_arguments(cell) | {"example_ids": None}
-    shapes = {"x": (steps, batch, inputs), "w_ih": (gates * units, inputs), "w_hh": (gates * units, units)}
-    shapes |= {"b_ih": (gates * units,), "b_hh": (gates * units,), "h0": (batch, units)}
-    shapes |= {"c0": (batch, units)} if cell == "lstm" else {}
-    args |= {name: torch.randn(shape, requires_grad=True) for name, shape in shapes.items()}
-    results = run(cell, args)
-    assert results[0].shape == (steps, batch, units) and all(r.shape == (batch, units) for r in results[1:])
-    sum(r.sum() for r in results).backward()
-    assert all(args[name].grad.isfinite().all() and args[name].grad.shape == shape for name, shape in shapes.items())
+    gates = row.gates * units
+    shapes = [(gates, inputs), (gates, units), (gates,), (gates,)]
+    args["x"] = torch.randn(steps, batch, inputs, requires_grad=True)
+    args["states"] = [torch.randn(batch, units, requires_grad=True) for _ in range(2 * row.states)]
+    args["weights"] = [torch.randn(shape, requires_grad=True) for shape in 2 * shapes]
+    args["directions"] = BOTH
+    y, *last = run("layer", args)
+    assert y.shape == (steps, batch, 2 * units) and all(state.shape == (batch, units) for state in last)
+    sum(result.sum() for result in (y, *last)).backward()
+    for leaf in (args["x"], *args["states"], *args["weights"]):
+        assert leaf.grad is not None and leaf.grad.shape == leaf.shape and leaf.grad.isfinite().all()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -572,29 +578,77 @@ class Bad:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+# What a bad argument is called: its name in the schema, or that of a tensor in a list of one direction.
+_PLACES = {
+    "states": ("h0", "c0"),
+    "weights": ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr"),
+    "grad_last": ("grad_h_n", "grad_c_n"),
+    "kept": ("gates", "beside", "kept_states"),
+}
+
+
+def _get(args: dict[str, Any], key: str) -> Any:
+    for name, parts in _PLACES.items():
+        if key in parts:
+            return args[name][parts.index(key)]
+    return args[key]
+
+
+def _with(args: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """The arguments that change where these take the place of what was there."""
+    changed: dict[str, Any] = {}
+    for key, value in values.items():
+        name = next((name for name, parts in _PLACES.items() if key in parts), None)
+        if name is None:
+            changed[key] = value
+        else:
+            changed.setdefault(name, list(args[name]))[_PLACES[name].index(key)] = value
+    return changed
+
+
 def _longer(key: str, dim: int = 0) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """One more along a dimension."""
-    return lambda args: {key: torch.cat([args[key], args[key].narrow(dim, 0, 1)], dim)}
+
+    def change(args: dict[str, Any]) -> dict[str, Any]:
+        value = _get(args, key)
+        return _with(args, **{key: torch.cat([value, value.narrow(dim, 0, 1)], dim)})
+
+    return change
 
 
 def _as(key: str, dtype: torch.dtype) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    return lambda args: {key: args[key].to(dtype)}
+    return lambda args: _with(args, **{key: _get(args, key).to(dtype)})
+
+
+def _meta(key: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda args: _with(args, **{key: _get(args, key).to("meta")})
+
+
+def _emptied(key: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda args: _with(args, **{key: emptied(_get(args, key))})
 
 
 def _put(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    return lambda args: changes
+    return lambda args: _with(args, **changes)
+
+
+def _cut(key: str, count: int = 1) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A list with fewer tensors at its end."""
+    return lambda args: {key: args[key][:-count]}
 
 
 def _wide_projection(args: dict[str, Any]) -> dict[str, Any]:
     """A projection to many more units than there are; masks of a unit are kept for as many as there are."""
     wide = 200_000
-    return {"h0": torch.randn(B, wide), "w_hh": torch.randn(4 * H, wide), "w_hr": torch.randn(wide, H)}
+    return _with(args, h0=torch.randn(B, wide), w_hh=torch.randn(4 * H, wide), w_hr=torch.randn(wide, H))
 
 
+_H_IN_Y = {"masks": NO_SITES}
+_H_APART = {"masks": flags("ZONEOUT_H", "UNZONED", "MASKS_ON")}
 BAD: dict[str, Bad] = {}
 for _cell in CELLS:
     BAD |= {
-        f"{_cell}-{case}": Bad(_cell, changes, message, options)
+        f"{_cell}-{case}": Bad("layer", changes, message, {"cell": _cell} | options)
         for case, (changes, message, options) in {
             "x_1d": (_put(x=torch.randn(I)), "x", {}),
             "x_2d": (_put(x=torch.randn(T, I)), "x must be", {}),
@@ -611,7 +665,19 @@ for _cell in CELLS:
             "w_hh_columns": (_longer("w_hh", 1), "w_hh has a shape", {}),
             "b_ih_long": (_longer("b_ih"), "b_ih has a shape", {}),
             "b_hh_2d": (_put(b_hh=torch.randn(1, H)), "b_hh has a shape", {}),
-            "one_bias": (_put(b_hh=None), "b_ih and b_hh must be given together", {}),
+            "cell_unknown": (_put(cell=len(CELLS)), "cell must be in [0, ", {}),
+            "cell_negative": (_put(cell=-1), "cell must be in [0, ", {}),
+            "states_few": (_cut("states"), "states must hold h0", {}),
+            "states_of_one_direction": (_put(directions=BOTH), "states must hold h0", {}),
+            "states_none": (_put(states=[]), "states must hold h0", {}),
+            "weights_few": (_cut("weights", 3), "weights must hold w_ih and w_hh", {}),
+            "weights_none": (_put(weights=[]), "weights must hold w_ih and w_hh", {}),
+            "weights_many": (lambda args: {"weights": args["weights"] * 3}, "weights must hold w_ih and w_hh", {}),
+            "weights_of_two": (_cut("weights"), "weights must hold w_ih and w_hh", {"directions": BOTH}),
+            "directions_none": (_put(directions=0), "directions must be 1, 2 or 3, got 0", {}),
+            "directions_many": (_put(directions=4), "directions must be 1, 2 or 3, got 4", {}),
+            "schedule": (_put(schedule=7), "schedule must be", {}),
+            "keep": (_put(keep=3), "keep must be 0, 1 or 2, got 3", {}),
             "sizes_sum": (_put(batch_sizes=torch.tensor([3, 2, 2])), "batch_sizes sum to 7", {"packed": True}),
             "sizes_grow": (_put(batch_sizes=torch.tensor([2, 3, 1])), "must not grow", {"packed": True}),
             "sizes_zero": (_put(batch_sizes=torch.tensor([3, 3, 0])), "must be positive", {"packed": True}),
@@ -628,14 +694,13 @@ for _cell in CELLS:
             "thresholds_large": (_put(thresholds=torch.full((10,), 2**32 + 1)), "thresholds must be in", {}),
             "thresholds_negative": (_put(thresholds=torch.full((10,), -1)), "thresholds must be in", {}),
             "thresholds_float": (_as("thresholds", torch.float32), "thresholds must be an int64", {}),
-            "rng_state_none": (_put(rng_state=None), "rng_state is needed", {}),
-            "rng_hidden_none": (_put(rng_hidden=None), "rng_hidden is needed", {}),
-            "rng_weight_none": (_put(rng_weight=None), "rng_weight is needed", {}),
-            "rng_weight_none_for_w_ih": (
-                _put(rng_weight=None), "rng_weight is needed", {"masks": flags("WEIGHT_IH", "MASKS_ON")}
+            "rng_none": (_put(rng=None), "rng is needed where sites draw masks", {}),
+            "rng_none_for_w_ih": (
+                _put(rng=None), "rng is needed where sites draw masks", {"masks": flags("WEIGHT_IH", "MASKS_ON")}
             ),
-            "rng_long": (_put(rng_state=torch.arange(3)), "rng_state must have 2", {}),
-            "rng_int32": (_as("rng_weight", torch.int32), "rng_weight must be an int64", {}),
+            "rng_of_one": (_put(rng=RNG), "rng must have 6 rows", {}),
+            "rng_wide": (_put(rng=torch.ones(6, 3, dtype=torch.int64)), "rng must have 6 rows", {}),
+            "rng_int32": (_as("rng", torch.int32), "rng must be an int64", {}),
             "offset_negative": (_put(step_offset=-1), "step_offset", {}),
             "offset_large": (_put(step_offset=2**32 - T), "step_offset", {}),
             "offset_largest": (_put(step_offset=2**63 - 1), "step_offset", {}),
@@ -651,51 +716,59 @@ for _cell in CELLS:
             "dtype_int": (_put(dtype=torch.int32), "dtype", {}),
             "dtype_complex": (_put(dtype=torch.complex64), "dtype", {}),
             "x_meta": (_put(x=torch.empty(T, B, I, device="meta")), "", {}),
-            "w_hh_meta": (lambda args: {"w_hh": args["w_hh"].to("meta")}, "", {}),
-            "rng_meta": (_put(rng_state=torch.empty(2, dtype=torch.int64, device="meta")), "", {}),
+            "w_hh_meta": (_meta("w_hh"), "", {}),
+            "rng_meta": (_meta("rng"), "", {}),
             "ids_meta": (_put(example_ids=torch.empty(3, dtype=torch.int64, device="meta")), "", {}),
-            "w_ih_sparse": (lambda args: {"w_ih": args["w_ih"].to_sparse()}, "Sparse", {}),
-            "w_hh_mkldnn": (lambda args: {"w_hh": args["w_hh"].to_mkldnn()}, "Mkldnn", {}),
-            "x_without_memory": (lambda args: {"x": emptied(args["x"])}, "", {}),
-            "w_hh_without_memory": (lambda args: {"w_hh": emptied(args["w_hh"])}, "", {}),
-            "bias_without_memory": (lambda args: {"b_ih": emptied(args["b_ih"])}, "", {}),
-            "rng_without_memory": (_put(rng_state=emptied(RNG)), "", {}),
+            "w_ih_sparse": (lambda args: _with(args, w_ih=_get(args, "w_ih").to_sparse()), "Sparse", {}),
+            "w_hh_mkldnn": (lambda args: _with(args, w_hh=_get(args, "w_hh").to_mkldnn()), "Mkldnn", {}),
+            "x_without_memory": (_emptied("x"), "", {}),
+            "w_hh_without_memory": (_emptied("w_hh"), "", {}),
+            "bias_without_memory": (_emptied("b_ih"), "", {}),
+            "rng_without_memory": (_emptied("rng"), "", {}),
         }.items()
     }  # fmt: skip
     BAD |= {
-        f"{_cell}_backward-{case}": Bad(f"{_cell}_backward", changes, message, options)
+        f"{_cell}_backward-{case}": Bad("layer_backward", changes, message, {"cell": _cell} | options)
         for case, (changes, message, options) in {
-            "grad_out": (_longer("grad_out", 2), "grad_out has a shape", {}),
+            "grad_y": (_longer("grad_y", 2), "grad_y has a shape", {}),
+            "grad_y_of_one_direction": (
+                lambda args: {"grad_y": args["grad_y"][..., :H]}, "grad_y has a shape", {"directions": BOTH}
+            ),
+            "grad_last_few": (_cut("grad_last"), "grad_last must have an element for each of states", {}),
+            "kept_few": (_cut("kept"), "kept must hold gates, beside and states of each direction", {}),
+            "keep_nothing": (_put(keep=0), "keep must be 1 or 2 in a backward", {}),
+            "y_none": (_put(y=None), "y is needed", _H_IN_Y),
+            "y_half": (_as("y", torch.float16), "y must be what the forward returned", _H_IN_Y),
+            "y_rows": (lambda args: {"y": args["y"][1:]}, "y has a shape", _H_IN_Y),
+            "y_meta": (_meta("y"), "", _H_IN_Y),
+            "y_without_memory": (_emptied("y"), "", _H_IN_Y),
+            "beside_rows": (_longer("beside"), "beside has a shape", {}),
+            "beside_float32": (_as("beside", torch.float32), "beside", {"dtype": torch.float64}),
+            "beside_meta": (_meta("beside"), "", {}),
             "grad_h_n": (_longer("grad_h_n"), "grad_h_n has a shape", {}),
-            "grad_complex": (_as("grad_out", torch.complex64), "grad_out", {}),
+            "grad_complex": (_as("grad_y", torch.complex64), "grad_y", {}),
             "gates_rows": (_longer("gates"), "gates has a shape", {}),
             "gates_half": (_as("gates", torch.float16), "gates", {}),
-            "gates_meta": (lambda args: {"gates": args["gates"].to("meta")}, "", {}),
-            "gates_without_memory": (lambda args: {"gates": emptied(args["gates"])}, "", {}),
-            "states_rows": (lambda args: {"states": args["states"][1:]}, "", {}),
-            "states_meta": (lambda args: {"states": args["states"].to("meta")}, "", {}),
+            "gates_meta": (_meta("gates"), "", {}),
+            "gates_without_memory": (_emptied("gates"), "", {}),
+            "states_rows": (lambda args: _with(args, kept_states=_get(args, "kept_states")[1:]), "", _H_APART),
+            "states_meta": (_meta("kept_states"), "", _H_APART),
         }.items()
-    }
+    }  # fmt: skip
 BAD |= {
-    "lstm-c0_rows": Bad("lstm", _longer("c0"), "h0|c0"),
-    "lstm-c0_1d": Bad("lstm", _put(c0=torch.randn(H)), "c0"),
-    "lstm-no_projection": Bad("lstm", _put(w_hr=None), "h0 must have as many units", {"projected": True}),
-    "lstm-w_hr_rows": Bad("lstm", _longer("w_hr"), "w_hr has a shape", {"projected": True}),
-    "lstm-wide_projection": Bad("lstm", _wide_projection, "h0|w_hr|proj", {"projected": True}),
-    "lstm-rng_weight_none_for_w_hr": Bad(
-        "lstm",
-        _put(rng_weight=None),
-        "rng_weight is needed",
-        {"projected": True, "masks": flags("WEIGHT_HR", "MASKS_ON")},
+    "LSTM-c0_rows": Bad("layer", _longer("c0"), "h0|c0", {"cell": "LSTM"}),
+    "LSTM-c0_1d": Bad("layer", _put(c0=torch.randn(H)), "c0", {"cell": "LSTM"}),
+    "LSTM-no_projection": Bad("layer", _cut("weights"), "h0 must have as many units", _projected),
+    "LSTM-w_hr_rows": Bad("layer", _longer("w_hr"), "w_hr has a shape", _projected),
+    "LSTM-wide_projection": Bad("layer", _wide_projection, "h0|w_hr|proj", _projected),
+    "LSTM-rng_none_for_w_hr": Bad(
+        "layer", _put(rng=None), "rng is needed", _projected | {"masks": flags("WEIGHT_HR", "MASKS_ON")}
     ),
-    "lstm_backward-cells_rows": Bad("lstm_backward", _longer("cells"), "cells has a shape"),
-    "lstm_backward-cells_float32": Bad(
-        "lstm_backward", _as("cells", torch.float32), "cells", {"dtype": torch.float64}
-    ),
-    "lstm_backward-cells_meta": Bad("lstm_backward", lambda args: {"cells": args["cells"].to("meta")}, ""),
-    "gru_backward-resets_rows": Bad("gru_backward", _longer("resets"), "resets has a shape"),
-    "gru_backward-resets_float32": Bad(
-        "gru_backward", _as("resets", torch.float32), "resets", {"dtype": torch.float64}
+    "GRU-projection": Bad(
+        "layer",
+        lambda args: {"weights": [*args["weights"], torch.randn(P, H)]},
+        "weights must hold w_ih and w_hh, then b_ih and b_hh where there are biases, of each",
+        {"cell": "GRU"},
     ),
     "dropout-x_1d": Bad("dropout", _put(x=torch.randn(I)), "x must be"),
     "dropout-x_2d": Bad("dropout", _put(x=torch.randn(T, I)), "x must be"),
@@ -756,13 +829,17 @@ def test_bad_arguments_raise_and_name_the_argument(case: str, ask: Ask) -> None:
 
 
 def twisted(key: str, value: Any, random: torch.Generator) -> Any:
-    """Another value in place of an argument: seldom a legal one."""
+    """Another value in place of an argument, or of one tensor in a list: seldom a legal one."""
 
     def pick(options: list[Any]) -> Any:
         return options[int(torch.randint(len(options), (), generator=random))]
 
     if isinstance(value, bool):
         return not value
+    if isinstance(value, list):
+        place = int(torch.randint(len(value), (), generator=random))
+        found = twisted(key, value[place], random)
+        return [*value[:place], *[found] * pick([0, 1, 1, 1, 1, 2]), *value[place + 1 :]]
     if key == "units":
         return pick([-1, 0, 1, 2**32, 2**63 - 1, -(2**63)])  # what lies between only takes memory
     if isinstance(value, int):
@@ -809,15 +886,16 @@ def call_at_random(said: Any, seed: int, calls: int) -> str:
     for index in range(calls):
         name = names[index % len(names)]
         options: dict[str, Any] = {"packed": bool(index % 2)} if name != "words" else {}
-        if name.startswith("lstm"):
-            options["projected"] = index % 3 == 0
+        if name in LAYERS:
+            options["cell"] = list(CELLS)[index // len(names) % len(CELLS)]
+            options["directions"] = 1 + index % 3
+            options["projected"] = CELLS[options["cell"]].projects and index % 2 == 0
         args = arguments(name, **options)
         keys = list(args)
         changed = [keys[int(torch.randint(len(keys), (), generator=random))] for _ in range(1 + index % 3)]
         changes = {key: twisted(key, args[key], random) for key in changed}
         told = {
-            k: (tuple(v.shape), str(v.dtype), v.stride()) if isinstance(v, Tensor) else str(v)
-            for k, v in changes.items()
+            k: [(tuple(t.shape), str(t.dtype), t.stride()) for t in leaves([v])] or str(v) for k, v in changes.items()
         }
         print(json.dumps([name, options, told]), file=said, flush=True)  # the last line is what a crash was about
         try:
