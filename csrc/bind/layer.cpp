@@ -1,57 +1,29 @@
-// The layer operators on the CPU, of any cell: one layer in one direction, its arguments checked, its tensors as the
-// kernels take them, its results. The operators at the end of the file are the only part that knows their schemas.
-#include <optional>
+// The layer operators on the CPU, of any cell: a layer's tensors as the kernels take them, its results. The operators
+// at the end of the file are the only part that knows their schemas.
 #include <tuple>
 #include <vector>
 
+#include "bind/layer.h"
 #include "bind/tensors.h"
-#include "core/cells.h"
 #include "cpu/layer.h"
 
 namespace frd::bind {
 namespace {
 
-// The tensors that a layer is made of; none where a cell has not got them.
-struct Tensors {
-  Tensor x, h0;
-  MaybeTensor c0;
-  Tensor w_ih, w_hh;
-  MaybeTensor b_ih, b_hh, w_hr;
-};
-
-// The rest of what an operator is given.
-struct Settings {
-  MaybeTensor batch_sizes, example_ids, rng_state, rng_hidden, rng_weight, thresholds;
-  ScalarType dtype;  // of the results
-  int64_t flags, layer;
-  bool reverse;
-  int64_t step_offset;
-};
-
-// The arguments of one call, checked.
-class Layer {
+// The arguments of one call, its numbers as the kernels take them.
+class Layer : public LayerArguments {
  public:
   Layer(Cell cell, const Tensors& given, const Settings& s)
-      : cell(cell),
-        given(given),
-        shapes(info(), given.x, given.h0, given.c0, given.w_ih, given.w_hh, given.b_ih, given.b_hh, given.w_hr),
-        dtype(checked(s.dtype)),
-        compute(dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float),
-        batch(given.x, s.batch_sizes, given.h0.size(0), s.reverse),
+      : LayerArguments(cell, given, s),
         random(s.example_ids, s.rng_state, s.rng_hidden, s.rng_weight, s.thresholds, s.flags, s.layer, s.reverse,
                s.step_offset, batch.sequence.batch, batch.sequence.steps),
         dense{in_compute(given.x),    in_compute(given.h0),   in_compute(given.c0),   in_compute(given.w_ih),
               in_compute(given.w_hh), in_compute(given.b_ih), in_compute(given.b_hh), in_compute(given.w_hr)} {}
 
-  const CellInfo& info() const { return CELLS[cell]; }
-  int64_t rows() const { return batch.sequence.rows; }
-  int64_t gate_rows() const { return info().gates * shapes.units; }
-  std::vector<int64_t> of_h() const { return {batch.sequence.batch, shapes.projected}; }
-  std::vector<int64_t> of_c() const { return {batch.sequence.batch, shapes.units}; }
   Tensor empty(const std::vector<int64_t>& shape) const { return bind::empty(shape, compute); }
   Tensor room(bool wanted, const std::vector<int64_t>& shape) const { return bind::room(wanted, shape, compute); }
 
-  // The numbers as the kernels take them, which live as long as this does.
+  // Their memory lives as long as this does.
   template <class T>
   cpu::LayerInputs<T> inputs() const {
     cpu::LayerInputs<T> p;
@@ -72,29 +44,14 @@ class Layer {
     return p;
   }
 
-  const Cell cell;
-  const Tensors given;
-  const LayerShapes shapes;
-  const ScalarType dtype, compute;
-  const Batch batch;
   const Random random;
   const Tensors dense;  // in `compute`
 
  private:
-  static ScalarType checked(ScalarType dtype) {
-    check_floating("dtype", dtype);
-    return dtype;
-  }
   template <class Maybe>
   Maybe in_compute(const Maybe& t) const {
     return bind::dense(t, compute);
   }
-};
-
-struct Forward {
-  Tensor out, h_n;
-  MaybeTensor c_n;
-  Tensor gates, beside, states;  // what is kept
 };
 
 template <class T>
@@ -126,39 +83,10 @@ Forward forward(const Layer& l, int64_t save) {
   return l.compute == ScalarType::Double ? forward_in<double>(l, save) : forward_in<float>(l, save);
 }
 
-// What a backward is given beside the layer: gradients, and what the forward kept. `beside` is called by its name in
-// the operator.
-struct Kept {
-  MaybeTensor grad_out, grad_h_n, grad_c_n;
-  Tensor gates, beside, states;
-  const char* name_of_beside;
-};
-
-struct Gradients {
-  Tensor x, h0;
-  MaybeTensor c0;
-  Tensor w_ih, w_hh, b_ih;
-  MaybeTensor b_hh;  // none where it is the gradient of b_ih
-  Tensor w_hr;
-};
-
 template <class T>
-Gradients backward_in(const Layer& l, const Kept& k, int64_t needs) {
-  const int64_t H = l.shapes.units, P = l.shapes.projected, N = l.rows(), GH = l.gate_rows();
-  const bool all = k.gates.dim() != 1;  // otherwise the forward kept no gates
-  const bool has_beside = l.info().keeps_beside(all);
-  const Tensor beside = has_beside ? saved_as(k.name_of_beside, k.beside, l.compute, {N, H}, l.given.x) : k.beside;
-  const Tensor gates = all ? saved_as("gates", k.gates, l.compute, {N, GH}, l.given.x) : k.gates;
-  check_floating("grad_out", k.grad_out);
-  check_floating("grad_h_n", k.grad_h_n);
-  check_floating("grad_c_n", k.grad_c_n);
-  check_floating("states", k.states);
-  const Tensor states = torch::stable::view(dense(k.states, l.compute), {N, P});
-  const MaybeTensor dout = dense(k.grad_out, l.compute), dh_n = dense(k.grad_h_n, l.compute);
-  const MaybeTensor dc_n = dense(k.grad_c_n, l.compute);
-  check_shape("grad_out", dout, l.batch.shape(P));
-  check_shape("grad_h_n", dh_n, l.of_h());
-  check_shape("grad_c_n", dc_n, l.of_c());
+Gradients backward_in(const Layer& l, const Kept& kept, int64_t needs) {
+  const int64_t H = l.shapes.units, P = l.shapes.projected, GH = l.gate_rows();
+  const Kept k = kept.dense(l, l.compute);
 
   const auto wants = [needs](int64_t bit) { return (needs & bit) != 0; };
   const bool wants_hr = l.given.w_hr && wants(NEEDS_W_HR), wants_bias = wants(NEEDS_BIAS);
@@ -168,12 +96,12 @@ Gradients backward_in(const Layer& l, const Kept& k, int64_t needs) {
   const Tensor dw_hr = l.room(wants_hr, {P, H}), db_ih = l.room(wants_bias, {GH});
   const MaybeTensor db_hh = l.info().apart ? MaybeTensor(l.room(wants_bias, {GH})) : std::nullopt;
   cpu::LayerBackward<T> p{l.inputs<T>()};
-  p.gates = all ? read<T>(gates) : nullptr;
-  p.beside = has_beside ? read<T>(beside) : nullptr;
-  p.states = read<T>(states);
-  p.dout = read<T>(dout);
-  p.dh_n = read<T>(dh_n);
-  p.dc_n = read<T>(dc_n);
+  p.gates = k.has_gates() ? read<T>(k.gates) : nullptr;
+  p.beside = l.info().keeps_beside(k.has_gates()) ? read<T>(k.beside) : nullptr;
+  p.states = read<T>(k.states);
+  p.dout = read<T>(k.grad_out);
+  p.dh_n = read<T>(k.grad_h_n);
+  p.dc_n = read<T>(k.grad_c_n);
   p.dx = where<T>(wants(NEEDS_X), dx);
   p.dw_ih = where<T>(wants(NEEDS_W_IH), dw_ih);
   p.dw_hh = where<T>(wants(NEEDS_W_HH), dw_hh);
@@ -183,19 +111,7 @@ Gradients backward_in(const Layer& l, const Kept& k, int64_t needs) {
   p.dh0 = data<T>(dh0);
   p.dc0 = dc0 ? data<T>(*dc0) : nullptr;
   kernels().of<T>().backward[l.cell](p);
-
-  // Each in the type of what it is the gradient of.
-  const auto as = [&l](const Tensor& gradient, const MaybeTensor& given) {
-    return given ? in_type(gradient, given->scalar_type()) : gradient;
-  };
-  return {.x = as(dx, l.given.x),
-          .h0 = as(dh0, l.given.h0),
-          .c0 = dc0 ? MaybeTensor(as(*dc0, l.given.c0)) : std::nullopt,
-          .w_ih = as(dw_ih, l.given.w_ih),
-          .w_hh = as(dw_hh, l.given.w_hh),
-          .b_ih = as(db_ih, l.given.b_ih),
-          .b_hh = db_hh ? MaybeTensor(as(*db_hh, l.given.b_hh)) : std::nullopt,
-          .w_hr = as(dw_hr, l.given.w_hr)};
+  return Gradients{dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh, dw_hr}.in_types_of(l.given);
 }
 
 Gradients backward(const Layer& l, const Kept& k, int64_t needs) {
