@@ -7,8 +7,14 @@
 namespace frd::cuda {
 namespace {
 
+// With four gates a thread needs all the registers that a bound leaves it; with fewer it needs less, and a bound would
+// only have it take more.
+template <class Equations>
+inline constexpr unsigned BOUND = CELLS[Equations::CELL].gates > 3 ? LEAST_BLOCKS : 0;
+
 template <class Equations, int N, class D>
-__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, LEAST_BLOCKS) forward_step_kernel(LayerForwardStep<D> p) {
+__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations>)
+    forward_step_kernel(LayerForwardStep<D> p) {
   using S = State<D>;
   constexpr CellInfo INFO = CELLS[Equations::CELL];
   constexpr int G = INFO.gates;
@@ -21,9 +27,9 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, LEAST_BLOCKS) forward
     Pack<S, N> a[G], apart{};
     FRD_UNROLL
     for (int k = 0; k < G; ++k) {
-      // Where the last gate takes U h apart, each half of a gate gets its bias before they are added.
-      Pack<S, N> recurrent = load_as<N, S>(p.recurrent + (b * G + k) * H + u);
       a[k] = load_as<N, S>(gates + k * H);
+      Pack<S, N> recurrent = load_as<N, S>(p.recurrent + (b * G + k) * H + u);
+      // Where the last gate takes U h apart, each half of a gate gets its bias before they are added.
       if (!INFO.apart) add<N>(a[k], recurrent);
       if (p.b_ih) {
         add<N>(a[k], load<N>(p.b_ih + k * H + u));
@@ -34,7 +40,7 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, LEAST_BLOCKS) forward
     }
     const Pack<uint8_t, N> bits = bits_of<N>(p.masks, b, u);
     const bool enters = b >= p.step.continued, ends = b >= p.step.continuing;
-    Pack<S, N> memory, h_new, before;
+    Pack<S, N> memory, h_new;
     if constexpr (INFO.has_c) {
       memory = load<N>((enters ? p.c0 : p.c_before) + at);
     } else {
@@ -44,7 +50,6 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, LEAST_BLOCKS) forward
     FRD_UNROLL
     for (int i = 0; i < N; ++i) {
       if (enters) memory.at[i] = enter_of(p.masks, sites, SCALED<Equations>, bits.at[i], memory.at[i]);
-      before.at[i] = memory.at[i];
       const Drops<Math<S>> drops = drops_of(p.masks, b, u + i, p.step.t, bits.at[i]);
       S g[G];
       FRD_UNROLL
@@ -66,7 +71,7 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, LEAST_BLOCKS) forward
     if (INFO.projects && p.outputs) {
       store<N>(p.outputs + at, h_new);
     } else {
-      if constexpr (INFO.has_c) before = h_before<N>(p, b, u);
+      const Pack<S, N> before = INFO.has_c ? h_before<N>(p, b, u) : memory;
       finish_h<SCALED<Equations>>(p, sites, b, u, bits, keep_h, before, h_new);
     }
   }
