@@ -1,6 +1,7 @@
 // Where the rows of a step lie, by value in a kernel's parameters: nothing is copied to the device for them.
 #pragma once
 
+#include "core/philox.h"
 #include "core/rows.h"
 #include "cuda/platform.h"
 
