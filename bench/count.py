@@ -17,7 +17,7 @@ STATE = 4
 """Bytes of a number of the running state, which is float32 for float32, bfloat16 and float16."""
 
 MOST_PACKED_STEPS = 64
-"""Steps of a packed batch that one launch over all steps takes (``csrc/cuda/steps.h``)."""
+"""Steps of a packed batch that one launch over all steps takes (``csrc/cuda/rows.h``)."""
 
 COLUMN_SUM_ROWS = 256
 """Rows beyond which a sum over rows takes a second launch (``csrc/cuda/column_sums.cu``)."""
@@ -167,7 +167,7 @@ def _gradients(layer: Layer, out: int | None = None) -> list[Work]:
 
 
 def alternating(layer: Layer) -> tuple[list[Work], list[Work]]:
-    """``csrc/cuda/lstm_schedule.cpp`` and ``gru_schedule.cpp``: forward and backward."""
+    """``csrc/cuda/schedules/alternating.cpp``: forward and backward."""
     shape, e, s = layer.shape, layer.e, STATE
     N, B, I, H, G, sizes = layer.rows, shape.batch, shape.inputs, shape.units, layer.gates, layer.sizes()
     lstm = layer.cell == "LSTM"

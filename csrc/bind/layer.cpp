@@ -1,31 +1,22 @@
-// A layer on the CPU, of any cell: one direction of it, its arguments checked, its tensors as the kernels take them,
-// its results.
-#include <optional>
+// A layer on the CPU, of any cell: the tensors of one direction as the kernels take them, its results.
 #include <vector>
 
-#include "bind/layer_call.h"
+#include "bind/layer.h"
 #include "bind/tensors.h"
-#include "core/cells.h"
-#include "cpu/schedule.h"
+#include "cpu/layer.h"
 
 namespace frd::bind {
 namespace {
 
-// The arguments of one direction, checked.
-class Layer {
+// The arguments of one direction, its numbers as the kernels take them.
+class Layer : public LayerArguments {
  public:
-  explicit Layer(const Direction& direction) : Layer(direction, direction.tensors, direction.settings) {}
+  explicit Layer(const Direction& d) : Layer(d, d.settings) {}
 
-  const CellInfo& info() const { return CELLS[cell]; }
-  int64_t rows() const { return batch.sequence.rows; }
-  int64_t gate_rows() const { return info().gates * shapes.units; }
-  int64_t width() const { return count * shapes.projected; }  // of y
-  std::vector<int64_t> of_h() const { return {batch.sequence.batch, shapes.projected}; }
-  std::vector<int64_t> of_c() const { return {batch.sequence.batch, shapes.units}; }
   Tensor empty(const std::vector<int64_t>& shape) const { return bind::empty(shape, compute); }
   Tensor room(bool wanted, const std::vector<int64_t>& shape) const { return bind::room(wanted, shape, compute); }
 
-  // The numbers as the kernels take them, which live as long as this does.
+  // Their memory lives as long as this does.
   template <class T>
   cpu::LayerInputs<T> inputs() const {
     cpu::LayerInputs<T> p;
@@ -46,25 +37,12 @@ class Layer {
     return p;
   }
 
-  const Cell cell;
-  const int64_t index, count;
-  const Tensors& given;
-  const LayerShapes shapes;
-  const ScalarType dtype, compute;
-  const Batch batch;
   const Random random;
   const Tensors dense;  // in `compute`
 
  private:
-  Layer(const Direction& direction, const Tensors& given, const Settings& s)
-      : cell(direction.cell),
-        index(direction.index),
-        count(direction.count),
-        given(given),
-        shapes(info(), given.x, given.h0, given.c0, given.w_ih, given.w_hh, given.b_ih, given.b_hh, given.w_hr),
-        dtype(s.dtype),
-        compute(dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float),
-        batch(given.x, s.batch_sizes, given.h0.size(0), s.reverse),
+  Layer(const Direction& d, const Settings& s)
+      : LayerArguments(d),
         random(s.example_ids, s.rng, s.thresholds, s.flags, s.layer, s.reverse, s.step_offset, batch.sequence.batch,
                batch.sequence.steps),
         dense{in_compute(given.x),    in_compute(given.h0),   in_compute(given.c0),   in_compute(given.w_ih),
@@ -76,12 +54,9 @@ class Layer {
   }
 };
 
-// Whether the h that backward reads is another tensor than y.
-bool states_apart(const Layer& l) { return l.dtype != l.compute || l.info().output_differs(l.random.masks.flags); }
-
 template <class T>
 Forward forward_in(const Layer& l, Keep keep, MaybeTensor& y) {
-  const bool all = keep == KEEP_ALL, beside = l.info().keeps_beside(keep), states = keep && states_apart(l);
+  const bool all = keep == KEEP_ALL, beside = l.info().keeps_beside(keep), states = keep && l.h_apart(l.compute);
   if (!y) y = l.empty(l.batch.shape(l.width()));
   Forward found{.h_n = l.empty(l.of_h()),
                 .c_n = l.info().has_c ? MaybeTensor(l.empty(l.of_c())) : std::nullopt,
@@ -93,7 +68,7 @@ Forward forward_in(const Layer& l, Keep keep, MaybeTensor& y) {
   p.gates = where<T>(all, found.gates);
   p.beside = where<T>(beside, found.beside);
   p.states = where<T>(states, found.states);
-  p.out = data<T>(*y) + l.index * l.shapes.projected;
+  p.out = data<T>(*y) + l.first();
   p.out_stride = l.width();
   p.h_n = data<T>(found.h_n);
   p.c_n = found.c_n ? data<T>(*found.c_n) : nullptr;
@@ -103,83 +78,42 @@ Forward forward_in(const Layer& l, Keep keep, MaybeTensor& y) {
   return found;
 }
 
-// The columns of one direction in a tensor of all of them, y or its gradient: rows of P that lie `stride` apart.
-struct Columns {
-  Tensor held;
-  int64_t first, stride;
-
-  Columns(const Layer& l, const Tensor& all) : held(all), first(l.index * l.shapes.projected), stride(l.width()) {
-    check_storage(all);
-    if (all.scalar_type() == l.compute && all.is_contiguous()) return;
-    held = dense(torch::stable::narrow(held, -1, first, l.shapes.projected), l.compute);
-    first = 0, stride = l.shapes.projected;
-  }
-  template <class T>
-  const T* rows() const {
-    return read<T>(held) + first;
-  }
-};
-
 template <class T>
-Gradients backward_in(const Layer& l, Keep keep, const Kept& k, int64_t needs) {
-  const int64_t H = l.shapes.units, P = l.shapes.projected, N = l.rows(), GH = l.gate_rows();
-  const bool all = keep == KEEP_ALL, has_beside = l.info().keeps_beside(keep), apart = states_apart(l);
-  const Tensor beside = has_beside ? saved_as("beside", k.beside, l.compute, {N, H}, l.given.x) : k.beside;
-  const Tensor gates = all ? saved_as("gates", k.gates, l.compute, {N, GH}, l.given.x) : k.gates;
-  const Tensor states = apart ? saved_as("states", k.states, l.compute, {N, P}, l.given.x) : k.states;
-  STD_TORCH_CHECK(apart || k.y, "y is needed where its h are not kept apart");
-  check_floating("grad_h_n", k.grad_h_n);
-  check_floating("grad_c_n", k.grad_c_n);
-  const MaybeTensor dh_n = dense(k.grad_h_n, l.compute), dc_n = dense(k.grad_c_n, l.compute);
-  check_shape("grad_y", k.grad_y, l.batch.shape(l.width()));
-  check_shape("y", k.y, l.batch.shape(l.width()));
-  check_shape("grad_h_n", dh_n, l.of_h());
-  check_shape("grad_c_n", dc_n, l.of_c());
-  if (!apart) saved_as("y", *k.y, l.compute, l.batch.shape(l.width()), l.given.x);
-  const std::optional<Columns> dout = k.grad_y ? std::optional<Columns>(std::in_place, l, *k.grad_y) : std::nullopt;
-  const std::optional<Columns> h = apart ? std::nullopt : std::optional<Columns>(std::in_place, l, *k.y);
+Gradients backward_in(const Layer& l, Keep keep, const Kept& kept, int64_t needs) {
+  const int64_t H = l.shapes.units, P = l.shapes.projected, GH = l.gate_rows();
+  const Kept k = kept.dense(l, keep, l.compute);
+  const Columns h = k.h(l, l.compute, false);
+  const std::optional<Columns> dout = k.dout(l, l.compute, false);
 
   const auto wants = [needs](int64_t bit) { return (needs & bit) != 0; };
   const bool wants_hr = l.given.w_hr && wants(NEEDS_W_HR), wants_bias = l.given.b_ih && wants(NEEDS_BIAS);
+  const bool bias_apart = wants_bias && l.info().apart;
   const Tensor dx = l.room(wants(NEEDS_X), l.batch.shape(l.shapes.inputs)), dh0 = l.empty(l.of_h());
   const MaybeTensor dc0 = l.info().has_c ? MaybeTensor(l.empty(l.of_c())) : std::nullopt;
   const Tensor dw_ih = l.room(wants(NEEDS_W_IH), {GH, l.shapes.inputs}), dw_hh = l.room(wants(NEEDS_W_HH), {GH, P});
-  const Tensor dw_hr = l.room(wants_hr, {P, H}), db_ih = l.room(wants_bias, {GH});
-  const Tensor db_hh = l.room(wants_bias && l.info().apart, {GH});
+  const Tensor dw_hr = l.room(wants_hr, {P, H}), db_ih = l.room(wants_bias, {GH}), db_hh = l.room(bias_apart, {GH});
   cpu::LayerBackward<T> p{l.inputs<T>()};
-  p.gates = all ? read<T>(gates) : nullptr;
-  p.beside = has_beside ? read<T>(beside) : nullptr;
-  p.states = apart ? read<T>(states) : h->rows<T>();
-  p.states_stride = apart ? P : h->stride;
+  p.gates = keep == KEEP_ALL ? read<T>(k.gates) : nullptr;
+  p.beside = l.info().keeps_beside(keep) ? read<T>(k.beside) : nullptr;
+  p.states = h.rows<T>();
+  p.states_stride = h.stride;
   p.dout = dout ? dout->rows<T>() : nullptr;
   p.dout_stride = dout ? dout->stride : 0;
-  p.dh_n = read<T>(dh_n);
-  p.dc_n = read<T>(dc_n);
+  p.dh_n = read<T>(k.grad_h_n);
+  p.dc_n = read<T>(k.grad_c_n);
   p.dx = where<T>(wants(NEEDS_X), dx);
   p.dw_ih = where<T>(wants(NEEDS_W_IH), dw_ih);
   p.dw_hh = where<T>(wants(NEEDS_W_HH), dw_hh);
   p.dw_hr = where<T>(wants_hr, dw_hr);
   p.db_ih = where<T>(wants_bias, db_ih);
-  p.db_hh = where<T>(wants_bias && l.info().apart, db_hh);
+  p.db_hh = where<T>(bias_apart, db_hh);
   p.dh0 = data<T>(dh0);
   p.dc0 = dc0 ? data<T>(*dc0) : nullptr;
   kernels().of<T>().backward[l.cell](p);
-
-  // Each in the type of what it is the gradient of.
-  const auto as = [](const Tensor& gradient, const MaybeTensor& given) {
-    return given ? in_type(gradient, given->scalar_type()) : gradient;
-  };
-  return {.x = as(dx, l.given.x),
-          .h0 = as(dh0, l.given.h0),
-          .c0 = dc0 ? MaybeTensor(as(*dc0, l.given.c0)) : std::nullopt,
-          .w_ih = as(dw_ih, l.given.w_ih),
-          .w_hh = as(dw_hh, l.given.w_hh),
-          .b_ih = as(db_ih, l.given.b_ih),
-          .b_hh = as(db_hh, l.given.b_hh),
-          .w_hr = as(dw_hr, l.given.w_hr)};
+  return Gradients{dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh, dw_hr}.in_types_of(l.given);
 }
 
-// One direction, in the type that its layer computes in.
+// In the type that a layer computes in.
 struct Cpu {
   static Forward forward(const Direction& direction, Keep keep, MaybeTensor& y) {
     const Layer l(direction);

@@ -22,6 +22,8 @@ struct CellInfo {
   bool projects;  // there may be a W_hr
   bool apart;     // the last gate takes U h + b_hh apart from W x + b_ih, so that the two have gradients of their own
 
+  // Whether h is the memory, so that it is kept unscaled and seen scaled.
+  constexpr bool scaled() const { return !has_c; }
   // Numbers of a unit and a step that backward sends on: the gates' gradients, and that of what the last gate takes
   // apart.
   constexpr int gradients() const { return gates + apart; }
@@ -31,7 +33,7 @@ struct CellInfo {
     return (has_c && keep != KEEP_NOTHING) || (apart && keep == KEEP_ALL);
   }
   // Whether the output is another number than the h that backward reads.
-  constexpr bool output_differs(uint32_t flags) const { return flags & (FLAG_UNZONED | (has_c ? 0 : FLAG_CELL)); }
+  constexpr bool output_differs(uint32_t flags) const { return flags & (FLAG_UNZONED | (scaled() ? FLAG_CELL : 0)); }
 };
 
 enum Cell : int { LSTM, GRU, NUM_CELLS };

@@ -1,8 +1,5 @@
-// What the alternating schedules share: the surroundings they run in, a layer's weights, and the launches before and
-// after the steps. Torch-free: memory and matrix products come from the caller.
-//
-// An alternating schedule runs one product and one pointwise kernel a step. All its memory is taken before the first
-// step, everything runs on one stream, and the host waits for nothing.
+// What the schedules share: the surroundings they run in, a layer's weights, and the launches before and after the
+// steps. Torch-free: memory and matrix products come from the caller.
 #pragma once
 
 #include <stdexcept>

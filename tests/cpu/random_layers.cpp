@@ -18,8 +18,8 @@
 
 #include "core/cells.h"
 #include "core/flags.h"
-#include "core/sequence.h"
-#include "cpu/schedule.h"
+#include "core/rows.h"
+#include "cpu/layer.h"
 
 namespace {
 

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {path: path.read_text() for path in sorted((ROOT / "csrc/cuda").glob("*.cu"))}
 KERNEL = re.compile(r"(?:template <([^>]*)>\s*)?__global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(")
 TYPES = {"float", "double", "half", "bfloat16"}
+CELLS = {path.stem.capitalize() for path in (ROOT / "csrc/core/cells").glob("*.h")}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,8 @@ def test_every_instantiation_has_one(table, kernel):
             assert len(given) >= 2, "one for whole rows and one for the others"
         elif name == "S":
             assert given == {"float", "double"}
+        elif name == "Equations":
+            assert given == CELLS
         else:
             assert given == TYPES
 
@@ -93,7 +96,7 @@ def test_wrappers_of_instructions_are_held_to_them(table):
 
 @pytest.mark.parametrize("kernel", kernels_of_the_sources())
 def test_blocks_are_as_large_as_the_budget_takes_them_for(table, script, kernel):
-    steps = (ROOT / "csrc/cuda/steps.h").read_text()
+    steps = (ROOT / "csrc/cuda/rows.h").read_text()
     units, rows = re.search(r"BLOCK_UNITS = (\d+), BLOCK_ROWS = (\d+);", steps).groups()
     assert int(units) * int(rows) == script.THREADS
     _, text = kernels_of_the_sources()[kernel]

@@ -55,8 +55,8 @@ Tensor words(const Tensor& rng, const Tensor& b, const Tensor& c, int64_t units,
   check_units(units);
   const int64_t nb = static_cast<int64_t>(bs.size()), nc = static_cast<int64_t>(cs.size());
   Tensor target = empty(words_shape(nc, nb, units, stream), ScalarType::Long);
-  kernels().read_words({Random::key(rng), static_cast<uint32_t>(stream), bs.data(), cs.data(), nb, nc,
-                        units, data<int64_t>(target)});
+  kernels().read_words(
+      {Random::key(rng), static_cast<uint32_t>(stream), bs.data(), cs.data(), nb, nc, units, data<int64_t>(target)});
   return target;
 }
 

@@ -120,10 +120,18 @@ FRD_INLINE S hidden_of(const StateMasks<S>& masks, uint8_t bits, S value) {
   return bits & BIT_HIDDEN ? S(0) : masks.call->hidden_scale * value;
 }
 
-// A state that enters the call, or the gradient that leaves it on the same way.
+// h as others see it, the recurrent product, the output and the caller: of a cell whose memory it is, scaled. It is its
+// own gradient, as is the next.
 template <class S>
-FRD_INLINE S enter_of(const StateMasks<S>& masks, uint8_t bits, S scale, S value) {
-  return enter<Math<S>>(dead_units(masks), scale, bits & BIT_MEMORY, value);
+FRD_INLINE S seen_of(const StateSites<Math<S>>& sites, bool scaled, S h) {
+  return scaled ? sites.read_scale * h : h;
+}
+
+// A caller's memory as the recurrence carries it.
+template <class S>
+FRD_INLINE S enter_of(const StateMasks<S>& masks, const StateSites<Math<S>>& sites, bool scaled, uint8_t bits,
+                      S value) {
+  return enter<Math<S>>(dead_units(masks), scaled ? sites.entry_scale : S(1), bits & BIT_MEMORY, value);
 }
 
 }  // namespace frd::cuda
