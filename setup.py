@@ -113,7 +113,7 @@ def cuda_extensions(extra: list[str]) -> list:
     shared = [f"-DTORCH_TARGET_VERSION={TORCH_TARGET}", "-DUSE_CUDA"]
     extension = cpp_extension.CUDAExtension(
         f"fused_rnn_dropout._cuda{major}",
-        ["csrc/bind/module.cpp", *sorted(glob("csrc/bind/cuda_*.cpp") + glob("csrc/cuda/*.c*"))],
+        ["csrc/bind/module.cpp", *sorted(glob("csrc/bind/cuda_*.cpp") + glob("csrc/cuda/**/*.c*", recursive=True))],
         depends=sorted(glob("csrc/**/*.h", recursive=True)),
         include_dirs=[os.path.abspath("csrc")],
         py_limited_api=True,

@@ -167,7 +167,7 @@ def _gradients(layer: Layer, out: int | None = None) -> list[Work]:
 
 
 def alternating(layer: Layer) -> tuple[list[Work], list[Work]]:
-    """``csrc/cuda/lstm_schedule.cpp`` and ``gru_schedule.cpp``: forward and backward."""
+    """``csrc/cuda/schedules/alternating.cpp``: forward and backward."""
     shape, e, s = layer.shape, layer.e, STATE
     N, B, I, H, G, sizes = layer.rows, shape.batch, shape.inputs, shape.units, layer.gates, layer.sizes()
     lstm = layer.cell == "LSTM"

@@ -106,6 +106,17 @@ def resolve_rng(plan: Plan, rng: Rng | None, masks_on: bool, device: torch.devic
     return chosen if masks_on else {}
 
 
+def pair_of_each(rngs: Mapping[str, Tensor]) -> Tensor:
+    """What :func:`resolve_rng` gives as the layer operators take it: int64 (groups, 2), a row for each group of sites.
+
+    The rows are the same memory where all groups have one pair. A group without a configured site has any pair.
+    """
+    first, *others = rngs.values()
+    if all(other is first for other in others):
+        return first.expand(len(GROUPS), 2)
+    return torch.stack([rngs.get(group, first) for group in GROUPS])
+
+
 def _readable(tensor: Tensor) -> bool:
     """Whether the host may look at the values: elsewhere than on the CPU it would wait for the device."""
     known = type(tensor) is Tensor and tensor.device.type == "cpu" and not torch.compiler.is_compiling()

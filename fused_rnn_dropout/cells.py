@@ -16,13 +16,12 @@ class Cell(NamedTuple):
     The *memory* of a cell is what cell dropout and the carry of a step act on: c, or h itself where there is no c.
 
     Attributes:
-        name: of its class; its operators have it in lower case.
-        number: of the cell, in the order of this table.
+        name: of its class.
+        number: what the operators take: its place in this table.
         gates: of a unit: W and U have gates * H rows, and so many activated gates are kept for backward.
         has_c: whether the memory is a c of H units beside h, which may then have fewer.
         projects: whether there may be a W_hr.
         apart: whether the last gate takes U h + b_hh apart from W x + b_ih, so that each has a gradient of its own.
-        beside: what is kept for backward beside the gates.
         kept: what the gates, and what is apart in them, are called where they are counted.
     """
 
@@ -32,7 +31,6 @@ class Cell(NamedTuple):
     has_c: bool
     projects: bool
     apart: bool
-    beside: str
     kept: str
 
     @property
@@ -51,7 +49,7 @@ class Cell(NamedTuple):
 
 
 CELLS: dict[str, Cell] = {
-    "LSTM": Cell("LSTM", 0, gates=4, has_c=True, projects=True, apart=False, beside="cells", kept="four gates"),
+    "LSTM": Cell("LSTM", 0, gates=4, has_c=True, projects=True, apart=False, kept="four gates"),
     "GRU": Cell(
         "GRU",
         1,
@@ -59,10 +57,9 @@ CELLS: dict[str, Cell] = {
         has_c=False,
         projects=False,
         apart=True,
-        beside="resets",
         kept="r, z, n and the recurrent part of n",
     ),
 }
-"""By name. ``beside`` is c after each step of an LSTM, and the recurrent part of n of a GRU."""
+"""By name."""
 
 __all__ = ["CELLS", "Cell"]

@@ -109,7 +109,7 @@ def _masked_weights(
     weights: list[Tensor], streams: list[int], offsets: list[int], size: int, rng: Tensor | None,
     thresholds: Tensor | None, dtype: torch.dtype, flags: int,
 ) -> Tensor:  # fmt: skip
-    if _differentiable("masked_weights", tuple(weights)):
+    if _differentiable("masked_weights", lambda: weights):
         return MaskedWeights.apply((streams, offsets, size, dtype, flags), rng, thresholds, *weights)
     with torch._C._AutoDispatchBelowAutograd():
         return _ops.masked_weights(weights, streams, offsets, size, rng, thresholds, dtype, flags)
@@ -148,7 +148,7 @@ class _Once(torch.autograd.Function):
 
 def _once_differentiable(op: str, *tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors; those that need a gradient as :class:`_Once` gives them, so that what is frozen costs nothing."""
-    if not _differentiable(op, tensors):
+    if not _differentiable(op, lambda: tensors):
         return tensors
     made = iter(_Once.apply(op, *(tensor for tensor in tensors if tensor.requires_grad)))
     return tuple(next(made) if tensor.requires_grad else tensor for tensor in tensors)
@@ -207,10 +207,10 @@ def layers(
     buffer = _ops.masked_weights(flat, streams, list(where.offsets), where.size, *given, dtype, flags)
 
     states = [state.to(dtype).contiguous() for state in states]  # which cuDNN insists on
-    x, buffer, *states = _once_differentiable(cell.lower(), x.to(dtype), buffer, *states)
+    x, buffer, *states = _once_differentiable("layer", x.to(dtype), buffer, *states)
     pieces = _pieces(buffer, where, of.shapes)
     # cuDNN's backward refuses what ran in its inference mode; there is no dropout in it that this would switch on.
-    train = _differentiable(cell.lower(), (x, buffer, *states))
+    train = _differentiable("layer", lambda: (x, buffer, *states))
     has_bias = weights[0][0][2] is not None
     with torch.autocast(x.device.type, enabled=False):
         return cudnn_library.run(cell, x, batch_sizes, states, pieces, has_bias, len(weights), train, of.bidirectional)

@@ -6,7 +6,6 @@ implement, ``triton_`` for Triton's.
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -14,22 +13,9 @@ import torch
 from torch import Tensor
 
 from . import library
-from .cells import CELLS, Cell
-from .library import argument_names, register_fake
-
-
-class Keep(enum.IntEnum):
-    """What a forward keeps for its backward: the ``save`` argument of the ``*_forward`` operators."""
-
-    NOTHING = 0
-    ALL = 1
-    STATES = 2
-
-
-NEEDS_X, NEEDS_W_IH, NEEDS_W_HH, NEEDS_BIAS, NEEDS_W_HR = 1, 2, 4, 8, 16  # `needs` of the *_backward operators
-NEEDS = {"x": NEEDS_X, "w_ih": NEEDS_W_IH, "w_hh": NEEDS_W_HH, "b_ih": NEEDS_BIAS, "b_hh": NEEDS_BIAS,
-         "w_hr": NEEDS_W_HR}  # fmt: skip
-"""The bit that asks for the gradient of an argument; those of the initial states are always computed."""
+from .cells import Cell
+from .layer_call import NEEDS_X, Direction, Keep, LayerCall, needed, needs_of
+from .library import register_fake
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -37,17 +23,17 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-class Kept(NamedTuple):
+class KeptDtypes(NamedTuple):
     """Dtypes of what a forward keeps for its backward: activations and h, and the memory c."""
 
     values: torch.dtype
     memory: torch.dtype
 
 
-def kept_dtypes(gpu: bool, dtype: torch.dtype) -> Kept:
+def kept_dtypes(gpu: bool, dtype: torch.dtype) -> KeptDtypes:
     """A GPU's kernels keep values in the dtype of the results, the CPU's in the one they compute in."""
     memory = compute_dtype(dtype)
-    return Kept(dtype if gpu else memory, memory)
+    return KeptDtypes(dtype if gpu else memory, memory)
 
 
 def states_apart(cell: Cell, gpu: bool, dtype: torch.dtype, flags: int) -> bool:
@@ -73,52 +59,55 @@ def register(prefix: str = "") -> None:
     def _(x: Tensor, *_: Any) -> Tensor:
         return torch.empty_like(x, memory_format=torch.contiguous_format)
 
-    for cell in CELLS.values():
-        _register_layer(prefix, cell, on_gpu)
+    _register_layer(prefix, on_gpu)
 
 
-def _register_layer(prefix: str, cell: Cell, on_gpu: Callable[[Tensor], bool]) -> None:
-    """The three operators of one cell, whose arguments are known by their names in the schemas."""
-    operator = cell.name.lower()
+def _register_layer(prefix: str, on_gpu: Callable[[Tensor], bool]) -> None:
+    """The three operators of a layer of any cell."""
 
-    def given(name: str, args: tuple[Any, ...]) -> dict[str, Any]:
-        return dict(zip(argument_names(getattr(torch.ops.fused_rnn_dropout, name)), args, strict=True))
+    def results(call: LayerCall) -> tuple[Tensor, list[Tensor]]:
+        call.check()
+        width = call.states[0].shape[1] * call.num_directions
+        y = call.x.new_empty((*call.x.shape[:-1], width), dtype=call.dtype)
+        return y, [state.new_empty(state.shape, dtype=call.dtype) for state in call.states]
 
-    def results(a: dict[str, Any]) -> tuple[Tensor, ...]:
-        x, h0, dtype = a["x"], a["h0"], a["dtype"]
-        out = x.new_empty((*x.shape[:-1], h0.shape[1]), dtype=dtype)
-        last = (state.new_empty(state.shape, dtype=dtype) for state in (h0, a.get("c0")) if state is not None)
-        return (out, *last)
-
-    @register_fake(f"{prefix}{operator}")
-    def _(*args: Any) -> tuple[Tensor, ...]:
-        return results(given(f"{prefix}{operator}", args))
-
-    @register_fake(f"{prefix}{operator}_forward")
-    def _(*args: Any) -> tuple[Tensor, ...]:
-        a = given(f"{prefix}{operator}_forward", args)
-        x, save, gpu = a["x"], a["save"], on_gpu(a["x"])
-        units = a["c0" if cell.has_c else "h0"].shape[1]
-        values, memory = kept_dtypes(gpu, a["dtype"])
-        rows, all_of_it = _rows(x), save == Keep.ALL
-        beside = save if cell.has_c else cell.apart and all_of_it
-        states = save and states_apart(cell, gpu, a["dtype"], a["flags"])
+    def kept(call: LayerCall, direction: Direction) -> tuple[Tensor, ...]:
+        cell, gpu, rows = call.row, on_gpu(call.x), _rows(call.x)
+        values, memory = kept_dtypes(gpu, call.dtype)
+        all_of_it = call.keep == Keep.ALL
+        beside = call.keep if cell.has_c else cell.apart and all_of_it
+        states = call.keep and states_apart(cell, gpu, call.dtype, call.flags)
         return (
-            *results(a),
-            x.new_empty((rows, cell.gates * units) if all_of_it else 0, dtype=values),
-            x.new_empty((rows, units) if beside else 0, dtype=memory if cell.has_c else values),
-            x.new_empty((rows, a["h0"].shape[1]) if states else 0, dtype=values),
+            call.x.new_empty((rows, cell.gates * direction.units) if all_of_it else 0, dtype=values),
+            call.x.new_empty((rows, direction.units) if beside else 0, dtype=memory if cell.has_c else values),
+            call.x.new_empty((rows, direction.h0.shape[1]) if states else 0, dtype=values),
         )
 
-    @register_fake(f"{prefix}{operator}_backward")
-    def _(*args: Any) -> tuple[Tensor, ...]:
+    @register_fake(f"{prefix}layer")
+    def _(*args: Any) -> tuple[Tensor, list[Tensor]]:
+        return results(LayerCall(*args))
+
+    @register_fake(f"{prefix}layer_forward")
+    def _(*args: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        call = LayerCall(*args)
+        return *results(call), [tensor for direction in call.each() for tensor in kept(call, direction)]
+
+    @register_fake(f"{prefix}layer_backward")
+    def _(
+        grad_y: Tensor | None, grad_last: list[Tensor | None], *args: Any
+    ) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         """A dense gradient for each tensor that needs one, an empty tensor else."""
-        a = given(f"{prefix}{operator}_backward", args)
-        found = []
-        names = ("x", "h0", "c0", "w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
-        for name in (name for name in names if name in a and (cell.apart or name != "b_hh")):
-            like, bit = a[name], NEEDS.get(name)
-            shape = like.shape if like is not None and (bit is None or a["needs"] & bit) else 0
-            dtype = compute_dtype(a["dtype"]) if like is None else like.dtype
-            found.append((a["x"] if like is None else like).new_empty(shape, dtype=dtype))
-        return tuple(found)
+        *shared, _y, _kept, needs = args
+        call = LayerCall(*shared)
+        call.check()
+
+        def gradient(like: Tensor, wanted: bool = True) -> Tensor:
+            return like.new_empty(like.shape if wanted else 0)
+
+        names, of_weights = call.weight_names, []
+        for place, weight in enumerate(call.weights):
+            index, of_direction = divmod(place, len(names))
+            name = names[of_direction]
+            own = call.row.apart or name != "b_hh"  # elsewhere it is that of b_ih
+            of_weights.append(gradient(weight, own and needed(needs_of(needs, index), name)))
+        return gradient(call.x, bool(needs & NEEDS_X)), [gradient(state) for state in call.states], of_weights

@@ -2,7 +2,7 @@
 
 As in torch's formulas, a multiplication and its addition are two, and only matrix products count. A product of R rows
 with a weight of n elements is 2 R n, so that a layer is a sum over its weights; R is T * B, or the rows of a packed
-input. The counter meets each operator once: with a graph ``*_forward`` and ``*_backward``, without one the layer's own.
+input. The counter meets each operator once: ``layer_forward`` and ``layer_backward`` with a graph, ``layer`` without.
 """
 
 from __future__ import annotations
@@ -17,32 +17,41 @@ from typing import Any
 
 import torch
 
-from .fakes import NEEDS_W_HH, NEEDS_W_HR, NEEDS_W_IH, NEEDS_X
+from .layer_call import NEEDS_X, Keep, LayerCall, needed, needs_of
 from .library import NAMESPACE, argument_names
 
 _COUNTER = "torch.utils.flop_counter"
 Shape = Sequence[int]
-_WEIGHTS = {"w_ih": NEEDS_W_IH, "w_hh": NEEDS_W_HH, "w_hr": NEEDS_W_HR}
+_MATRICES = ("w_ih", "w_hh", "w_hr")
 
 
-def _products(given: dict[str, Any], weights: Sequence[str]) -> int:
+def _products(rows: int, direction: Any, weights: Sequence[str]) -> int:
     """One product of every row of the input with each of these weights."""
-    rows = math.prod(given["x"][:-1])
-    return sum(2 * rows * math.prod(given[name]) for name in weights if given.get(name) is not None)
+    found = [getattr(direction, name) for name in weights]
+    return sum(2 * rows * math.prod(shape) for shape in found if shape is not None)
+
+
+def _call(given: dict[str, Any]) -> tuple[LayerCall, int]:
+    """The arguments of a layer, with shapes in the place of tensors, and the rows of its input."""
+    return LayerCall(*(given[name] for name in LayerCall._fields)), math.prod(given["x"][:-1])
 
 
 def _layer(given: dict[str, Any]) -> int:
-    return _products(given, tuple(_WEIGHTS))
+    call, rows = _call(given)
+    return sum(_products(rows, direction, _MATRICES) for direction in call.each())
 
 
 def _layer_backward(given: dict[str, Any]) -> int:
-    needs = given["needs"]
-    through_time = _products(given, ("w_hh", "w_hr"))
-    of_input = _products(given, ("w_ih",)) if needs & NEEDS_X else 0
-    of_weights = _products(given, [name for name, bit in _WEIGHTS.items() if needs & bit])
-    kept = math.prod(given["gates"])
-    again = 0 if kept else _products(given, ("w_ih", "w_hh"))  # recompute=True keeps no gates
-    return through_time + of_input + of_weights + again
+    call, rows = _call(given)
+    count = 0
+    for direction in call.each():
+        needs = needs_of(given["needs"], direction.number)
+        through_time = _products(rows, direction, ("w_hh", "w_hr"))
+        of_input = _products(rows, direction, ("w_ih",)) if needs & NEEDS_X else 0
+        of_weights = _products(rows, direction, [name for name in _MATRICES if needed(needs, name)])
+        again = _products(rows, direction, ("w_ih", "w_hh")) if call.keep == Keep.STATES else 0
+        count += through_time + of_input + of_weights + again
+    return count
 
 
 def _nothing(given: dict[str, Any]) -> int:
@@ -50,8 +59,8 @@ def _nothing(given: dict[str, Any]) -> int:
 
 
 _FORMULAS: dict[Callable[[dict[str, Any]], int], tuple[str, ...]] = {
-    _layer: ("lstm", "lstm_forward", "gru", "gru_forward"),
-    _layer_backward: ("lstm_backward", "gru_backward"),
+    _layer: ("layer", "layer_forward"),
+    _layer_backward: ("layer_backward",),
     _nothing: ("words", "dropout"),
 }
 _ONE_FAMILY = (

@@ -1,12 +1,12 @@
-"""One front door per cell: shapes, checks, dtypes, layers, directions and packing around the layer operators.
+"""The front door of every cell: shapes, checks, dtypes, layers and packing around the layer operators.
 
-:func:`lstm` and :func:`gru` run a whole stack the way ``torch.nn`` does, on the fused operators or, with
-``backend="reference"``, on :mod:`reference` fed with the masks of :mod:`masks`. Both read the same counters.
+:func:`run` runs a whole stack the way ``torch.nn`` does, on the fused operators or, with ``backend="reference"``, on
+:mod:`reference` fed with the masks of :mod:`masks`. Both read the same counters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -24,12 +24,13 @@ from .arguments import (
     check_states,
     check_thresholds,
     choose_backend,
-    draw_rng,
+    pair_of_each,
     resolve_rng,
     result_dtypes,
 )
 from .cells import CELLS
 from .fakes import compute_dtype
+from .layer_call import BOTH, FORWARD, Keep
 from .layouts import NO_STEPS, exporting, known
 from .options import LockedDropout
 from .sites import KIND, SITE, SITE_INDEX, Plan, stream
@@ -46,19 +47,21 @@ class Call(NamedTuple):
     plan: Plan
     thresholds: Tensor | None
     masks_on: bool
+    flags: int  # of the sites in a layer
     rngs: Mapping[str, Tensor]
+    rng: Tensor | None  # the same for the sites in a layer, as the operators take them
     example_ids: Tensor | None  # of the rows as the operators see them
     step_offset: int
     batch_sizes: Tensor | None
     lengths: Tensor | None  # reference only: the input is padded there
     dtype: torch.dtype
     backend: str
-    recompute: bool
+    keep: int
     schedule: schedules.Schedule
 
 
 class Weights(NamedTuple):
-    """The tensors of one layer and direction."""
+    """The tensors of one layer and direction; None where there are no biases and no projection."""
 
     w_ih: Tensor
     w_hh: Tensor
@@ -67,35 +70,55 @@ class Weights(NamedTuple):
     w_hr: Tensor | None
 
 
-def _of_cell(cell: str, weights: Weights) -> Sequence[Tensor | None]:
-    """Those that the cell has."""
-    return weights if CELLS[cell].projects else weights[:4]
+LayerResults = tuple[Tensor, Sequence[Tensor]]
+"""The output of a layer, and its last states, direction after direction."""
 
 
 def _fused_layer(
-    call: Call, x: Tensor, states: Sequence[Tensor], w: Weights, layer: int, reverse: bool
-) -> tuple[Tensor, ...]:
-    plan, rngs = call.plan, call.rngs
-    # Without a site in the layer itself there is nothing for MASKS_ON to switch on.
-    flags = plan.train_flags if call.masks_on and plan.eval_flags else plan.eval_flags
-    tail = (
+    call: Call, x: Tensor, states: Sequence[Tensor], directions: Sequence[Weights], layer: int
+) -> LayerResults:
+    return ops.family(call.backend).layer(
+        CELLS[call.cell].number,
+        x,
+        states,
+        [weight for weights in directions for weight in weights if weight is not None],
         call.batch_sizes,
         call.example_ids,
-        rngs.get("state"),
-        rngs.get("hidden"),
-        rngs.get("weight"),
-        call.thresholds if flags else None,
+        call.rng,
+        call.thresholds if call.flags else None,
         call.dtype,
-        schedules.with_schedule(flags, call.schedule),
+        call.flags,
         layer,
-        reverse,
+        FORWARD if len(directions) == 1 else BOTH,
         call.step_offset,
-        call.recompute,
+        call.schedule.number,
+        call.keep,
     )
-    operator = getattr(ops.family(call.backend), call.cell.lower())
-    return operator(x, *states, *_of_cell(call.cell, w), *tail)
 
 
+OneDirection = Callable[[Call, Tensor, Sequence[Tensor], Weights, int, bool], tuple[Tensor, ...]]
+
+
+def _each_direction(run: OneDirection) -> Callable[..., LayerResults]:
+    """A layer, of what runs one direction of it."""
+
+    def layer(
+        call: Call, x: Tensor, states: Sequence[Tensor], directions: Sequence[Weights], number: int
+    ) -> LayerResults:
+        of_each = CELLS[call.cell].states
+        outs: list[Tensor] = []
+        finals: list[Tensor] = []
+        for index, weights in enumerate(directions):
+            own = states[index * of_each : (index + 1) * of_each]
+            out, *last = run(call, x, own, weights, number, index == 1)
+            outs.append(out)
+            finals += last
+        return outs[0] if len(outs) == 1 else torch.cat(outs, -1), finals
+
+    return layer
+
+
+@_each_direction
 def _onnx_layer(
     call: Call, x: Tensor, states: Sequence[Tensor], w: Weights, layer: int, reverse: bool
 ) -> tuple[Tensor, ...]:
@@ -108,11 +131,12 @@ def _counters(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
     return (torch.arange(x.size(1), device=x.device) if call.example_ids is None else call.example_ids), steps
 
 
+@_each_direction
 def _reference_layer(
     call: Call, x: Tensor, states: Sequence[Tensor], w: Weights, layer: int, reverse: bool
 ) -> tuple[Tensor, ...]:
     plan, compute = call.plan, compute_dtype(call.dtype)
-    weights = [None if weight is None else weight.to(compute) for weight in _of_cell(call.cell, w)]
+    weights = [None if weight is None else weight.to(compute) for weight in w]
     factors: dict[str, Tensor] = {}
     if plan.names:
         example_ids, steps = _counters(call, x)
@@ -226,26 +250,24 @@ def _stack(
         x, *last = _cudnn_stack(call, x, hx, layers, between)
         x = _site(call, "output_dropout", x.to(visible), len(layers))
         return x, last[0].to(visible), *last[1:]
-    states = [state.unbind(0) for state in hx]
-    finals: list[list[Tensor]] = [[] for _ in hx]
+    # Layer after layer, direction after direction.
+    states = [state for row in zip(*(state.unbind(0) for state in hx), strict=True) for state in row]
+    each = len(layers[0]) * len(hx)
+    finals: list[Tensor] = []
     for layer, directions in enumerate(layers):
         if layer:
             x = _site(call, between, x, layer)
-        outs = []
-        for direction, weights in enumerate(directions):
-            index = layer * len(directions) + direction
-            out, *last = run(call, x, [state[index] for state in states], weights, layer, direction == 1)
-            outs.append(out.to(visible))
-            for collected, value in zip(finals, last, strict=True):
-                collected.append(value)
-        x = outs[0] if len(outs) == 1 else torch.cat(outs, -1)
+        x, last = run(call, x, states[layer * each : (layer + 1) * each], directions, layer)
+        x = x.to(visible)
+        finals += last
     x = _site(call, "output_dropout", x, len(layers))
-    h_n, *others = [c[0].unsqueeze(0) if len(c) == 1 else torch.stack(c) for c in finals]
+    of_each = [finals[place :: len(hx)] for place in range(len(hx))]
+    h_n, *others = [c[0].unsqueeze(0) if len(c) == 1 else torch.stack(c) for c in of_each]
     return x, h_n.to(visible), *others
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Front doors
+# The front door
 # --------------------------------------------------------------------------------------------------------------------
 
 
@@ -286,25 +308,57 @@ def split_weights(weights: Sequence[Tensor], num_layers: int, bias: bool, bidire
     return [result[start : start + directions] for start in range(0, len(result), directions)]
 
 
-def _run(
+def run(
     cell: str,
     input: Tensor,
     hx: Sequence[Tensor] | None,
     weights: Sequence[Tensor],
     plan: Plan,
-    thresholds: Tensor | None,
-    num_layers: int,
-    bias: bool,
-    bidirectional: bool,
-    masks_on: bool,
-    batch_sizes: Tensor | None,
-    sorted_indices: Tensor | None,
-    rng: Rng | None,
-    example_ids: Tensor | None,
-    step_offset: int,
-    backend: str | None,
-    recompute: bool,
+    thresholds: Tensor | None = None,
+    *,
+    num_layers: int = 1,
+    bias: bool = True,
+    bidirectional: bool = False,
+    masks_on: bool = True,
+    batch_sizes: Tensor | None = None,
+    sorted_indices: Tensor | None = None,
+    rng: Rng | None = None,
+    example_ids: Tensor | None = None,
+    step_offset: int = 0,
+    backend: str | None = None,
+    recompute: bool = False,
 ) -> tuple[Tensor, ...]:
+    """All layers and directions of a cell.
+
+    Args:
+        cell: its name in :data:`cells.CELLS`.
+        input: (T, B, I), or packed data (N, I) with ``batch_sizes``.
+        hx: h_0 (layers * directions, B, P) and, where the cell has one, c_0 (layers * directions, B, H), rows in their
+            ORIGINAL order; zeros if None. P is the projection's width, H without one.
+        weights: flat, in torch's order, for each layer and direction: w_ih, w_hh, then b_ih, b_hh with ``bias``, then
+            w_hr with a projection.
+        plan: which sites are configured, with which options.
+        thresholds: int64[10] on the input's device, in the order of ``sites.SITES``; needed where a site is configured.
+        num_layers: number of layers.
+        bias: whether ``weights`` hold biases.
+        bidirectional: whether there are two directions.
+        masks_on: train or MC mode; otherwise what eval computes.
+        batch_sizes: int64 on the CPU, of a ``PackedSequence``.
+        sorted_indices: original row of each packed row, of a ``PackedSequence``; its rows are 0..B-1 if None.
+        rng: int64[2] on the input's device, or a dict of such by group with the default under None; drawn if None.
+        example_ids: int64 (B,), the example counter of each row in its ORIGINAL order; 0..B-1 if None.
+        step_offset: absolute step of the first step.
+        backend: None for the best fused one that is there, or one of ``BACKENDS``.
+        recompute: keep less for backward and compute it again there.
+
+    Returns:
+        out (T, B, directions * P) or packed (N, directions * P), then the last states in the shapes of ``hx``, rows in
+        their original order, in the dtypes that torch.nn gives.
+
+    Raises:
+        RuntimeError, ValueError, TypeError: a bad argument, in torch.nn's words where it has some.
+        NotImplementedError: a ``torch.func`` transform on a fused backend.
+    """
     packed = batch_sizes is not None
     layers = split_weights(weights, num_layers, bias, bidirectional)
     first = layers[0][0]
@@ -342,19 +396,24 @@ def _run(
         if torch.jit.is_tracing():
             onnx.register_torchscript()
     asked = schedules.Layers(plan, masks_on, recompute, input, steps, packed, dtype, layers)
+    # Without a site in the layers themselves there is nothing for MASKS_ON to switch on.
+    drawing = masks_on and plan.eval_flags
+    rngs = resolve_rng(plan, rng, masks_on, input.device)
     call = Call(
         cell,
         plan,
         thresholds if plan.names else None,
         masks_on,
-        resolve_rng(plan, rng, masks_on, input.device),
+        plan.train_flags if drawing else plan.eval_flags,
+        rngs,
+        pair_of_each(rngs) if drawing else None,
         example_ids,
         step_offset,
         batch_sizes,
         None,
         dtype,
         chosen,
-        recompute,
+        int(Keep.STATES if recompute else Keep.ALL),
         schedules.choose(chosen, asked).schedule,
     )
     if batch_sizes is None or chosen != "reference":
@@ -376,124 +435,4 @@ def _run(
     return out, *last
 
 
-def lstm(
-    input: Tensor,
-    hx: tuple[Tensor, Tensor] | None,
-    weights: Sequence[Tensor],
-    plan: Plan,
-    thresholds: Tensor | None = None,
-    *,
-    num_layers: int = 1,
-    bias: bool = True,
-    bidirectional: bool = False,
-    masks_on: bool = True,
-    batch_sizes: Tensor | None = None,
-    sorted_indices: Tensor | None = None,
-    rng: Rng | None = None,
-    example_ids: Tensor | None = None,
-    step_offset: int = 0,
-    backend: str | None = None,
-    recompute: bool = False,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """All layers and directions of an LSTM.
-
-    Args:
-        input: (T, B, I), or packed data (N, I) with ``batch_sizes``.
-        hx: h_0 (layers * directions, B, P) and c_0 (layers * directions, B, H), rows in their ORIGINAL order; zeros if
-            None. P is the projection's width, H without one.
-        weights: flat, in torch's order, for each layer and direction: w_ih, w_hh, then b_ih, b_hh with ``bias``, then
-            w_hr with a projection.
-        plan: which sites are configured, with which options.
-        thresholds: int64[10] on the input's device, in the order of ``sites.SITES``; needed where a site is configured.
-        num_layers: number of layers.
-        bias: whether ``weights`` hold biases.
-        bidirectional: whether there are two directions.
-        masks_on: train or MC mode; otherwise what eval computes.
-        batch_sizes: int64 on the CPU, of a ``PackedSequence``.
-        sorted_indices: original row of each packed row, of a ``PackedSequence``; its rows are 0..B-1 if None.
-        rng: int64[2] on the input's device, or a dict of such by group with the default under None; drawn if None.
-        example_ids: int64 (B,), the example counter of each row in its ORIGINAL order; 0..B-1 if None.
-        step_offset: absolute step of the first step.
-        backend: None for the best fused one that is there, or one of ``BACKENDS``.
-        recompute: keep less for backward and compute it again there.
-
-    Returns:
-        out (T, B, directions * P) or packed (N, directions * P), h_n (layers * directions, B, P) and
-        c_n (layers * directions, B, H), rows in their original order, in the dtypes that torch.nn gives.
-
-    Raises:
-        RuntimeError, ValueError, TypeError: a bad argument, in torch.nn's words where it has some.
-        NotImplementedError: a ``torch.func`` transform on a fused backend.
-    """
-    out, h_n, c_n = _run(
-        "LSTM",
-        input,
-        hx,
-        weights,
-        plan,
-        thresholds,
-        num_layers,
-        bias,
-        bidirectional,
-        masks_on,
-        batch_sizes,
-        sorted_indices,
-        rng,
-        example_ids,
-        step_offset,
-        backend,
-        recompute,
-    )
-    return out, h_n, c_n
-
-
-def gru(
-    input: Tensor,
-    hx: Tensor | None,
-    weights: Sequence[Tensor],
-    plan: Plan,
-    thresholds: Tensor | None = None,
-    *,
-    num_layers: int = 1,
-    bias: bool = True,
-    bidirectional: bool = False,
-    masks_on: bool = True,
-    batch_sizes: Tensor | None = None,
-    sorted_indices: Tensor | None = None,
-    rng: Rng | None = None,
-    example_ids: Tensor | None = None,
-    step_offset: int = 0,
-    backend: str | None = None,
-    recompute: bool = False,
-) -> tuple[Tensor, Tensor]:
-    """All layers and directions of a GRU: :func:`lstm` without c and without a projection.
-
-    Args:
-        hx: h_0 (layers * directions, B, H); zeros if None. Every other argument is that of :func:`lstm`.
-
-    Returns:
-        out (T, B, directions * H) or packed (N, directions * H), and h_n (layers * directions, B, H).
-    """
-    out, h_n = _run(
-        "GRU",
-        input,
-        None if hx is None else (hx,),
-        weights,
-        plan,
-        thresholds,
-        num_layers,
-        bias,
-        bidirectional,
-        masks_on,
-        batch_sizes,
-        sorted_indices,
-        rng,
-        example_ids,
-        step_offset,
-        backend,
-        recompute,
-    )
-    return out, h_n
-
-
-__all__ = ["Rng", "draw_rng", "gru", "lstm"]
+__all__ = ["batch_size", "run", "split_weights"]

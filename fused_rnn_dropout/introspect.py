@@ -255,7 +255,7 @@ def _kept(rnn: RegularizedRNN, size: _Input, backend: str, schedule: str) -> tup
     # h is the output, which the caller or the next layer holds anyway, unless something stands in between.
     between = any(name in BETWEEN for name in plan.names)
     dropped = [between] * (rnn.num_layers - 1) + [plan.output_dropout is not None]
-    apart = [not out_is_h or rnn.bidirectional or (rnn.masks_on and site) for site in dropped]
+    apart = [not out_is_h or (rnn.masks_on and site) for site in dropped]
     width, names = 0, ["h"] if any(apart) else []
     if cell.has_c:
         width += rnn.hidden_size * memory.itemsize

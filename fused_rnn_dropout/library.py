@@ -116,7 +116,9 @@ def register_fake(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any
         elsewhere = {index for index, argument in enumerate(names) if argument == "batch_sizes"}
 
         def checked(*args: Any) -> Any:
-            tensors = [arg for index, arg in enumerate(args) if index not in elsewhere and isinstance(arg, Tensor)]
+            given = [arg for index, arg in enumerate(args) if index not in elsewhere]
+            flat = [part for arg in given for part in (arg if isinstance(arg, (list, tuple)) else (arg,))]
+            tensors = [part for part in flat if isinstance(part, Tensor)]
             devices = sorted({str(tensor.device) for tensor in tensors})
             if len(devices) > 1:
                 raise RuntimeError(

@@ -20,10 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .layer_call import Direction, LayerCall
 from .library import argument_names
 from .sites import ACTING_IN_EVAL, FLAG, SITES, Plan, acting_in_eval
 
-OPERATORS = ("lstm", "gru", "dropout")
+OPERATORS = ("layer", "dropout")
 """Those that a program may hold where a module was: translated, or refused with a sentence."""
 
 _GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
@@ -116,10 +117,16 @@ def acting(flags: int) -> tuple[str, ...]:
     return tuple(site for flag, site in ACTING_IN_EVAL.items() if flags & FLAG[flag])
 
 
-def _check_operator(cell: str, flags: int, packed: bool, projected: bool, dtype: torch.dtype) -> None:
-    """The same for an operator in a program that was captured before."""
-    masked = ["a layer's sites"] if flags & FLAG["MASKS_ON"] else []
-    _refuse(cell, masked, acting(flags), packed, projected, dtype)
+def _check_operator(call: LayerCall) -> None:
+    """The same for the operator of a layer in a program that was captured before."""
+    masked = ["a layer's sites"] if call.flags & FLAG["MASKS_ON"] else []
+    projected = "w_hr" in call.weight_names
+    _refuse(call.row.name, masked, acting(call.flags), call.batch_sizes is not None, projected, call.dtype)
+
+
+def _refuse_dropout(site: int) -> None:
+    """An operator that is in a program where its masks are on."""
+    _refuse("LSTM", [SITES[site].name], (), False, False, torch.float32)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -139,7 +146,7 @@ def layer(
     reverse: bool,
     reset_after: bool = True,
 ) -> tuple[Tensor, ...]:
-    """One layer in one direction as an ONNX node, shaped as the operator of that cell.
+    """One layer in one direction as an ONNX node, shaped as a layer of that cell.
 
     Args:
         x: (T, B, I).
@@ -183,14 +190,18 @@ def operator(name: str, args: dict[str, Any]) -> Any:
     Raises:
         NotImplementedError: as :func:`check_call`.
     """
-    cell = name.upper()
-    if cell not in _GATES:  # dropout is in a program where its masks are on
-        _refuse("LSTM", [SITES[args["site"]].name], (), False, False, torch.float32)
-    packed, projected = args["batch_sizes"] is not None, args.get("w_hr") is not None
-    _check_operator(cell, args["flags"], packed, projected, args["dtype"])
-    states = [args[state] for state in ("h0", "c0") if state in args]
-    names = ("w_ih", "w_hh", "b_ih", "b_hh", "dtype", "reverse")
-    return layer(cell, args["x"], states, *(args[name] for name in names))
+    if name == "dropout":
+        _refuse_dropout(args["site"])
+    call = LayerCall(**args)
+    _check_operator(call)
+    outs, last = [], []
+    for d in call.each():
+        states = [d.h0] if d.c0 is None else [d.h0, d.c0]
+        weights = (d.w_ih, d.w_hh, d.b_ih, d.b_hh)
+        out, *of_direction = layer(call.row.name, call.x, states, *weights, call.dtype, d.reverse)
+        outs.append(out)
+        last += of_direction
+    return outs[0] if len(outs) == 1 else torch.cat(outs, -1), last
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -211,16 +222,40 @@ def _given(value: Any) -> Any:
     return None if value.node().mustBeNone() else value
 
 
+def _elements(value: Any) -> list[Any]:
+    """Of a list in a TorchScript graph."""
+    assert value.node().kind() == "prim::ListConstruct", value.node().kind()
+    return list(value.node().inputs())
+
+
+def _call(args: dict[str, Any]) -> LayerCall:
+    """A layer's arguments in a TorchScript graph, with the numbers as Python has them."""
+    found: dict[str, Any] = {"x": args["x"], "dtype": _SCALAR_TYPES[_constant(args["dtype"])]}
+    found |= {name: _elements(args[name]) for name in ("states", "weights")}
+    found |= {name: _given(args[name]) for name in ("batch_sizes", "example_ids", "rng", "thresholds")}
+    return LayerCall(**found, **{name: _constant(value) for name, value in args.items() if name not in found})
+
+
 def _symbolic(name: str, names: Sequence[str], g: Any, *values: Any) -> Any:
     """Adds the nodes of one operator to a TorchScript graph: :func:`operator`, in that exporter's terms."""
-    cell, args = name.upper(), dict(zip(names, values, strict=True))
-    if cell not in _GATES:
-        _refuse("LSTM", [SITES[_constant(args["site"])].name], (), False, False, torch.float32)
-    dtype = _SCALAR_TYPES[_constant(args["dtype"])]
-    projected = "w_hr" in args and _given(args["w_hr"]) is not None
-    _check_operator(cell, _constant(args["flags"]), _given(args["batch_sizes"]) is not None, projected, dtype)
-    rows = args["w_hh"].type().sizes()[0]
-    hidden = rows // len(_GATES[cell])
+    args = dict(zip(names, values, strict=True))
+    if name == "dropout":
+        _refuse_dropout(_constant(args["site"]))
+    call = _call(args)
+    _check_operator(call)
+    outs, last = [], []
+    for direction in call.each():
+        out, *of_direction = _symbolic_direction(g, call, direction)
+        outs.append(out)
+        last += of_direction
+    return outs[0] if len(outs) == 1 else g.op("Concat", *outs, axis_i=2), g.op("prim::ListConstruct", *last)
+
+
+def _symbolic_direction(g: Any, call: LayerCall, d: Direction) -> list[Any]:
+    """The node of one direction, and what shapes its results as :func:`layer` does."""
+    cell, w_hh = call.row.name, d.w_hh
+    rows = w_hh.type().sizes()[0]  # type: ignore[attr-defined]  # a value of the graph
+    hidden = rows // call.row.gates
 
     def ints(*numbers: int) -> Any:
         return g.op("Constant", value_t=torch.tensor(numbers))
@@ -236,25 +271,25 @@ def _symbolic(name: str, names: Sequence[str], g: Any, *values: Any) -> Any:
 
     none = bias = g.op("prim::Constant")
     none.setType(torch._C.OptionalType.ofTensor())
-    if _given(args["b_ih"]) is not None:
-        bias = shaped(g.op("Concat", gates(args["b_ih"]), gates(args["b_hh"]), axis_i=0), 1, 2 * rows)
-    states = [args[state] for state in ("h0", "c0") if state in args]
+    if d.b_ih is not None:
+        bias = shaped(g.op("Concat", gates(d.b_ih), gates(d.b_hh), axis_i=0), 1, 2 * rows)
+    states = [d.h0] if d.c0 is None else [d.h0, d.c0]
     results = g.op(
         cell,
-        g.op("Cast", args["x"], to_i=1),
-        shaped(gates(args["w_ih"]), 1, rows, -1),
-        shaped(gates(args["w_hh"]), 1, rows, hidden),
+        g.op("Cast", call.x, to_i=1),
+        shaped(gates(d.w_ih), 1, rows, -1),
+        shaped(gates(w_hh), 1, rows, hidden),
         bias,
         none,
         *(shaped(g.op("Cast", state, to_i=1), 1, -1, hidden) for state in states),
         outputs=1 + len(states),
         hidden_size_i=hidden,
-        direction_s="reverse" if _constant(args["reverse"]) else "forward",
+        direction_s="reverse" if d.reverse else "forward",
         **({"linear_before_reset_i": 1} if cell == "GRU" else {}),
     )
     # Zero copies a number of the input's shape: (T, 1, B, H) to (T, B, H).
     found = [shaped(results[0], 0, -1, hidden), *(shaped(last, -1, hidden) for last in results[1:])]
-    return tuple(g.op("Cast", result, to_i=_ONNX_TYPES[dtype]) for result in found)
+    return [g.op("Cast", result, to_i=_ONNX_TYPES[call.dtype]) for result in found]
 
 
 @functools.cache

@@ -1,42 +1,48 @@
 """The operators: what the compiled library computes, with fakes for tracing and with gradients.
 
-Each operator runs one layer in one direction. The gradient is an ``autograd.Function`` registered at the operator's
-Autograd key, so an exported program keeps it; backward is an operator of its own. ``docs/design.md`` says why.
+A layer of any cell is one operator. The gradient is an ``autograd.Function`` registered at the operator's Autograd key,
+so an exported program keeps it; backward is an operator of its own. ``docs/design.md`` says why.
 
-Arguments that the layer operators share, in the order of their schemas:
+Arguments that ``layer``, ``layer_forward`` and ``layer_backward`` share, in the order of their schemas; D directions:
 
-=============  =======================================================================================================
-x              (T, B, I) time-major, or packed data (N, I) with ``batch_sizes``; any floating dtype
-h0, c0         (B, P) and (B, H); P is ``proj_size``, or H
-w_ih, w_hh     (G * H, I) and (G * H, P); G gates, 4 for LSTM and 3 for GRU, in torch's order
-b_ih, b_hh     (G * H), or None both
-w_hr           (P, H), or None
-batch_sizes    int64 (T) on the CPU, rows of each step, or None
-example_ids    int64 (B), the example counter of each row, or None for 0 .. B-1
-rng_*          int64 (2), the randomness of the state, hidden and weight sites; None where nothing is drawn
-thresholds     int64 (10), round(p * 2**32) in the order of ``sites.SITES``; None where no site is configured
-dtype          dtype of the results; computation is in float64 for float64, else in float32
-flags          which sites are configured, ``sites.FLAG``
-layer, reverse counter of the layer, and whether the direction is the reverse one
-step_offset    absolute step of the first step
-recompute      keep only the states for backward, and compute the gates again there
-=============  =======================================================================================================
+============  ========================================================================================================
+cell          number of the cell, ``cells.CELLS``
+x             (T, B, I) time-major, or packed data (N, I) with ``batch_sizes``; any floating dtype
+states        h0 (B, P) and, where the cell has one, c0 (B, H), direction after direction; P is ``proj_size``, or H
+weights       w_ih (G * H, I) and w_hh (G * H, P), b_ih and b_hh (G * H) or neither, w_hr (P, H) or not, direction after
+              direction; G gates, in torch's order
+batch_sizes   int64 (T) on the CPU, rows of each step, or None
+example_ids   int64 (B), the example counter of each row, or None for 0 .. B-1
+rng           int64 (6, 2), a pair for each of ``sites.GROUPS``, maybe all the same memory; None where nothing is drawn
+thresholds    int64 (10), round(p * 2**32) in the order of ``sites.SITES``; None where no site is configured
+dtype         dtype of the results; computation is in float64 for float64, else in float32
+flags         which sites are configured, ``sites.FLAG``
+layer         counter of the layer
+directions    1 forward, 2 reverse, 3 both
+step_offset   absolute step of the first step
+schedule      number of the schedule, ``schedules.SCHEDULES``
+keep          what a forward keeps for its backward, ``layer_call.Keep``; nothing below autograd
+============  ========================================================================================================
+
+Results are y (T, B, D * P) or (N, D * P), the columns of the reverse direction behind the others, and the last states
+in the order of ``states``. ``layer_forward`` also returns what it keeps, ``layer_call.Kept`` of each direction.
+``layer_backward`` is given the gradients of y and of the last states, each of which may be missing, y itself where
+backward reads h from it, what was kept, and ``needs``. It returns the gradients of x, of the states and of the weights:
+each is empty where nobody asks for it, and that of b_hh where it is that of b_ih.
 """
 
 from __future__ import annotations
 
-import functools
-import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils import _pytree as pytree
 
 from . import fakes, library, onnx, recomputation
-from .cells import CELLS, Cell
-from .fakes import NEEDS, Keep
+from .layer_call import Kept, LayerCall
 from .library import NAMESPACE, argument_names, lib, register_fake
 
 _ops = torch.ops.fused_rnn_dropout
@@ -55,8 +61,8 @@ def functorch_active() -> bool:
     return top is not None and top.key() != torch._C._functorch.TransformType.Functionalize
 
 
-def _differentiable(op: str, args: tuple[Any, ...]) -> bool:
-    """Whether a call needs a graph.
+def _differentiable(op: str, given: Callable[[], Iterable[Tensor | None]]) -> bool:
+    """Whether a call needs a graph; ``given``: the tensors that decide it, asked for where they matter.
 
     Raises:
         NotImplementedError: under a ``torch.func`` transform or with a forward-mode tangent. Both would be lost
@@ -64,10 +70,11 @@ def _differentiable(op: str, args: tuple[Any, ...]) -> bool:
     """
     if functorch_active():
         raise NotImplementedError(_only_reference("a torch.func transform", op))
-    tensors = [arg for arg in args if isinstance(arg, Tensor)]
-    if forward_ad._current_level >= 0 and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors):
+    if forward_ad._current_level >= 0 and any(
+        tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None for tensor in given()
+    ):
         raise NotImplementedError(_only_reference("forward-mode AD", op))
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in given())
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -154,57 +161,56 @@ def _in_backward(op: Any, *args: Any) -> Any:
         return op(*args)
 
 
-def _layer_function(cell: Cell, forward_op: Any, backward_op: Any) -> type[torch.autograd.Function]:
-    """What carries the gradients of one layer of ``cell``, by the names in the schemas of its two operators."""
-    names = argument_names(forward_op)[:-1]
-    tensors, thresholds = names.index("dtype"), names.index("thresholds")  # dtype: the first behind all tensors
-    differentiable = names[: names.index("batch_sizes")]
-    results = [result.name for result in forward_op.default._schema.returns].index("gates")
-    gradients = [result.name for result in backward_op.default._schema.returns]
+def _layer_function(forward_op: Any, backward_op: Any) -> type[torch.autograd.Function]:
+    class Layer(torch.autograd.Function):
+        """What carries the gradients of one layer. ``given`` are the tensors of ``call`` that may have one."""
 
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        *given, recompute = args
-        with torch._C._AutoDispatchBelowAutograd():
-            given[thresholds] = _snapshot(given[thresholds])
-            found = forward_op(*given, int(Keep.STATES if recompute else Keep.ALL))
-        ctx.static = given[tensors:]
-        *activations, states = found[results:]
-        # `states` is empty, and has one dimension, where the output is the h that backward reads.
-        ctx.save_for_backward(*given[:tensors], *activations, states if states.dim() == 2 else found[0])
-        ctx.set_materialize_grads(False)
-        return found[:results]
+        @staticmethod
+        def forward(ctx: Any, call: LayerCall, *given: Tensor) -> tuple[Tensor, ...]:
+            with torch._C._AutoDispatchBelowAutograd():
+                call = call._replace(thresholds=_snapshot(call.thresholds))
+                y, last, kept = forward_op(*call)
+            tensors, ctx.call = call.split()
+            h_apart = Kept.of_each(kept)[0].states.dim() == 2  # empty, in one dimension, where backward reads h from y
+            ctx.save_for_backward(*tensors, None if h_apart else y, *kept)
+            ctx.set_materialize_grads(False)
+            return y, *last
 
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        if all(grad is None for grad in grads):
-            return (None,) * len(ctx.needs_input_grad)
-        wanted = [name for name, want in zip(differentiable, ctx.needs_input_grad, strict=False) if want]
-        needs = sum({NEEDS[name] for name in wanted if name in NEEDS})
-        found = _in_backward(backward_op, *grads, *ctx.saved_tensors, *ctx.static, needs)
-        by_name = dict(zip(gradients, found, strict=True))
-        if "db" in by_name:  # one gradient for both biases
-            by_name["db_ih"] = by_name["db_hh"] = by_name["db"]
-        return tuple(by_name["d" + name] if name in wanted else None for name in (*names, "recompute"))
+        @staticmethod
+        def backward(ctx: Any, grad_y: Tensor | None, *grad_last: Tensor | None) -> tuple[Any, ...]:
+            _, of_x, *of_others = ctx.needs_input_grad
+            call, (y, *kept) = ctx.call.join(ctx.saved_tensors)
+            if grad_y is None and all(grad is None for grad in grad_last):
+                return (None,) * len(ctx.needs_input_grad)
+            of_weights = of_others[len(call.states) :]
+            needs = call.needs(of_x, of_weights)
+            dx, dstates, dweights = _in_backward(backward_op, grad_y, list(grad_last), *call, y, kept, needs)
+            names, found = call.weight_names * call.num_directions, list(dweights)
+            if not call.row.apart:  # one gradient for both biases
+                for place, name in enumerate(names):
+                    found[place] = dweights[place - 1] if name == "b_hh" else found[place]
+            gradients = (dx, *dstates, *found)
+            return None, *(g if wanted else None for g, wanted in zip(gradients, (of_x, *of_others), strict=True))
 
-    members = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
-    return types.new_class(cell.name, (torch.autograd.Function,), {}, lambda namespace: namespace.update(members))
+    return Layer
 
 
 class _Once(torch.autograd.Function):
     """A backward operator inside a graph: usable, but not differentiable again."""
 
     @staticmethod
-    def forward(ctx: Any, op: Any, *args: Any) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, op: Any, structure: Any, *flat: Any) -> tuple[Tensor, ...]:
         ctx.op = op
         with torch._C._AutoDispatchBelowAutograd():
-            return op(*args)
+            return tuple(pytree.tree_leaves(op(*pytree.tree_unflatten(flat, structure))))
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         raise RuntimeError(_only_reference("double backward", ctx.op.__name__.removesuffix("_backward")))
 
 
-def _autograd(name: str, apply: Callable[..., Any], checked: int | None = None) -> None:
-    """Registers what an operator does where a graph is needed; ``checked``: how many arguments decide that."""
+def _autograd(name: str, tensors: Callable[..., Iterable[Tensor | None]], apply: Callable[..., Any]) -> None:
+    """Registers what an operator does where a graph is needed; ``tensors``: those of its arguments that decide it."""
     op = getattr(_ops, name)
     names, exported = argument_names(op), name.removeprefix("triton_")
     has_nodes = exported in onnx.OPERATORS
@@ -212,12 +218,38 @@ def _autograd(name: str, apply: Callable[..., Any], checked: int | None = None) 
     def call(*args: Any) -> Any:
         if has_nodes and onnx.translating():
             return onnx.operator(exported, dict(zip(names, args, strict=True)))
-        if _differentiable(name, args[:checked]):
+        if _differentiable(name, lambda: tensors(*args)):
             return apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
     lib.impl(name, call, "Autograd")
+
+
+def _tensors_among(values: Iterable[Any]) -> list[Tensor]:
+    return [value for value in values if isinstance(value, Tensor)]
+
+
+def _layer_autograd(prefix: str) -> type[torch.autograd.Function]:
+    """Registers the gradients of a family's layer; returns what carries them."""
+    backward = getattr(_ops, f"{prefix}layer_backward")
+    function = _layer_function(getattr(_ops, f"{prefix}layer_forward"), backward)
+
+    def apply(*args: Any) -> tuple[Tensor, list[Tensor]]:
+        call = LayerCall(*args)
+        call.check()
+        y, *last = function.apply(call, *call.differentiable)
+        return y, last
+
+    def apply_backward(*args: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        flat, structure = pytree.tree_flatten(args)
+        dx, *others = _Once.apply(backward, structure, *flat)
+        count = len(dict(zip(argument_names(backward), args, strict=True))["states"])
+        return dx, others[:count], others[count:]
+
+    _autograd(f"{prefix}layer", lambda *args: LayerCall(*args).differentiable, apply)
+    _autograd(f"{prefix}layer_backward", lambda *args: _tensors_among(pytree.tree_leaves(args)), apply_backward)
+    return function
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -230,11 +262,10 @@ class Family(NamedTuple):
 
     words: Any
     dropout: Any
-    lstm: Any
-    gru: Any
+    layer: Any
 
 
-_NAMES = ("words", "dropout", "lstm", "lstm_forward", "lstm_backward", "gru", "gru_forward", "gru_backward")
+_NAMES = ("words", "dropout", "layer", "layer_forward", "layer_backward")
 functions: dict[str, type[torch.autograd.Function]] = {}
 """Those that carry gradients, by the name of their operator."""
 
@@ -242,16 +273,10 @@ functions: dict[str, type[torch.autograd.Function]] = {}
 def _family(prefix: str = "") -> Family:
     """Fakes and gradients of the operators with this prefix."""
     fakes.register(prefix)
-    of = {name: getattr(_ops, prefix + name) for name in _NAMES}
-    functions[f"{prefix}dropout"] = function = _dropout_function(of["dropout"])
-    _autograd(f"{prefix}dropout", function.apply, 1)
-    for cell in CELLS.values():
-        name = cell.name.lower()
-        backward = of[f"{name}_backward"]
-        functions[prefix + name] = function = _layer_function(cell, of[f"{name}_forward"], backward)
-        _autograd(prefix + name, function.apply)
-        _autograd(f"{prefix}{name}_backward", functools.partial(_Once.apply, backward))
-    return Family(*(of[name].default for name in Family._fields))
+    functions[f"{prefix}dropout"] = dropout = _dropout_function(getattr(_ops, f"{prefix}dropout"))
+    _autograd(f"{prefix}dropout", lambda x, *_: (x,), dropout.apply)
+    functions[f"{prefix}layer"] = _layer_autograd(prefix)
+    return Family(*(getattr(_ops, prefix + name).default for name in Family._fields))
 
 
 def _define_triton() -> None:
@@ -272,7 +297,7 @@ def _define_triton() -> None:
 _compiled = _family()
 _define_triton()
 _triton = _family("triton_")
-words, dropout, lstm, gru = _compiled
+words, dropout, layer = _compiled
 
 
 def family(backend: str) -> Family:

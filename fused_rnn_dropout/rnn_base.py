@@ -13,7 +13,6 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import functional, held, ops
 from .arguments import Rng, check_backend
-from .cells import CELLS
 from .layouts import check_dense, check_packed
 from .options import Spec, rate_of, with_rate
 from .sites import BETWEEN, SITE, SITE_NAMES, SITES, Plan, check_combination, make_spec, threshold
@@ -339,13 +338,12 @@ class RegularizedRNN(nn.RNNBase):
         example_ids: Tensor | None,
         step_offset: int | None,
     ) -> tuple[Tensor, ...]:
-        run = functional.lstm if self.mode == "LSTM" else functional.gru
-        hx: Any = states if states is None or CELLS[self.mode].has_c else states[0]
         weights: Any = self._flat_weights
         turn = held.begin(self, rng, step_offset, x.size(0) if batch_sizes is None else batch_sizes.size(0))
-        results = run(
+        results = functional.run(
+            self.mode,
             x,
-            hx,
+            states,
             weights,
             self._plan,
             self._thresholds_on(x.device),

@@ -223,22 +223,4 @@ def choose(backend: str, layers: Layers) -> Choice:
     return Choice(row, f"{variable} asks for it" if asked else row.why or why, walk)
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# On the way to the operators
-# --------------------------------------------------------------------------------------------------------------------
-
-_PLACE = 1 << 24  # in the flags, above the bits of every site
-
-
-def with_schedule(flags: int, schedule: Schedule) -> int:
-    """The ``flags`` of the layer operators, with the number of the schedule that they run, forward and backward."""
-    return flags + schedule.number * _PLACE
-
-
-def split_flags(flags: int) -> tuple[int, int]:
-    """The flags of the sites alone, and the number of the schedule."""
-    number, of_sites = divmod(flags, _PLACE)
-    return of_sites, number
-
-
 __all__ = ["ALTERNATING", "CUDNN", "SCHEDULES", "SEQUENCE", "Choice", "Layers", "Schedule", "choose"]

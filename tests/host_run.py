@@ -26,8 +26,7 @@ from cudnn_stand_in import StandIn
 import fused_rnn_dropout  # noqa: F401  defines the operators
 from fused_rnn_dropout import cudnn_library, library
 
-NAMES = ("words", "dropout", "lstm", "lstm_forward", "lstm_backward", "gru", "gru_forward", "gru_backward",
-         "masked_weights", "masked_weights_backward")  # fmt: skip
+NAMES = ("words", "dropout", "layer", "layer_forward", "layer_backward", "masked_weights", "masked_weights_backward")
 
 
 @functools.cache

@@ -38,7 +38,7 @@ check() {
   *) "$clangxx" "${flags[@]}" -isystem "$toolkit/include" -fsyntax-only "$1" ;;
   esac
 }
-sources=(csrc/cuda/*.cu csrc/cuda/*.cpp)
+sources=(csrc/cuda/*.cu csrc/cuda/schedules/*.cpp)
 for source in "${sources[@]}"; do
   check "$source"
 done

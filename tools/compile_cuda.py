@@ -132,13 +132,14 @@ def run(*command: str | Path) -> str:
 
 
 def short_names(mangled: list[str]) -> dict[str, str]:
-    """Of kernels, as the sources call them: ``lstm_forward_kernel<4, half>``."""
+    """Of kernels, as the sources call them: ``forward_step_kernel<Lstm, 4, half>``."""
     if not mangled:
         return {}
     lines = run("c++filt", "--no-params", *mangled).splitlines()
     names = {}
     for symbol, line in zip(mangled, lines, strict=True):
         name = line.removeprefix("void ").replace("(anonymous namespace)::", "").replace("frd::cuda::", "")
+        name = re.sub(r"frd::(\w+)<Math<\w+> ?>", r"\1", name)  # a cell's equations, whose numbers are those of D
         names[symbol] = name.replace("__nv_bfloat16", "bfloat16").replace("__half", "half")
     return names
 

@@ -16,6 +16,7 @@
 #include "core/counters.h"
 #include "core/flags.h"
 #include "core/rows.h"
+#include "core/sites.h"
 
 namespace frd::bind {
 
@@ -23,8 +24,6 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
-// What a forward keeps for its backward.
-inline constexpr int64_t KEEP_NOTHING = 0, KEEP_ALL = 1, KEEP_STATES = 2;
 // Which gradients a backward computes; those of the initial states always.
 inline constexpr int64_t NEEDS_X = 1, NEEDS_W_IH = 2, NEEDS_W_HH = 4, NEEDS_BIAS = 8, NEEDS_W_HR = 16;
 
@@ -141,6 +140,15 @@ struct Batch {
 inline void check_flags(int64_t flags) {
   STD_TORCH_CHECK(flags >= 0 && flags < 2 * int64_t{FLAG_MASKS_ON}, "flags has bits that mean nothing: ", flags);
 }
+// Those of the sites in a layer that draw masks.
+inline constexpr uint32_t DRAWING_FLAGS = FLAG_HIDDEN | FLAG_WEIGHT_HH | FLAG_WEIGHT_IH | FLAG_WEIGHT_HR | STATE_FLAGS;
+// A pair for each group of sites.
+inline void check_groups(const Tensor& rng) {
+  STD_TORCH_CHECK(rng.scalar_type() == ScalarType::Long, "rng must be an int64 tensor");
+  STD_TORCH_CHECK(rng.dim() == 2 && rng.size(0) == NUM_GROUPS && rng.size(1) == 2, "rng must have ", NUM_GROUPS,
+                  " rows of 2 elements, a pair for each group of sites");
+  check_storage(rng);
+}
 inline void check_layer(int64_t layer) {
   STD_TORCH_CHECK(layer >= 0 && layer < (1 << 16), "layer must be in [0, 65536), got ", layer);
 }
@@ -194,7 +202,6 @@ struct LayerShapes {
     check_shape("b_ih", b_ih, {cell.gates * units});
     check_shape("b_hh", b_hh, {cell.gates * units});
     check_shape("w_hr", w_hr, {projected, units});
-    STD_TORCH_CHECK(b_ih.has_value() == b_hh.has_value(), "b_ih and b_hh must be given together");
   }
 };
 

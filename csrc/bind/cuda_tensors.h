@@ -153,9 +153,9 @@ inline Tensor device_integers(const char* name, const Tensor& t, int64_t n, cons
 struct Random {
   cuda::Random random{};
 
-  Random(const Tensor& x, const MaybeTensor& ids, const MaybeTensor& state, const MaybeTensor& hidden,
-         const MaybeTensor& weight, const MaybeTensor& thresholds, int64_t flags, int64_t layer, bool reverse,
-         int64_t step_offset, const Sequence& sequence) {
+  // `rng`: a pair for each group of sites.
+  Random(const Tensor& x, const MaybeTensor& ids, const MaybeTensor& rng, const MaybeTensor& thresholds, int64_t flags,
+         int64_t layer, bool reverse, int64_t step_offset, const Sequence& sequence) {
     check_flags(flags);
     check_layer(layer);
     random.flags = static_cast<uint32_t>(flags);
@@ -165,16 +165,31 @@ struct Random {
     if (ids) random.example_ids = keep(device_integers("example_ids", *ids, sequence.batch, x));
     STD_TORCH_CHECK(!flags || thresholds.has_value(), "thresholds are needed where a site is configured");
     if (flags) random.thresholds = keep(device_integers("thresholds", *thresholds, NUM_SITES, x));
-    const auto pair = [&](const char* name, const MaybeTensor& rng, uint32_t sites) {
-      STD_TORCH_CHECK(rng || !random.sampled(sites), name, " is needed where its sites draw masks");
-      return rng ? keep(device_integers(name, *rng, 2, x)) : nullptr;
-    };
-    random.rng_state = pair("rng_state", state, FLAG_UPDATE | FLAG_CELL | FLAG_ZONEOUT_C | FLAG_ZONEOUT_H);
-    random.rng_hidden = pair("rng_hidden", hidden, FLAG_HIDDEN);
-    random.rng_weight = pair("rng_weight", weight, FLAG_WEIGHT_HH | FLAG_WEIGHT_IH | FLAG_WEIGHT_HR);
+    STD_TORCH_CHECK(rng || !random.sampled(DRAWING_FLAGS), "rng is needed where sites draw masks");
+    if (!rng) return;
+    check_groups(*rng);
+    check_device(*rng, x);
+    // Kernels read a pair as two neighbours; the rows themselves may all be the same memory.
+    const Tensor pairs = rng->stride(1) == 1 ? *rng : dense(*rng, ScalarType::Long);
+    const int64_t* first = keep(pairs);
+    random.rng_state = first + GROUP_STATE * pairs.stride(0);
+    random.rng_hidden = first + GROUP_HIDDEN * pairs.stride(0);
+    random.rng_weight = first + GROUP_WEIGHT * pairs.stride(0);
   }
 
+  // Of weights alone, whose sites draw from one pair.
+  Random(const Tensor& x, const MaybeTensor& pair, const MaybeTensor& thresholds, int64_t flags)
+      : Random(x, std::nullopt, pair ? MaybeTensor(of_each(device_integers("rng", *pair, 2, x))) : std::nullopt,
+               thresholds, flags, 0, false, 0, Sequence{}) {}
+
  private:
+  // The same pair for every group.
+  static Tensor of_each(const Tensor& pair) {
+    const int64_t sizes[] = {NUM_GROUPS, 2}, strides[] = {0, 1};
+    AtenTensorHandle made = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch__reinterpret_tensor(pair.get(), 2, sizes, strides, 0, &made));
+    return Tensor(made);
+  }
   const int64_t* keep(const Tensor& t) {
     kept_.push_back(t);
     return read<int64_t>(t);

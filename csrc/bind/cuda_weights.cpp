@@ -14,8 +14,7 @@ using Tensors = std::vector<Tensor>;
 class Weights {
  public:
   Weights(const Device& device, const Tensor& x, const MaybeTensor& rng, const MaybeTensor& thresholds, int64_t flags)
-      : device_(device),
-        random_(x, std::nullopt, std::nullopt, std::nullopt, rng, thresholds, flags, 0, false, 0, Sequence{}) {
+      : device_(device), random_(x, rng, thresholds, flags) {
     if (!flags) return;
     prepared_ = device.around().buffer<cuda::Prepared<float>>(1);
     cuda::check(cuda::prepare(random_.random, prepared_, device.stream()));
@@ -40,8 +39,7 @@ class Weights {
                                      .rotation = 0,
                                      .on = on,
                                      .by_row = by_row,
-                                     .kind = kind,
-                                     .stream = by_row ? (where & ~0xFFu) | KIND_WEIGHT_ROW : where,
+                                     .stream = by_row ? (where & ~0xFFu) | by_rows(kind) : where,
                                      .key = on ? &prepared_->weight : nullptr,
                                      .scale = on ? &prepared_->weight_scale : nullptr,
                                      .threshold = on ? &prepared_->thresholds[SITE_WEIGHT_DROPOUT] : nullptr},

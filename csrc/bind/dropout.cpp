@@ -36,7 +36,7 @@ Tensor dropout(const Tensor& x, const Tensor& rng, const Tensor& thresholds, con
     p.batch_shared = batch_shared;
     p.threshold = all[site];
     p.stream = static_cast<uint32_t>(stream);
-    p.key = Random::key("rng", rng, true);
+    p.key = Random::key(rng);
     check_steps(step_offset, 1);
     p.step_offset = static_cast<uint32_t>(step_offset);
     return p;
@@ -54,7 +54,7 @@ Tensor words(const Tensor& rng, const Tensor& row, const Tensor& step, int64_t n
   check_stream(stream);
   check_elements(n);
   Tensor target = empty(words_shape(step, row, n), ScalarType::Long);
-  kernels().read_words({.key = Random::key("rng", rng, true),
+  kernels().read_words({.key = Random::key(rng),
                         .stream = static_cast<uint32_t>(stream),
                         .row = rows.data(),
                         .step = steps.data(),

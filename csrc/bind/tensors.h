@@ -2,7 +2,6 @@
 #pragma once
 
 #include "bind/arguments.h"
-#include "core/sites.h"
 #include "cpu/layer.h"
 #include "cpu/memory.h"
 
@@ -36,9 +35,8 @@ struct Random {
   cpu::Masks masks{};
   std::vector<int64_t> example_ids;
 
-  Random(const MaybeTensor& ids, const MaybeTensor& state, const MaybeTensor& hidden, const MaybeTensor& weight,
-         const MaybeTensor& thresholds, int64_t flags, int64_t layer, bool reverse, int64_t step_offset, int64_t batch,
-         int64_t steps) {
+  Random(const MaybeTensor& ids, const MaybeTensor& rng, const MaybeTensor& thresholds, int64_t flags, int64_t layer,
+         bool reverse, int64_t step_offset, int64_t batch, int64_t steps) {
     check_flags(flags);
     masks.flags = static_cast<uint32_t>(flags);
     masks.layer = static_cast<uint32_t>(layer);
@@ -53,18 +51,21 @@ struct Random {
       STD_TORCH_CHECK(thresholds.has_value(), "thresholds are needed where a site is configured");
       read_thresholds(*thresholds, masks.thresholds);
     }
-    const auto on = [this](uint32_t flag) { return masks.sampled(flag); };
-    masks.state = key("rng_state", state, on(STATE_FLAGS));
-    masks.hidden = key("rng_hidden", hidden, on(FLAG_HIDDEN));
-    masks.weight = key("rng_weight", weight, on(FLAG_WEIGHT_HH | FLAG_WEIGHT_IH | FLAG_WEIGHT_HR));
+    STD_TORCH_CHECK(rng || !masks.sampled(DRAWING_FLAGS), "rng is needed where sites draw masks");
+    if (rng) {
+      check_groups(*rng);
+      STD_TORCH_CHECK(rng->is_cpu(), "rng must be an int64 tensor on the CPU");
+      masks.state = key(*rng, GROUP_STATE);
+      masks.hidden = key(*rng, GROUP_HIDDEN);
+      masks.weight = key(*rng, GROUP_WEIGHT);
+    }
   }
   Random(const Random&) = delete;  // `masks` points into the vector
 
-  static Key key(const char* name, const MaybeTensor& rng, bool needed) {
-    STD_TORCH_CHECK(rng || !needed, name, " is needed where its sites draw masks");
-    if (!rng) return {};
-    const std::vector<int64_t> pair = integers(name, *rng, 2);
-    return derive_key(pair[0], pair[1]);
+  // Of a tensor of one pair.
+  static Key key(const Tensor& pair) {
+    const std::vector<int64_t> words = integers("rng", pair, 2);
+    return derive_key(words[0], words[1]);
   }
   static void read_thresholds(const Tensor& tensor, uint64_t* to) {
     const std::vector<int64_t> values = integers("thresholds", tensor, NUM_SITES);
@@ -79,6 +80,13 @@ struct Random {
     for (const int64_t id : values)
       STD_TORCH_CHECK(id >= 0 && id < int64_t{SEQ}, "example_ids must be in [0, 2^32 - 1), got ", id);
     return values;
+  }
+
+ private:
+  // Of one group's row of a tensor of pairs, whose rows may all be the same memory.
+  static Key key(const Tensor& rng, int group) {
+    const int64_t* row = read<int64_t>(rng) + group * rng.stride(0);
+    return derive_key(row[0], row[rng.stride(1)]);
   }
 };
 

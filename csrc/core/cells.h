@@ -8,6 +8,10 @@
 
 namespace frd {
 
+// What a forward keeps for its backward: all that this reads, or the states alone, from which it computes the rest
+// again.
+enum Keep : int { KEEP_NOTHING, KEEP_ALL, KEEP_STATES };
+
 // The memory of a cell is what cell dropout and the carry of a step act on: c, or h itself where there is no c. A
 // memory that is h is kept unscaled, and whoever reads it, the recurrent product, the output and the caller, sees it
 // times read_scale (core/sites.h).
@@ -18,14 +22,18 @@ struct CellInfo {
   bool projects;  // there may be a W_hr
   bool apart;     // the last gate takes U h + b_hh apart from W x + b_ih, so that the two have gradients of their own
 
+  // Whether h is the memory, so that it is kept unscaled and seen scaled.
+  constexpr bool scaled() const { return !has_c; }
   // Numbers of a unit and a step that backward sends on: the gates' gradients, and that of what the last gate takes
   // apart.
   constexpr int gradients() const { return gates + apart; }
   // Whether a forward keeps [rows, H] beside the gates, or in their place: c after each step, or what the last gate
   // takes apart, which is computed again where the gates are.
-  constexpr bool keeps_beside(bool gates_kept) const { return has_c || (apart && gates_kept); }
+  constexpr bool keeps_beside(Keep keep) const {
+    return (has_c && keep != KEEP_NOTHING) || (apart && keep == KEEP_ALL);
+  }
   // Whether the output is another number than the h that backward reads.
-  constexpr bool output_differs(uint32_t flags) const { return flags & (FLAG_UNZONED | (has_c ? 0 : FLAG_CELL)); }
+  constexpr bool output_differs(uint32_t flags) const { return flags & (FLAG_UNZONED | (scaled() ? FLAG_CELL : 0)); }
 };
 
 enum Cell : int { LSTM, GRU, NUM_CELLS };

@@ -24,6 +24,15 @@ inline constexpr const char* SITE_NAMES[NUM_SITES] = {
     "dropout",        "input_dropout",  "inter_layer_dropout", "output_dropout", "hidden_dropout",
     "weight_dropout", "update_dropout", "cell_dropout",        "zoneout_c",      "zoneout_h"};
 
+// Rows of the rng tensor: the sites that draw from one pair of seeds.
+inline constexpr int GROUP_INPUT = 0;
+inline constexpr int GROUP_INTER_LAYER = 1;
+inline constexpr int GROUP_OUTPUT = 2;
+inline constexpr int GROUP_HIDDEN = 3;
+inline constexpr int GROUP_WEIGHT = 4;
+inline constexpr int GROUP_STATE = 5;
+inline constexpr int NUM_GROUPS = 6;
+
 // Bits of `flags`: which sites of a layer are configured, and how.
 inline constexpr uint32_t FLAG_HIDDEN = 1u << 0;
 inline constexpr uint32_t FLAG_HIDDEN_BATCH_SHARED = 1u << 1;

@@ -56,10 +56,10 @@ struct Drop {
 template <class Math>
 struct StateSites {
   Drop<Math> update;  // of the candidate
-  Drop<Math> memory;  // of the new c (LSTM) or h (GRU): binary in training
+  Drop<Math> memory;  // of the new memory, c or h: binary in training
   Zone<Math> zone_c, zone_h;
   typename Math::Scalar read_scale;   // what reads the memory sees it times this: 1/q in training
-  typename Math::Scalar entry_scale;  // GRU: a caller's h, which is scaled, times this is the state
+  typename Math::Scalar entry_scale;  // where h is the memory: a caller's h, which is scaled, times this
   bool unzoned;                       // the output is the new h, not the zoned one
 };
 

@@ -99,31 +99,33 @@ struct LayerInputs {
 
 template <class T>
 struct LayerForward : LayerInputs<T> {
-  bool sparing = false;  // the caller asked for little memory: recompute=True
-  T* gates = nullptr;    // [rows, GH], activated, or null where they are not kept
-  T* beside = nullptr;   // [rows, H], what CellInfo::keeps_beside says, or null where it is not kept
-  T* states = nullptr;   // [rows, P], or null where `out` holds the same or nothing is kept
-  T* out = nullptr;      // [rows, P]
-  T* h_n = nullptr;      // [batch, P]
-  T* c_n = nullptr;      // [batch, H]
+  Keep keep = KEEP_NOTHING;
+  T* gates = nullptr;      // [rows, GH], activated, or null where they are not kept
+  T* beside = nullptr;     // [rows, H], what CellInfo::keeps_beside says, or null where it is not kept
+  T* states = nullptr;     // [rows, P], or null where `out` holds the same or nothing is kept
+  T* out = nullptr;        // [rows, P], a row each out_stride: two directions may lie side by side
+  int64_t out_stride = 0;  // at least P
+  T* h_n = nullptr;        // [batch, P]
+  T* c_n = nullptr;        // [batch, H]
 };
 
 template <class T>
 struct LayerBackward : LayerInputs<T> {
   const T* gates = nullptr;   // [rows, GH], activated, or null: they are computed again
   const T* beside = nullptr;  // [rows, H], as forward keeps it
-  const T* states = nullptr;  // [rows, P], unscaled
-  const T* dout = nullptr;    // [rows, P], or null
-  const T* dh_n = nullptr;    // [batch, P], or null
-  const T* dc_n = nullptr;    // [batch, H], or null
-  T* dx = nullptr;            // [rows, I], or null where nobody asks, as the gradients of weights and biases
-  T* dw_ih = nullptr;         // [GH, I]
-  T* dw_hh = nullptr;         // [GH, P]
-  T* dw_hr = nullptr;         // [P, H]
-  T* db_ih = nullptr;         // [GH]
-  T* db_hh = nullptr;         // [GH]; null too where a cell has nothing apart, as it is db_ih then
-  T* dh0 = nullptr;           // [batch, P]
-  T* dc0 = nullptr;           // [batch, H]
+  const T* states = nullptr;  // [rows, P], unscaled, a row each states_stride
+  const T* dout = nullptr;    // [rows, P], a row each dout_stride, or null
+  int64_t states_stride = 0, dout_stride = 0;
+  const T* dh_n = nullptr;  // [batch, P], or null
+  const T* dc_n = nullptr;  // [batch, H], or null
+  T* dx = nullptr;          // [rows, I], or null where nobody asks, as the gradients of weights and biases
+  T* dw_ih = nullptr;       // [GH, I]
+  T* dw_hh = nullptr;       // [GH, P]
+  T* dw_hr = nullptr;       // [P, H]
+  T* db_ih = nullptr;       // [GH]
+  T* db_hh = nullptr;       // [GH]; null too where a cell has nothing apart, as it is db_ih then
+  T* dh0 = nullptr;         // [batch, P]
+  T* dc0 = nullptr;         // [batch, H]
 };
 
 // The entry points of one instruction set.

@@ -157,8 +157,8 @@ class BackwardPass {
     for (int v = 0; v < WIDE; ++v)
       prefetch<true>(dgates(t, b) + v * H_ + u, n);  // another thread may hold its lines from the last chunk
     if (APART) prefetch(apart_ + in_chunk * H_ + u, n);
-    if (p_.sequence.exists(before)) prefetch(memories() + (p_.sequence.row(before) + b) * H_ + u, n);
-    if (p_.dout) prefetch(p_.dout + row * P_ + u, n);
+    if (p_.sequence.exists(before)) prefetch(memory(p_.sequence.row(before) + b) + u, n);
+    if (p_.dout) prefetch(p_.dout + row * p_.dout_stride + u, n);
   }
 
   // Gradients at LANES units of h_t. sum: what came through U.
@@ -166,7 +166,7 @@ class BackwardPass {
     const int64_t n = P_ - u;
     const StateSites<Math>& sites = cell_.sites();
     const Drops<Math> drops = cell_.drops(t, b, u);
-    const V dout = p_.dout ? cell_.seen(load(p_.dout + (p_.sequence.row(t) + b) * P_ + u, n)) : V{};
+    const V dout = p_.dout ? cell_.seen(load(p_.dout + (p_.sequence.row(t) + b) * p_.dout_stride + u, n)) : V{};
     T* carried = &dh_[b * P_ + u];
     V dh = load(carried, n) + cell_.through(b, u, sum);
     if (!sites.unzoned) dh += dout;
@@ -219,11 +219,11 @@ class BackwardPass {
     return dbefore;
   }
 
-  const T* memories() const { return HAS_C ? p_.beside : p_.states; }  // [rows, H], after each step
+  // The memory of H units after a step.
+  const T* memory(int64_t row) const { return HAS_C ? p_.beside + row * H_ : p_.states + row * p_.states_stride; }
   V memory_before(int64_t t, int64_t b, int64_t u) const {
     const int64_t n = H_ - u;
-    if (b < p_.sequence.continued_from(t))
-      return load(memories() + (p_.sequence.row(p_.sequence.before(t)) + b) * H_ + u, n);
+    if (b < p_.sequence.continued_from(t)) return load(memory(p_.sequence.row(p_.sequence.before(t)) + b) + u, n);
     return HAS_C ? cell_.enter_c(b, u, load(p_.c0 + b * H_ + u, n)) : cell_.enter_h(b, u, load(p_.h0 + b * H_ + u, n));
   }
 

@@ -41,7 +41,7 @@ class ForwardPass {
         most_(chunk_rows<T>(p.sequence, G * H_)),
         cell_(p, largest_chunk(p.sequence, most_)),
         m_ih_(p.w_ih, G * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks),
-        w_ih_(p.parallel, m_ih_, p.sparing ? sparing_packing(p, m_ih_) : Packing::AT_ONCE),
+        w_ih_(p.parallel, m_ih_, p.keep == KEEP_STATES ? sparing_packing(p, m_ih_) : Packing::AT_ONCE),
         w_hh_(pack_gates<G>(p.parallel, MaskedWeight<T>(p.w_hh, G * H_, P_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks))),
         w_hr_(nullptr, nullptr),
         buffer_(scratch<T>(p.gates ? 0 : largest_chunk(p.sequence, most_) * G * H_)),
@@ -107,7 +107,7 @@ class ForwardPass {
         [&](int64_t b) {
           for (int v = 0; v < G; ++v) prefetch<true>(gates_ + ((row0 - chunk_.row + b) * G + v) * H_ + u, LANES);
           if (p_.beside) prefetch<true>(p_.beside + (row0 + b) * H_ + u, LANES);
-          if (!projects()) prefetch<true>(p_.out + (row0 + b) * P_ + u, LANES);
+          if (!projects()) prefetch<true>(p_.out + (row0 + b) * p_.out_stride + u, LANES);
         },
         [&](int64_t b, const V* sums) {
           const int64_t row = row0 + b;
@@ -149,7 +149,7 @@ class ForwardPass {
     const V h = Zone<Math>::mix(cell_.sites().zone_h, keep, h_old, h_new), seen = cell_.seen(h);
     store(&h_[b * P_ + u], h, n);
     store(&read_[(((s + 1) % 2) * B_ + b) * P_ + u], cell_.read(b, u, h), n);
-    store(p_.out + row * P_ + u, cell_.sites().unzoned ? cell_.seen(h_new) : seen, n);
+    store(p_.out + row * p_.out_stride + u, cell_.sites().unzoned ? cell_.seen(h_new) : seen, n);
     if (p_.states) store(p_.states + row * P_ + u, h, n);
     if (ends(p_.sequence, t, b)) store(p_.h_n + b * P_ + u, seen, n);
   }

@@ -22,8 +22,9 @@ void read_operand(const LayerBackward<T>& p, const Cell& cell, const Chunk& chun
         T* to = operand + (sequence.row(t) + b - chunk.row) * P;
         for (int64_t u = 0; u < P; u += LANES) {
           const int64_t n = P - u;
-          const Vec<T> h = b < continued ? load(p.states + (sequence.row(sequence.before(t)) + b) * P + u, n)
-                                         : cell.enter_h(b, u, load(p.h0 + b * P + u, n));
+          const Vec<T> h = b < continued
+                               ? load(p.states + (sequence.row(sequence.before(t)) + b) * p.states_stride + u, n)
+                               : cell.enter_h(b, u, load(p.h0 + b * P + u, n));
           store(to + u, cell.read(b, u, h), n);
         }
       }

@@ -5,6 +5,7 @@
 // type of the state that goes from step to step: State<D>.
 #pragma once
 
+#include "core/cells.h"
 #include "cuda/masks.h"
 #include "cuda/rows.h"
 
@@ -20,10 +21,26 @@ cudaError_t prepare(const Random& random, Prepared<S>* prepared, cudaStream_t st
 template <class S>
 struct SequenceMasks {
   const Prepared<S>* call;
-  uint32_t flags, state_stream, hidden_stream;
+  SiteDraw state[NUM_STATE_SITES];
+  bool hidden, hidden_shared;
+  uint32_t hidden_stream;
   const int64_t* example_ids;  // [batch], or null
   int64_t batch, width;
   uint8_t* bits;  // [batch, width]
+
+  static SequenceMasks of(const Random& random, const Prepared<S>* call, int64_t batch, int64_t width, uint8_t* bits) {
+    SequenceMasks p{.call = call,
+                    .state = {},
+                    .hidden = random.sampled(FLAG_HIDDEN),
+                    .hidden_shared = (random.flags & FLAG_HIDDEN_BATCH_SHARED) != 0,
+                    .hidden_stream = stream_of(KIND_HIDDEN, random.layer, random.direction),
+                    .example_ids = random.example_ids,
+                    .batch = batch,
+                    .width = width,
+                    .bits = bits};
+    SiteDraw::all(random, true, p.state);
+    return p;
+  }
 };
 template <class S>
 cudaError_t sequence_masks(const SequenceMasks<S>& p, cudaStream_t stream);
@@ -37,7 +54,7 @@ struct MaskedWeight {
   int64_t rows, columns, source_stride, target_stride;
   int64_t rotation;  // row r of the source is row (r + rotation) % rows of the target; masks are those of the source
   bool on, by_row;
-  uint32_t kind, stream;
+  uint32_t stream;
   const Key* key;  // this and the next two in device memory; not read where `on` is false
   const double* scale;
   const uint64_t* threshold;
@@ -48,111 +65,77 @@ cudaError_t masked_weight(const MaskedWeight& p, cudaStream_t stream);
 // A step
 // --------------------------------------------------------------------------------------------------------------------
 
+// Of any cell. G gates; what a cell has not got is null.
 template <class D>
-struct LstmForwardStep {
+struct LayerForwardStep {
   using S = State<D>;
+  Cell cell;  // whose kernel the launcher takes
   StateMasks<S> masks;
   Step step;
   int64_t units, projected;  // H; P, or H where there is no projection
-  const S* b_ih;             // [4H], or null
-  const S* b_hh;             // [4H], or null
-  D* gates;                  // [active, 4H]: in, W x; out, activated, where they are kept
-  const D* recurrent;        // [active, 4H]: U h
+  const S* b_ih;             // [GH], or null
+  const S* b_hh;             // [GH], or null
+  D* gates;                  // [active, GH]: in, W x; out, activated, where they are kept
+  const D* recurrent;        // [active, GH]: U h
   bool keep_gates;
+  D* apart;           // [active, H]: what the last gate takes apart, where gates are kept
   const S* c0;        // [B, H]
   const S* c_before;  // [continued, H], may be c_after
   S* c_after;         // [active, H]
   D* c_n;             // [B, H]
-  // With a projection, what it reads; the rest is then lstm_projection's.
+  // With a projection, what it reads; the rest is then project_step's.
   D* outputs;   // [active, H], or null
-  const S* h0;  // [B, P]
-  S* h;         // [B, P], the running state, or null without zoneout_h, which alone reads it
+  const S* h0;  // [B, P], a caller's
+  S* h;         // [B, P], the running state, or null where nothing but the next product reads it
   D* read;      // [B, P]: what the next recurrent product reads
   D* out;       // [active, P]
-  D* states;    // [active, P], or null where `out` is the same or nothing is kept
+  D* states;    // [active, P], as h is carried, or null where `out` is the same or nothing is kept
   D* h_n;       // [B, P]
 };
 template <class D>
-cudaError_t lstm_forward(const LstmForwardStep<D>& p, cudaStream_t stream);
+cudaError_t forward_step(const LayerForwardStep<D>& p, cudaStream_t stream);
 
 // What follows the product with W_hr: zoneout of h, and everything that h goes to.
 template <class D>
-cudaError_t lstm_projection(const LstmForwardStep<D>& p, const D* projected, cudaStream_t stream);  // [active, P]
+cudaError_t project_step(const LayerForwardStep<D>& p, const D* projected, cudaStream_t stream);  // [active, P]
 
 template <class D>
-struct LstmBackwardStep {
+struct LayerBackwardStep {
   using S = State<D>;
+  Cell cell;
   StateMasks<S> masks;
   Step step;
   int64_t units, projected;
-  const D* through;   // [continuing, P]: the gradient at what the recurrent product of the step after read
-  const D* dout;      // [active, P], or null
-  const D* dh_n;      // [B, P], or null
-  const D* dc_n;      // [B, H], or null
-  S* dh;              // [B, P]: along zoneout_h, from the step after to the step before; null without zoneout_h
-  S* dc;              // [B, H]: the same along c
-  const D* gates;     // [active, 4H], activated
-  const S* c0;        // [B, H]
-  const S* c_before;  // [continued, H]
-  D* dgates;          // [active, 4H]: gradients at the pre-activations
+  const D* through;        // [continuing, P]: the gradient at what the recurrent product of the step after read
+  const D* dout;           // [active, P], or null
+  const D* dh_n;           // [B, P], or null
+  const D* dc_n;           // [B, H], or null
+  S* dh;                   // [B, P]: what the step after sends to h of the step before, or null where it sends nothing
+  S* dc;                   // [B, H]: the same of c
+  const D* gates;          // [active, GH], activated
+  const D* apart;          // [active, H]: what the last gate took apart
+  const S* c0;             // [B, H]
+  const S* c_before;       // [continued, H]
+  const S* h0;             // [B, H], a caller's; this and the next where h is the memory
+  const D* states_before;  // [continued, H], unscaled
+  D* dgates;               // [active, gradients() H], at the pre-activations, in the order of layer.h
   // With a projection:
-  D* dprojected;      // [active, P]: out of lstm_projection_backward
-  const D* doutputs;  // [active, H]: the gradient at what the projection read, into lstm_backward
+  D* dprojected;      // [active, P]: out of unproject_step
+  const D* doutputs;  // [active, H]: the gradient at what the projection read, into backward_step
   D* outputs;         // [active, H]: what it read, where the gradient of W_hr is asked for, or null
 };
 template <class D>
-cudaError_t lstm_backward(const LstmBackwardStep<D>& p, cudaStream_t stream);
+cudaError_t backward_step(const LayerBackwardStep<D>& p, cudaStream_t stream);
 template <class D>
-cudaError_t lstm_projection_backward(const LstmBackwardStep<D>& p, cudaStream_t stream);
+cudaError_t unproject_step(const LayerBackwardStep<D>& p, cudaStream_t stream);
 
-template <class D>
-struct GruForwardStep {
-  using S = State<D>;
-  StateMasks<S> masks;
-  Step step;
-  int64_t units;
-  const S* b_ih;       // [3H], or null
-  const S* b_hh;       // [3H], or null
-  D* gates;            // [active, 3H]: in, W x; out, activated r, z, n, where they are kept
-  const D* recurrent;  // [active, 3H]: U h
-  bool keep_gates;
-  D* resets;    // [active, H]: u = U_n h + b_hn, or null where gates are not kept
-  const S* h0;  // [B, H], a caller's
-  S* h;         // [B, H], the running state, unscaled
-  D* read;      // [B, H]: what the next recurrent product reads
-  D* out;       // [active, H]
-  D* states;    // [active, H], unscaled, or null where `out` is the same or nothing is kept
-  D* h_n;       // [B, H]
-};
-template <class D>
-cudaError_t gru_forward(const GruForwardStep<D>& p, cudaStream_t stream);
-
-template <class D>
-struct GruBackwardStep {
-  using S = State<D>;
-  StateMasks<S> masks;
-  Step step;
-  int64_t units;
-  const D* through;        // [continuing, H]: the gradient at what the recurrent product of the step after read
-  const D* dout;           // [active, H], or null
-  const D* dh_n;           // [B, H], or null
-  S* dh;                   // [B, H]: along the leak and zoneout, from the step after to the step before
-  const D* gates;          // [active, 3H], activated
-  const D* resets;         // [active, H]
-  const S* h0;             // [B, H], a caller's
-  const D* states_before;  // [continued, H], unscaled
-  D* dgates;               // [active, 4H]: gradients at n (of W x), r, z, n (of U h); see gru_schedule.h
-};
-template <class D>
-cudaError_t gru_backward(const GruBackwardStep<D>& p, cudaStream_t stream);
-
-// The gradient of an initial state: of an LSTM's h, of its c, or of a GRU's h.
-enum class Leaving { LSTM_H, LSTM_C, GRU_H };
+// The gradient of an initial state, h or c.
 template <class D>
 struct Leave {
   using S = State<D>;
   StateMasks<S> masks;
-  Leaving which;
+  bool memory;                // whether the state is the cell's memory, on which cell dropout acts
+  bool scaled;                // whether it is h and the memory: CellInfo::scaled
   int64_t begin, end, width;  // rows [begin, end) of the batch
   const S* carried;           // [B, width], or null
   const D* through;           // [B, width], or null: the gradient at what the first recurrent product read
@@ -170,7 +153,7 @@ template <class D>
 struct Operand {
   using S = State<D>;
   StateMasks<S> masks;
-  bool gru;  // its states are unscaled and its h0 is scaled; an LSTM's are what its product reads
+  bool scaled;  // CellInfo::scaled: states are unscaled then, h0 is scaled; elsewhere both are what a product reads
   int64_t width;
   const D* states;  // [rows, width]: after each step
   const S* h0;      // [B, width], a caller's
@@ -186,13 +169,13 @@ cudaError_t first_operand(const Operand<D>& p, int64_t batch, cudaStream_t strea
 template <class D>
 struct Activate {
   using S = State<D>;
-  bool gru;  // G = 3 gates, else 4
+  Cell cell;
   int64_t rows, units;
-  const S* b_ih;       // [G H], or null
-  const S* b_hh;       // [G H], or null
-  D* gates;            // [rows, G H]: in, W x; out, activated
-  const D* recurrent;  // [rows, G H]: U h
-  D* resets;           // [rows, H]: a GRU's u = U_n h + b_hn
+  const S* b_ih;       // [GH], or null
+  const S* b_hh;       // [GH], or null
+  D* gates;            // [rows, GH]: in, W x; out, activated
+  const D* recurrent;  // [rows, GH]: U h
+  D* apart;            // [rows, H]: what the last gate takes apart
 };
 template <class D>
 cudaError_t activate(const Activate<D>& p, cudaStream_t stream);
@@ -224,13 +207,13 @@ struct DropRows {
 };
 cudaError_t drop_rows(const DropRows& p, const Sequence& sequence, cudaStream_t stream);
 
-// Raw words, for tests and for exporting masks.
+// The numbers that masks are made of, for tests and for exporting masks.
 struct ReadWords {
   const int64_t* rng;  // [2]
   uint32_t stream;
-  const int64_t *b, *c;  // [nb], [nc]
-  int64_t nb, nc, units;
-  int64_t* target;  // [nc, nb, units, 4] where a counter is a unit, else [nc, nb, units]
+  const int64_t *row, *step;  // [rows], [steps]
+  int64_t rows, steps, n;
+  int64_t* target;  // [steps, rows, n]
 };
 cudaError_t read_words(const ReadWords& p, cudaStream_t stream);
 

@@ -10,16 +10,12 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) leave_kernel(Leave<D>
   const int64_t u = FRD_UNIT_GROUP;
   if (u >= p.width) return;
   const StateSites<Math<S>> sites = sites_of(p.masks);
-  const bool gru = p.which == Leaving::GRU_H;
   FRD_EACH_ROW(b, p.begin, p.end) {
     const int64_t at = b * p.width + u;
     const uint8_t bits = bits_of<1>(p.masks, b, u).at[0];
     S value = p.carried ? p.carried[at] : S(0);
-    if (p.through) {
-      const S through = hidden_of(p.masks, bits, widen<S>(p.through[at]));
-      value += gru ? sites.read_scale * through : through;
-    }
-    if (p.which != Leaving::LSTM_H) value = enter_of(p.masks, bits, gru ? sites.entry_scale : S(1), value);
+    if (p.through) value += seen_of(sites, p.scaled, hidden_of(p.masks, bits, widen<S>(p.through[at])));
+    if (p.memory) value = enter_of(p.masks, sites, p.scaled, bits, value);
     p.gradient[at] = value;
   }
 }

@@ -12,8 +12,8 @@ FRD_INLINE void write_operand(const Operand<D>& p, const StateSites<Math<State<D
   Pack<S, N> h = state ? load_as<N, S>(state) : load<N>(p.h0 + b * p.width + u);
   FRD_UNROLL
   for (int i = 0; i < N; ++i) {
-    if (p.gru && !state) h.at[i] = enter_of(p.masks, bits.at[i], sites.entry_scale, h.at[i]);
-    h.at[i] = hidden_of(p.masks, bits.at[i], p.gru ? sites.read_scale * h.at[i] : h.at[i]);
+    if (p.scaled && !state) h.at[i] = enter_of(p.masks, sites, true, bits.at[i], h.at[i]);
+    h.at[i] = hidden_of(p.masks, bits.at[i], seen_of(sites, p.scaled, h.at[i]));
   }
   store<N>(to, h);
 }

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..sites import FLAG, LOW, SEQ, SITES, STATE_SITES, bad_threshold
+from ..sites import FLAG, GROUPS, LOW, SEQ, SITES, STATE_SITES, bad_threshold
+
+_DRAWING = ("HIDDEN", "WEIGHT_HH", "WEIGHT_IH", "WEIGHT_HR", *(site.flag for site in STATE_SITES))
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -87,9 +88,7 @@ def check_counters(name: str, values: Tensor) -> None:
 def check_random(
     device: torch.device,
     example_ids: Tensor | None,
-    rng_state: Tensor | None,
-    rng_hidden: Tensor | None,
-    rng_weight: Tensor | None,
+    rng: Tensor | None,
     thresholds: Tensor | None,
     flags: int,
     layer: int,
@@ -106,17 +105,10 @@ def check_random(
         check(thresholds is not None, "thresholds are needed where a site is configured")
     if thresholds is not None:
         check_thresholds(thresholds)
-    drawing: dict[str, tuple[Any, tuple[str, ...]]] = {
-        "rng_state": (rng_state, tuple(site.flag for site in STATE_SITES)),
-        "rng_hidden": (rng_hidden, ("HIDDEN",)),
-        "rng_weight": (rng_weight, ("WEIGHT_HH", "WEIGHT_IH", "WEIGHT_HR")),
-    }
-    for name, (rng, sites) in drawing.items():
-        needed = flags & FLAG["MASKS_ON"] and any(flags & FLAG[site] for site in sites)
-        check(rng is not None or not needed, f"{name} is needed where its sites draw masks")
-        if rng is not None:
-            check_integers(name, rng, 2)
-    check_device(
-        device, example_ids=example_ids, rng_state=rng_state, rng_hidden=rng_hidden, rng_weight=rng_weight,
-        thresholds=thresholds,
-    )  # fmt: skip
+    needed = flags & FLAG["MASKS_ON"] and any(flags & FLAG[site] for site in _DRAWING)
+    check(rng is not None or not needed, "rng is needed where sites draw masks")
+    if rng is not None:
+        check_integers("rng", rng)
+        fits = tuple(rng.shape) == (len(GROUPS), 2)
+        check(fits, f"rng must have {len(GROUPS)} rows of 2 elements, a pair for each group of sites")
+    check_device(device, example_ids=example_ids, rng=rng, thresholds=thresholds)

@@ -9,13 +9,13 @@ order, and all but the first through U.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..cells import Cell
-from ..fakes import NEEDS_BIAS, NEEDS_W_HH, NEEDS_W_HR, NEEDS_W_IH, NEEDS_X, Keep
+from ..layer_call import NEEDS_X, Keep, Kept, needed
 from . import gru_sequence, gru_step, lstm_sequence, lstm_step, lstm_step_backward
 from .checks import check, check_device, check_floating, check_saved, check_shapes
 from .entry import enter_state, leave_state, operands
@@ -26,8 +26,6 @@ from .rows import Batch
 from .sequence import layout_of
 from .sites import Sites
 from .weights import WeightMasks
-
-_NEEDS_WEIGHT = (NEEDS_W_IH, NEEDS_W_HH, NEEDS_W_HR)
 
 
 class Kernels(NamedTuple):
@@ -59,7 +57,7 @@ KERNELS = {
 
 
 class Layer(NamedTuple):
-    """The tensors of a layer, as its operators take them: c0 and w_hr of a cell that has them."""
+    """The tensors of one direction; None where a cell has no such tensor."""
 
     x: Tensor
     h0: Tensor
@@ -69,18 +67,6 @@ class Layer(NamedTuple):
     b_ih: Tensor | None
     b_hh: Tensor | None
     w_hr: Tensor | None
-
-    @staticmethod
-    def count(cell: Cell) -> int:
-        """How many tensors the operators of a cell take."""
-        return len(Layer._fields) - (not cell.has_c) - (not cell.projects)
-
-    @staticmethod
-    def of(cell: Cell, tensors: Sequence[Any]) -> Layer:
-        """From the tensors in the order of the schemas of this cell."""
-        x, h0, *others = tensors
-        c0 = others.pop(0) if cell.has_c else None
-        return Layer(x, h0, c0, *others, *[None] * (not cell.projects))
 
     @property
     def units(self) -> int:
@@ -106,7 +92,15 @@ class Layer(NamedTuple):
                 "w_hr": (self.w_hr, (projected, units)),
             }
         )
-        check((self.b_ih is None) == (self.b_hh is None), "b_ih and b_hh must be given together")
+
+
+class Surroundings(NamedTuple):
+    """What is around the tensors of one direction."""
+
+    batch: Batch
+    sites: Sites
+    weights: WeightMasks
+    at_once: bool  # whether the sequence schedule runs it
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -114,16 +108,15 @@ class Layer(NamedTuple):
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def forward(
-    cell: Cell, layer: Layer, batch: Batch, sites: Sites, weights: WeightMasks, at_once: bool, save: int
-) -> tuple[Tensor, ...]:
-    """The results of a ``*_forward`` operator."""
+def forward(cell: Cell, layer: Layer, around: Surroundings, keep: int) -> tuple[Tensor, list[Tensor], Kept]:
+    """The output of one direction, its last states, and what is kept."""
+    batch, sites, weights, at_once = around
     p, kernels = Pass(layer.x, layer.b_ih, layer.b_hh, batch, weights), KERNELS[cell.name]
     units, width, rows = layer.units, layer.h0.shape[1], batch.rows
     w_ih, w_hh = weights.masked("weight_ih", layer.w_ih), weights.masked("weight_hh", layer.w_hh)
     w_hr = None if layer.w_hr is None else weights.masked("weight_hr", layer.w_hr)
     beside = p.sums if cell.has_c else p.values  # room for what is kept beside the gates
-    keeps_beside = save if cell.has_c else save == Keep.ALL
+    keeps_beside = keep if cell.has_c else cell.apart and keep == Keep.ALL
 
     f = Forward(
         b_ih=p.b_ih,
@@ -132,9 +125,9 @@ def forward(
         h=p.sums(batch.batch, width),
         read=p.values(2, batch.batch, width),
         out=p.values(*batch.shape(width)),
-        states=p.values(rows, width) if save and cell.output_differs(weights.flags) else None,
+        states=p.values(rows, width) if keep and cell.output_differs(weights.flags) else None,
         outputs=None if w_hr is None else p.values(batch.batch, units),
-        gates=p.values(rows, cell.gates * units) if save == Keep.ALL else None,
+        gates=p.values(rows, cell.gates * units) if keep == Keep.ALL else None,
         beside=beside(rows, units) if keeps_beside else None,
     )
     read = f.read[0]
@@ -164,13 +157,12 @@ def forward(
                 lstm_step.project_step(f, projected, sites, batch, t)
 
     last = [sites.read(f.h) if cell.scaled else f.h] + ([] if f.c is None else [f.c])
-    return (
-        f.out,
-        *(state.to(p.dtype) for state in last),
-        p.values(0) if f.gates is None else f.gates,
-        beside(0) if f.beside is None else f.beside,
-        p.values(0) if f.states is None else f.states,
+    kept = Kept(
+        gates=p.values(0) if f.gates is None else f.gates,
+        beside=beside(0) if f.beside is None else f.beside,
+        states=p.values(0) if f.states is None else f.states,
     )
+    return f.out, [state.to(p.dtype) for state in last], kept
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -191,19 +183,26 @@ def _gates_again(cell: Cell, p: Pass, operand: Tensor, w_ih: Tensor, w_hh: Tenso
 
 
 def _check_backward(
-    cell: Cell, p: Pass, layer: Layer, grads: dict[str, Tensor | None], gates: Tensor, beside: Tensor, states: Tensor
-) -> None:
+    cell: Cell, p: Pass, layer: Layer, flags: int, grads: dict[str, Tensor | None], y: Tensor | None, kept: Kept,
+    all_of_it: bool,
+) -> Tensor:  # fmt: skip
+    """Returns the h that backward reads, (N, P)."""
     units, width, rows = layer.units, layer.h0.shape[1], p.batch.rows
-    kept = gates.dim() != 1
+    apart = cell.output_differs(flags)
+    check(apart or y is not None, "y is needed where its h are not kept apart")
     check_floating(**grads)
-    check_device(layer.x.device, **grads, **{"gates": gates, cell.beside: beside, "states": states})
-    if kept or cell.has_c:
-        check_saved(cell.beside, beside, p.compute if cell.has_c else p.dtype, (rows, units))
-    if kept:
-        check_saved("gates", gates, p.dtype, (rows, cell.gates * units))
-    check(states.numel() == rows * width and states.dtype == p.dtype, "states must be what the forward returned")
-    shapes = {"grad_out": p.batch.shape(width), "grad_h_n": (p.batch.batch, width), "grad_c_n": (p.batch.batch, units)}
-    check_shapes({name: (grad, shapes[name]) for name, grad in grads.items()})
+    check_device(layer.x.device, **grads, **kept._asdict(), y=y)
+    if cell.has_c or (cell.apart and all_of_it):
+        check_saved("beside", kept.beside, p.compute if cell.has_c else p.dtype, (rows, units))
+    if all_of_it:
+        check_saved("gates", kept.gates, p.dtype, (rows, cell.gates * units))
+    shapes = {"grad_h_n": (p.batch.batch, width), "grad_c_n": (p.batch.batch, units)}
+    check_shapes({name: (grads.get(name), shape) for name, shape in shapes.items()})
+    if apart or y is None:
+        check_saved("states", kept.states, p.dtype, (rows, width))
+        return kept.states.contiguous()
+    check_saved("y", y, p.dtype, tuple(p.batch.shape(width)))
+    return y.contiguous().view(rows, width)
 
 
 def _over_all_steps(
@@ -216,8 +215,8 @@ def _over_all_steps(
     w_ih: Tensor,
     lefts: dict[str, Tensor | None],
     rights: tuple[Tensor | None, ...],
-) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """The gradients of x, of the weights and of the biases: a product or a sum over all steps for each.
+) -> tuple[Tensor, list[Tensor]]:
+    """The gradients of x and of the weights: a product or a sum over all steps for each.
 
     Args:
         lefts: by the name of a weight, the gradients at what its products gave.
@@ -240,57 +239,56 @@ def _over_all_steps(
         assert at_input is not None
         dx = new_product(at_input, last_first(w_ih), wide).to(layer.x.dtype).view(layer.x.shape)
 
-    masters = (layer.w_ih, layer.w_hh, *[layer.w_hr] * cell.projects)
-    of_weights = []
-    for (name, left), right, master, needed in zip(lefts.items(), rights, masters, _NEEDS_WEIGHT, strict=False):
-        if master is None or not needs & needed:
-            of_weights.append(p.sums(0) if master is None else master.new_empty(0))
+    found: dict[str, Tensor] = {}
+    masters = {"w_ih": layer.w_ih, "w_hh": layer.w_hh, "w_hr": layer.w_hr}
+    for (name, left), right, (short, master) in zip(lefts.items(), rights, masters.items(), strict=True):
+        if master is None or not needed(needs, short):
             continue
         assert left is not None and right is not None
         grad = new_product(left.t(), right, p.compute)
         grad = first_last(grad) if name == "weight_ih" else grad
-        of_weights.append(weights.gradient(name, grad, master.dtype))
-
-    biases = [layer.b_ih, layer.b_hh] if cell.apart else [layer.b_ih]  # elsewhere both have the same gradient
-    db = [p.sums(0) for _ in biases]
-    if layer.b_ih is not None and needs & NEEDS_BIAS:
+        found[short] = weights.gradient(name, grad, master.dtype)
+    if layer.b_ih is not None and needed(needs, "b_ih"):
+        assert layer.b_hh is not None
         sums = row_sum(dgates, p.compute)
-        db = [first_last(sums[:-units]), sums[units:].clone()] if cell.apart else [sums]
-    db = [grad if bias is None else grad.to(bias.dtype) for grad, bias in zip(db, biases, strict=True)]
-    return dx, of_weights, db
+        found["b_ih"] = (first_last(sums[:-units]) if cell.apart else sums).to(layer.b_ih.dtype)
+        if cell.apart:  # elsewhere both have the same gradient
+            found["b_hh"] = sums[units:].clone().to(layer.b_hh.dtype)
+    given = {name: getattr(layer, name) for name in ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")}
+    in_order = [found.get(name, like.new_empty(0)) for name, like in given.items() if like is not None]
+    return dx, in_order
 
 
 def backward(
     cell: Cell,
-    grads: Sequence[Tensor | None],
     layer: Layer,
-    saved: Sequence[Tensor],
-    batch: Batch,
-    sites: Sites,
-    weights: WeightMasks,
-    at_once: bool,
+    around: Surroundings,
+    grads: Sequence[Tensor | None],
+    y: Tensor | None,
+    saved: Kept,
+    keep: int,
     needs: int,
-) -> tuple[Tensor, ...]:
-    """The results of a ``*_backward`` operator.
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """The gradients of x, of the states and of the weights, of one direction.
 
     Args:
-        grads: of the results, None where nobody asked for one.
-        saved: gates, what is kept beside them, and h after each step, as the forward returned them.
+        grads: of the output and the last states, None where nobody asked for one.
+        y: the output, where no h is kept apart from it.
     """
-    gates, beside, states = saved
+    batch, sites, weights, at_once = around
     p, kernels = Pass(layer.x, layer.b_ih, layer.b_hh, batch, weights), KERNELS[cell.name]
     grad_out, grad_h_n, grad_c_n = (*grads, None)[:3]
-    named = dict(zip(("grad_out", "grad_h_n", "grad_c_n"), grads, strict=False))
-    _check_backward(cell, p, layer, named, gates, beside, states)
-    kept = gates.dim() != 1  # otherwise the forward kept no gates
+    kept = keep == Keep.ALL  # otherwise the forward kept no gates
+    last = {"grad_h_n": grad_h_n, "grad_c_n": grad_c_n}
+    states = _check_backward(cell, p, layer, weights.flags, last, y, saved, kept)
     units, width, rows = layer.units, layer.h0.shape[1], batch.rows
     w_ih, w_hh = weights.masked("weight_ih", layer.w_ih), weights.masked("weight_hh", layer.w_hh)
     w_hr = None if layer.w_hr is None else weights.masked("weight_hr", layer.w_hr)
-    states, beside, gates = states.contiguous().view(rows, width), beside.contiguous(), gates.contiguous()
+    beside, gates = saved.beside.contiguous(), saved.gates.contiguous()
     h0, c0 = layer.h0.contiguous(), None if layer.c0 is None else layer.c0.contiguous()
 
     operand = None
-    if needs & NEEDS_W_HH or not kept:
+    if needed(needs, "w_hh") or not kept:
         operand = operands(states, h0, p.values(rows, width), batch, sites, scaled=cell.scaled)
     if not kept:
         assert operand is not None
@@ -345,6 +343,5 @@ def backward(
         leave_state(k.dc, None, 0, initial[1], sites, memory=True)
 
     lefts = {"weight_ih": at_input, "weight_hh": at_recurrent, "weight_hr": dprojected}
-    dx, of_weights, db = _over_all_steps(cell, p, layer, weights, needs, dgates, w_ih, lefts, (p.x, operand, outputs))
-    dw_ih, dw_hh, *dw_hr = of_weights
-    return dx, *initial, dw_ih, dw_hh, *db, *dw_hr
+    dx, of_weights = _over_all_steps(cell, p, layer, weights, needs, dgates, w_ih, lefts, (p.x, operand, outputs))
+    return dx, initial, of_weights

@@ -1,19 +1,17 @@
-"""The operators of the Triton backend, by the names and with the arguments of their schemas (``csrc/bind/ops.cpp``)."""
+"""The operators of the Triton backend, by the names and with the arguments of ``csrc/bind/schemas.h``."""
 
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..cells import CELLS, Cell
-from ..fakes import Keep
-from ..schedules import SCHEDULES, SEQUENCE, sequence_obstacle, split_flags
-from ..sites import SEQ, SITES
+from ..layer_call import Direction, Keep, Kept, LayerCall, needs_of
+from ..schedules import SCHEDULES, SEQUENCE, sequence_obstacle
+from ..sites import GROUPS, SEQ, SITES
 from . import layer as run
 from . import philox
 from .checks import (
@@ -24,12 +22,13 @@ from .checks import (
     check_floating,
     check_integers,
     check_random,
+    check_shapes,
     check_steps,
     check_stream,
     check_thresholds,
 )
 from .dropout import drop_rows
-from .layer import Layer
+from .layer import Layer, Surroundings
 from .rows import Batch
 from .sites import Sites
 from .weights import WeightMasks
@@ -43,10 +42,10 @@ def _on_its_device(operator: _F) -> _F:
     """Triton launches on the current device; and products into given tensors know no autograd."""
 
     @functools.wraps(operator)
-    def call(first: Tensor | None, *args: Any) -> Any:
-        like = next(arg for arg in (first, *args) if isinstance(arg, Tensor))
+    def call(*args: Any) -> Any:
+        like = next(arg for arg in args if isinstance(arg, Tensor))
         with torch.no_grad(), torch.cuda.device_of(like):
-            return operator(first, *args)
+            return operator(*args)
 
     return call  # type: ignore[return-value]
 
@@ -91,79 +90,101 @@ def dropout(
 # --------------------------------------------------------------------------------------------------------------------
 
 
-class _Given(NamedTuple):
-    """What the operators of a layer take besides its tensors."""
-
-    batch_sizes: Tensor | None
-    example_ids: Tensor | None
-    rng_state: Tensor | None
-    rng_hidden: Tensor | None
-    rng_weight: Tensor | None
-    thresholds: Tensor | None
-    dtype: torch.dtype
-    flags: int
-    layer: int
-    reverse: bool
-    step_offset: int
-
-
-_TENSORS = _Given._fields.index("dtype")
-
-
-def _surroundings(cell: Cell, layer: Layer, given: _Given) -> tuple[Batch, Sites, WeightMasks, bool]:
-    """The checked surroundings of a layer: its rows, the sites of its steps, its weight masks, and whether the sequence
-    schedule runs it, as its flags say. Who chose has asked before; what cannot run must not reach a kernel in any case.
+def _surroundings(call: LayerCall, direction: Direction) -> tuple[Layer, Surroundings]:
+    """The checked tensors of one direction, and what is around them. Who chose the schedule has asked whether it can
+    run; what cannot must not reach a kernel in any case.
     """
-    layer.check(cell)
-    check_floating(dtype=given.dtype)
-    device, dtype = layer.x.device, given.dtype
-    batch = Batch(layer.x, given.batch_sizes, layer.h0.shape[0], given.reverse)
-    flags, number = split_flags(given.flags)
-    check(number in _NUMBERS, f"flags has bits that mean nothing: {given.flags}")
-    at_once = _NUMBERS[number] == SEQUENCE
+    layer = Layer(call.x, *direction[2:])
+    layer.check(call.row)
+    check_floating(dtype=call.dtype)
+    device, flags = call.x.device, call.flags
+    batch = Batch(call.x, call.batch_sizes, layer.h0.shape[0], direction.reverse)
+    check(call.schedule in _NUMBERS, f"schedule must be one of {sorted(_NUMBERS)}, got {call.schedule}")
+    at_once = _NUMBERS[call.schedule] == SEQUENCE
     if at_once:
-        obstacle = sequence_obstacle(layer.w_hr is not None, batch.packed, dtype, device)
-        check(obstacle is None, f"flags ask for the sequence schedule: {obstacle}")
-    random = (given.example_ids, given.rng_state, given.rng_hidden, given.rng_weight, given.thresholds)
-    check_random(device, *random, flags, given.layer, given.step_offset, batch.batch, batch.steps)
-    example_ids, rng_state, rng_hidden, rng_weight, thresholds = (
-        None if tensor is None else tensor.contiguous() for tensor in random
+        obstacle = sequence_obstacle(layer.w_hr is not None, batch.packed, call.dtype, device)
+        check(obstacle is None, f"schedule asks for the sequence schedule: {obstacle}")
+    random = (call.example_ids, call.rng, call.thresholds)
+    check_random(device, *random, flags, call.layer, call.step_offset, batch.batch, batch.steps)
+    example_ids, thresholds = (
+        None if tensor is None else tensor.contiguous() for tensor in (call.example_ids, call.thresholds)
     )
-    where = (given.layer, given.reverse)
-    sites = Sites.prepare(thresholds, rng_state, rng_hidden, example_ids, dtype, flags, *where, given.step_offset)
-    return batch, sites, WeightMasks(rng_weight, thresholds, flags, *where, dtype), at_once
+    rows = () if call.rng is None else call.rng.unbind(0)
+    rngs = {group: row.contiguous() for group, row in zip(GROUPS, rows, strict=False)}
+    where = (call.layer, direction.reverse)
+    sites = Sites.prepare(
+        thresholds, rngs.get("state"), rngs.get("hidden"), example_ids, call.dtype, flags, *where, call.step_offset
+    )
+    weights = WeightMasks(rngs.get("weight"), thresholds, flags, *where, call.dtype)
+    return layer, Surroundings(batch, sites, weights, at_once)
 
 
-def _parts(args: Sequence[Any], *sizes: int) -> Iterator[Sequence[Any]]:
-    """Neighbouring arguments, so many at a time."""
-    ends = list(itertools.accumulate(sizes))
-    assert ends[-1] == len(args)
-    return (args[end - size : end] for end, size in zip(ends, sizes, strict=True))
+def _columns(tensor: Tensor | None, call: LayerCall, index: int) -> Tensor | None:
+    """Those of one direction, in y or its gradient."""
+    return tensor if tensor is None or call.num_directions == 1 else tensor.chunk(call.num_directions, -1)[index]
 
 
-def _forward(cell: Cell, *args: Any) -> tuple[Tensor, ...]:
-    tensors, given, (save,) = _parts(args, Layer.count(cell), len(_Given._fields), 1)
-    check(save in tuple(Keep), f"save must be 0, 1 or 2, got {save}")
-    layer = Layer.of(cell, tensors)
-    return run.forward(cell, layer, *_surroundings(cell, layer, _Given(*given)), save)
+@_on_its_device
+def layer_forward(*args: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    call = LayerCall(*args)
+    call.check()
+    outs: list[Tensor] = []
+    last: list[Tensor] = []
+    kept: list[Tensor] = []
+    for direction in call.each():
+        out, finals, of_direction = run.forward(call.row, *_surroundings(call, direction), call.keep)
+        outs.append(out)
+        last += finals
+        kept += of_direction
+    return outs[0] if len(outs) == 1 else torch.cat(outs, -1), last, kept
 
 
-def _backward(cell: Cell, *args: Any) -> tuple[Tensor, ...]:
-    """What a forward kept stands between the tensors of what it was given and the rest of that."""
-    sizes = (1 + cell.states, Layer.count(cell), _TENSORS, 3, len(_Given._fields) - _TENSORS, 1)
-    grads, tensors, before, kept, after, (needs,) = _parts(args, *sizes)
-    layer = Layer.of(cell, tensors)
-    return run.backward(cell, grads, layer, kept, *_surroundings(cell, layer, _Given(*before, *after)), needs)
+def layer(*args: Any) -> tuple[Tensor, list[Tensor]]:
+    """Below autograd nothing is kept, whatever ``keep`` says."""
+    call = LayerCall(*args)
+    call.check()
+    y, last, _ = layer_forward(*call._replace(keep=Keep.NOTHING))
+    return y, last
 
 
-def _alone(forward: Callable[..., tuple[Tensor, ...]], cell: Cell, *args: Any) -> tuple[Tensor, ...]:
-    """Below autograd nothing is kept, whatever ``recompute``, the last argument, says."""
-    return forward(*(*args[:-1], Keep.NOTHING))[: 1 + cell.states]
-
-
-lstm_forward = _on_its_device(functools.partial(_forward, CELLS["LSTM"]))
-lstm_backward = _on_its_device(functools.partial(_backward, CELLS["LSTM"]))
-lstm = functools.partial(_alone, lstm_forward, CELLS["LSTM"])
-gru_forward = _on_its_device(functools.partial(_forward, CELLS["GRU"]))
-gru_backward = _on_its_device(functools.partial(_backward, CELLS["GRU"]))
-gru = functools.partial(_alone, gru_forward, CELLS["GRU"])
+@_on_its_device
+def layer_backward(
+    grad_y: Tensor | None, grad_last: list[Tensor | None], *args: Any
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    *shared, y, kept, needs = args
+    call = LayerCall(*shared)
+    call.check()
+    check(call.keep != Keep.NOTHING, "keep must be 1 or 2 in a backward, which reads what its forward kept")
+    check(
+        len(grad_last) == len(call.states),
+        f"grad_last must have an element for each of states, {len(call.states)}, got {len(grad_last)}",
+    )
+    parts = 3 * call.num_directions
+    check(
+        len(kept) == parts,
+        f"kept must hold gates, beside and states of each direction, {parts} tensors, got {len(kept)}",
+    )
+    check_floating(grad_y=grad_y)
+    directions = [_surroundings(call, direction) for direction in call.each()]
+    layer, around = directions[0]
+    shape, of_states = around.batch.shape(call.num_directions * layer.h0.shape[1]), call.row.states
+    check_shapes({"grad_y": (grad_y, shape), "y": (y, shape)})
+    dx: Tensor | None = None
+    dstates: list[Tensor] = []
+    dweights: list[Tensor] = []
+    for index, ((layer, around), of_direction) in enumerate(zip(directions, Kept.of_each(kept), strict=True)):
+        found = run.backward(
+            call.row,
+            layer,
+            around,
+            (_columns(grad_y, call, index), *grad_last[index * of_states : (index + 1) * of_states]),
+            _columns(y, call, index),
+            of_direction,
+            call.keep,
+            needs_of(needs, index),
+        )
+        dx = found[0] if dx is None else dx + found[0]
+        dstates += found[1]
+        dweights += found[2]
+    assert dx is not None
+    return dx, dstates, dweights

@@ -504,8 +504,8 @@ def test_an_exported_program_trains(cell: str, strict: bool) -> None:
     model, x = Regressor(cell), torch.randn(T, B, I)
     program = export(model, (x, RNG), strict=strict, dynamic_shapes=(DYNAMIC, None))
     kept = [str(node.target) for node in program.graph.nodes if "fused_rnn_dropout" in str(node.target)]
-    layer = f"fused_rnn_dropout.{cell.lower()}.default"
-    assert kept.count(layer) == 4 and set(kept) == {layer, "fused_rnn_dropout.dropout.default"}
+    layer = "fused_rnn_dropout.layer.default"
+    assert kept.count(layer) == 2 and set(kept) == {layer, "fused_rnn_dropout.dropout.default"}
     exported = program.module()
     for steps, batch in ((T, B), (9, 5), (2, 1)):
         x = torch.randn(steps, batch, I)
@@ -603,7 +603,7 @@ def test_a_compiled_checkpoint(cell: str, backend: str) -> None:
 _KEPT: dict[str, tuple[Any, ...]] = {
     "nothing": (),
     "multiplications": (torch.ops.aten.mul.Tensor,),
-    "layers": (torch.ops.fused_rnn_dropout.lstm_forward.default, torch.ops.fused_rnn_dropout.dropout.default),
+    "layers": (torch.ops.fused_rnn_dropout.layer_forward.default, torch.ops.fused_rnn_dropout.dropout.default),
     "draw": (torch.ops.fused_rnn_dropout.draw.default,),
 }
 

@@ -140,7 +140,7 @@ import torch
 
 for path in {list(map(str, frd.library_paths()))}:
     ctypes.CDLL(path, os.RTLD_LAZY)
-assert hasattr(torch.ops.fused_rnn_dropout, "lstm") and not hasattr(torch.ops.fused_rnn_dropout, "draw")
+assert hasattr(torch.ops.fused_rnn_dropout, "layer") and not hasattr(torch.ops.fused_rnn_dropout, "draw")
 x, pair, y = torch.load("check.pt")
 """
 """What a C++ program has after ``dlopen``."""

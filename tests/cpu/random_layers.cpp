@@ -64,7 +64,7 @@ struct Configuration {
   Cell cell;
   int64_t inputs, units, projected, batch, steps, rows = 0;
   bool projects, packed, bias, reverse;
-  bool keep;  // the gates; else they are computed again
+  Keep keep;  // all, or the states alone
   std::vector<int64_t> sizes, offsets, examples;
   cpu::Masks masks{};
 
@@ -72,7 +72,8 @@ struct Configuration {
     const CellInfo& info = CELLS[cell];
     const bool large = number % 10 == 0;  // several chunks, weights packed in turn, rows cut for threads
     projects = info.projects && draw.one_in(3);
-    packed = draw.one_in(2), bias = !draw.one_in(4), reverse = draw.one_in(2), keep = draw.one_in(2);
+    packed = draw.one_in(2), bias = !draw.one_in(4), reverse = draw.one_in(2);
+    keep = draw.one_in(2) ? KEEP_ALL : KEEP_STATES;
     units = draw.one_in(50) ? 0 : draw.between(1, large ? 70 : 40);
     inputs = draw.one_in(50) ? 0 : draw.between(1, large ? 150 : 30);
     projected = projects && units ? draw.between(1, units) : units;
@@ -156,8 +157,9 @@ Results<T> run(int64_t number) {
 
   Results<T> results;
   cpu::LayerForward<T> f{layer};
-  f.sparing = !c.keep;
-  f.gates = results.room(c.keep, N * GH);
+  f.keep = c.keep;
+  f.out_stride = P;
+  f.gates = results.room(c.keep == KEEP_ALL, N * GH);
   f.beside = results.room(info.keeps_beside(c.keep), N * H);
   f.states = results.room(true, N * P);
   f.out = results.room(true, N * P);
@@ -168,6 +170,7 @@ Results<T> run(int64_t number) {
 
   cpu::LayerBackward<T> g{layer};
   g.gates = f.gates, g.beside = f.beside, g.states = f.states;
+  g.states_stride = g.dout_stride = P;
   g.dout = given(!draw.one_in(8), dout), g.dh_n = given(!draw.one_in(8), dh_n);
   g.dc_n = given(info.has_c && !draw.one_in(8), dc_n);
   g.dx = results.room(!draw.one_in(8), N * I);

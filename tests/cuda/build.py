@@ -1,7 +1,7 @@
 """Builds and loads the tests' module that runs CUDA kernels on the host: ``load()``.
 
-It is compiled from module.cpp, operators.cpp and selftest.cu beside this file, csrc/cuda/*.cu as C++, and
-csrc/bind/cuda_*.cpp against torch's stable ABI,
+It is compiled from module.cpp, operators.cpp and selftest.cu beside this file, csrc/cuda/*.cu and
+csrc/cuda/schedules/*.cpp as C++, and csrc/bind/cuda_*.cpp against torch's stable ABI,
 with the compiler that CXX names (default c++). No CUDA toolkit is needed.
 
 Objects are kept in build/cuda-host under a fingerprint of what they were made from, so that only what changed is
@@ -50,7 +50,7 @@ def sources() -> list[Path]:
         ROOT / "tests/cuda/selftest.cu",
         ROOT / "tests/cuda/operators.cpp",
         *sorted(ROOT.glob("csrc/cuda/*.cu")),
-        *sorted(ROOT.glob("csrc/cuda/*.cpp")),
+        *sorted(ROOT.glob("csrc/cuda/schedules/*.cpp")),
         *sorted(ROOT.glob("csrc/bind/cuda_*.cpp")),
     ]
 

@@ -7,23 +7,15 @@
 
 #include "../../csrc/cuda/activate.cu"
 #undef FRD_INSTANTIATE
+#include "../../csrc/cuda/backward_step.cu"
+#undef FRD_INSTANTIATE
 #include "../../csrc/cuda/column_sums.cu"
 #undef FRD_INSTANTIATE
 #include "../../csrc/cuda/dropout.cu"
 #undef FRD_INSTANTIATE
-#include "../../csrc/cuda/gru_backward.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/gru_forward.cu"
+#include "../../csrc/cuda/forward_step.cu"
 #undef FRD_INSTANTIATE
 #include "../../csrc/cuda/leave.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/lstm_backward.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/lstm_forward.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/lstm_projection.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/lstm_projection_backward.cu"
 #undef FRD_INSTANTIATE
 #include "../../csrc/cuda/weights.cu"
 #undef FRD_INSTANTIATE
@@ -31,11 +23,13 @@
 #undef FRD_INSTANTIATE
 #include "../../csrc/cuda/prepare.cu"
 #undef FRD_INSTANTIATE
+#include "../../csrc/cuda/project_step.cu"
+#undef FRD_INSTANTIATE
+#include "../../csrc/cuda/schedules/alternating.cpp"
+#undef FRD_INSTANTIATE
 #include "../../csrc/cuda/sequence_masks.cu"
 #undef FRD_INSTANTIATE
-#include "../../csrc/cuda/gru_schedule.cpp"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/lstm_schedule.cpp"
+#include "../../csrc/cuda/unproject_step.cu"
 #undef FRD_INSTANTIATE
 
 // The same kernel once more, its barrier left out.
@@ -94,8 +88,8 @@ void multiply(void*, Type, const Matrix& a, bool turn_a, const Matrix& b, bool t
     }
 }
 
-constexpr uint32_t SITES = FLAG_MASKS_ON | FLAG_HIDDEN | FLAG_WEIGHT_HH | FLAG_WEIGHT_IH | FLAG_UPDATE | FLAG_CELL |
-                           FLAG_ZONEOUT_C | FLAG_ZONEOUT_H;
+constexpr uint32_t SITES =
+    FLAG_MASKS_ON | FLAG_HIDDEN | FLAG_WEIGHT_HH | FLAG_WEIGHT_IH | FLAG_UPDATE | FLAG_CELL | FLAG_ZONEOUT_H;
 
 Random random_of(Numbers& numbers, uint32_t flags) {
   int64_t* rng = numbers.take<int64_t>(2, 7);
@@ -106,65 +100,41 @@ Weight weight_of(Numbers& numbers, int64_t rows, int64_t columns, uint32_t flag,
   return {numbers.floats(rows * columns), Type::F32, rows, columns, flag, kind};
 }
 
-void lstm(bool projected, bool again) {
+void layer(Cell cell, bool projected, bool again) {
   Numbers n;
   const Surroundings around{nullptr, &n, allocate, multiply};
-  const int64_t N = T * B, p = projected ? P : H;
-  const Sequence sequence{T, B, N, nullptr, nullptr, false};
-  const Random random = random_of(n, SITES | (projected ? FLAG_WEIGHT_HR : 0));
-  LstmForward<float> forward{};
-  forward.sequence = sequence, forward.random = random;
-  forward.inputs = I, forward.units = H, forward.projected = p;
-  forward.x = n.floats(N * I);
-  forward.w_ih = weight_of(n, 4 * H, I, FLAG_WEIGHT_IH, KIND_WEIGHT_IH);
-  forward.w_hh = weight_of(n, 4 * H, p, FLAG_WEIGHT_HH, KIND_WEIGHT_HH);
-  if (projected) forward.w_hr = weight_of(n, P, H, FLAG_WEIGHT_HR, KIND_WEIGHT_HR);
-  forward.b_ih = n.floats(4 * H), forward.b_hh = n.floats(4 * H);
-  forward.h0 = n.floats(B * p), forward.c0 = n.floats(B * H);
-  forward.gates = again ? nullptr : n.floats(N * 4 * H), forward.cells = n.floats(N * H);
-  forward.out = n.floats(N * p), forward.h_n = n.floats(B * p), forward.c_n = n.floats(B * H);
-  run(forward, around);
+  const CellInfo& info = CELLS[cell];
+  const int64_t N = T * B, p = projected ? P : H, GH = info.gates * H;
+  const uint32_t flags = SITES | (info.has_c ? FLAG_ZONEOUT_C : 0) | (projected ? FLAG_WEIGHT_HR : 0);
+  LayerInputs<float> inputs;
+  inputs.cell = cell;
+  inputs.sequence = {T, B, N, nullptr, nullptr, !info.has_c}, inputs.random = random_of(n, flags);
+  inputs.inputs = I, inputs.units = H, inputs.projected = p;
+  inputs.x = n.floats(N * I);
+  inputs.w_ih = weight_of(n, GH, I, FLAG_WEIGHT_IH, KIND_WEIGHT_IH);
+  inputs.w_hh = weight_of(n, GH, p, FLAG_WEIGHT_HH, KIND_WEIGHT_HH);
+  if (projected) inputs.w_hr = weight_of(n, P, H, FLAG_WEIGHT_HR, KIND_WEIGHT_HR);
+  inputs.b_ih = n.floats(GH), inputs.b_hh = n.floats(GH), inputs.h0 = n.floats(B * p);
+  if (info.has_c) inputs.c0 = n.floats(B * H);
 
-  LstmBackward<float> backward{};
-  backward.sequence = sequence, backward.random = random;
-  backward.inputs = I, backward.units = H, backward.projected = p;
-  backward.x = forward.x, backward.w_ih = forward.w_ih, backward.w_hh = forward.w_hh, backward.w_hr = forward.w_hr;
-  backward.b_ih = forward.b_ih, backward.b_hh = forward.b_hh, backward.h0 = forward.h0, backward.c0 = forward.c0;
-  backward.gates = forward.gates, backward.cells = forward.cells, backward.states = forward.out;
-  backward.dout = n.floats(N * p), backward.dh_n = n.floats(B * p), backward.dc_n = n.floats(B * H);
-  backward.dx = n.floats(N * I), backward.dw_ih = n.floats(4 * H * I), backward.dw_hh = n.floats(4 * H * p);
+  LayerForward<float> forward{inputs};
+  if (!again) forward.gates = n.floats(N * GH);
+  if (info.has_c) forward.cells = n.floats(N * H), forward.c_n = n.floats(B * H);
+  if (info.apart && !again) forward.apart = n.floats(N * H);
+  if (info.output_differs(flags)) forward.states = n.floats(N * p);
+  forward.out = n.floats(N * p), forward.h_n = n.floats(B * p);
+  alternating(forward, around);
+
+  LayerBackward<float> backward{inputs};
+  backward.gates = forward.gates, backward.cells = forward.cells, backward.apart = forward.apart;
+  backward.states = forward.states ? forward.states : forward.out;
+  backward.dout = n.floats(N * p), backward.dh_n = n.floats(B * p);
+  backward.dx = n.floats(N * I), backward.dw_ih = n.floats(GH * I), backward.dw_hh = n.floats(GH * p);
   if (projected) backward.dw_hr = n.floats(P * H);
-  backward.db = n.floats(4 * H), backward.dh0 = n.floats(B * p), backward.dc0 = n.floats(B * H);
-  run(backward, around);
-}
-
-void gru(bool again) {
-  Numbers n;
-  const Surroundings around{nullptr, &n, allocate, multiply};
-  const int64_t N = T * B;
-  const Sequence sequence{T, B, N, nullptr, nullptr, true};
-  const Random random = random_of(n, SITES & ~FLAG_ZONEOUT_C);
-  GruForward<float> forward{};
-  forward.sequence = sequence, forward.random = random;
-  forward.inputs = I, forward.units = H;
-  forward.x = n.floats(N * I);
-  forward.w_ih = weight_of(n, 3 * H, I, FLAG_WEIGHT_IH, KIND_WEIGHT_IH);
-  forward.w_hh = weight_of(n, 3 * H, H, FLAG_WEIGHT_HH, KIND_WEIGHT_HH);
-  forward.b_ih = n.floats(3 * H), forward.b_hh = n.floats(3 * H), forward.h0 = n.floats(B * H);
-  forward.gates = again ? nullptr : n.floats(N * 3 * H), forward.resets = again ? nullptr : n.floats(N * H);
-  forward.states = n.floats(N * H), forward.out = n.floats(N * H), forward.h_n = n.floats(B * H);
-  run(forward, around);
-
-  GruBackward<float> backward{};
-  backward.sequence = sequence, backward.random = random;
-  backward.inputs = I, backward.units = H;
-  backward.x = forward.x, backward.w_ih = forward.w_ih, backward.w_hh = forward.w_hh;
-  backward.b_ih = forward.b_ih, backward.b_hh = forward.b_hh, backward.h0 = forward.h0;
-  backward.gates = forward.gates, backward.resets = forward.resets, backward.states = forward.states;
-  backward.dout = n.floats(N * H), backward.dh_n = n.floats(B * H);
-  backward.dx = n.floats(N * I), backward.dw_ih = n.floats(3 * H * I), backward.dw_hh = n.floats(3 * H * H);
-  backward.db_ih = n.floats(3 * H), backward.db_hh = n.floats(3 * H), backward.dh0 = n.floats(B * H);
-  run(backward, around);
+  backward.db_ih = n.floats(GH), backward.dh0 = n.floats(B * p);
+  if (info.apart) backward.db_hh = n.floats(GH);
+  if (info.has_c) backward.dc_n = n.floats(B * H), backward.dc0 = n.floats(B * H);
+  alternating(backward, around);
 }
 
 void dropout(bool per_step) {
@@ -192,11 +162,11 @@ void columns(Sum&& sum) {
 int main(int count, char** arguments) {
   return races::main(count, arguments,
                      {
-                         {"LSTM", false, [] { lstm(false, false); }},
-                         {"LSTM with a projection", false, [] { lstm(true, false); }},
-                         {"LSTM, gates again", false, [] { lstm(false, true); }},
-                         {"GRU", false, [] { gru(false); }},
-                         {"GRU, gates again", false, [] { gru(true); }},
+                         {"LSTM", false, [] { layer(LSTM, false, false); }},
+                         {"LSTM with a projection", false, [] { layer(LSTM, true, false); }},
+                         {"LSTM, gates again", false, [] { layer(LSTM, false, true); }},
+                         {"GRU", false, [] { layer(GRU, false, false); }},
+                         {"GRU, gates again", false, [] { layer(GRU, false, true); }},
                          {"dropout per sequence", false, [] { dropout(false); }},
                          {"dropout per step", false, [] { dropout(true); }},
                          {"sums of columns", false, [] { columns([](auto p) { return column_sums(p, nullptr); }); }},

@@ -21,6 +21,9 @@
 namespace {
 
 using namespace frd::cuda;
+using frd::Cell;
+using frd::CellInfo;
+using frd::CELLS;
 using frd::Sequence;
 
 void check(cudaError_t error, const std::string& what) {
@@ -99,11 +102,11 @@ class Program {
 
   void call(const std::string& kernel) {
     if (kernel == "read_words") {
-      const int64_t nb = in("b").count(), nc = in("c").count(), units = number("units");
-      const Array target = made("words", nb * nc * units * 4, "i64");
+      const int64_t rows = in("row").count(), steps = in("step").count(), n = number("units");
+      const Array target = made("words", rows * steps * n, "i64");
       const auto stream = static_cast<uint32_t>(number("stream"));
-      check(read_words({in("rng").i64(), stream, in("b").i64(), in("c").i64(), nb, nc, units, target.i64()}, nullptr),
-            kernel);
+      const int64_t *row = in("row").i64(), *step = in("step").i64();
+      check(read_words({in("rng").i64(), stream, row, step, rows, steps, n, target.i64()}, nullptr), kernel);
       return write("words");
     }
     if (kernel == "drop_rows") {
@@ -139,14 +142,7 @@ class Program {
     if (kernel == "sequence_masks") {
       const int64_t batch = number("batch"), units = number("units");
       bits_ = made("bits", batch * units);
-      const SequenceMasks<float> p{call_data(),
-                                   random_.flags,
-                                   frd::stream_of(frd::KIND_STATE_SEQUENCE, 0, 0),
-                                   frd::stream_of(frd::KIND_HIDDEN, 0, 0),
-                                   nullptr,
-                                   batch,
-                                   units,
-                                   static_cast<uint8_t*>(bits_.raw())};
+      const auto p = SequenceMasks<float>::of(random_, call_data(), batch, units, static_cast<uint8_t*>(bits_.raw()));
       return check(sequence_masks(p, nullptr), kernel);
     }
     if (kernel == "masked_weight") {
@@ -158,8 +154,7 @@ class Program {
       p.rows = rows;
       p.columns = p.source_stride = p.target_stride = columns;
       p.on = true;
-      p.kind = frd::KIND_WEIGHT_HH;
-      p.stream = frd::stream_of(p.kind, 0, 0);
+      p.stream = frd::stream_of(frd::KIND_WEIGHT_HH, 0, 0);
       p.key = &call_data()->weight;
       p.scale = &call_data()->weight_scale;
       p.threshold = &call_data()->thresholds[frd::SITE_WEIGHT_DROPOUT];
@@ -174,89 +169,77 @@ class Program {
       check(operand(p, sequence, nullptr), kernel);
       return write("operand");
     }
-    if (kernel == "lstm_forward") return lstm_forward_step();
-    if (kernel == "lstm_backward") return lstm_backward_step();
-    if (kernel == "gru_forward") return gru_forward_step();
-    if (kernel == "gru_backward") return gru_backward_step();
+    if (kernel == "forward_step") return forward_step();
+    if (kernel == "backward_step") return backward_step();
     throw std::runtime_error("there is no kernel " + kernel);
   }
 
   // One step of rows that begin and end in it.
-  void lstm_forward_step() {
+  void forward_step() {
     const int64_t B = number("batch"), H = number("units");
-    LstmForwardStep<float> p{};
+    const CellInfo& info = CELLS[cell()];
+    LayerForwardStep<float> p{};
+    p.cell = cell();
     p.masks = masks();
     p.step = alone(B);
     p.units = p.projected = H;
     p.gates = in("gates").f32();
     p.recurrent = in("recurrent").f32();
     p.keep_gates = true;
-    p.c0 = in("c0").f32();
-    p.c_after = made("c", B * H).f32();
-    p.c_n = made("c_n", B * H).f32();
+    if (info.apart) p.apart = made("apart", B * H).f32();
+    if (info.has_c) {
+      p.c0 = in("c0").f32();
+      p.c_after = made("c", B * H).f32();
+      p.c_n = made("c_n", B * H).f32();
+    }
     p.h0 = in("h0").f32();
     p.h = made("h", B * H).f32();
     p.read = made("read", B * H).f32();
     p.out = made("out", B * H).f32();
     p.h_n = made("h_n", B * H).f32();
-    check(lstm_forward(p, nullptr), "lstm_forward");
-    for (const char* name : {"gates", "out", "h_n", "c_n"}) write(name);
+    check(frd::cuda::forward_step(p, nullptr), "forward_step");
+    for (const char* name : {"gates", "out", "h_n"}) write(name);
+    if (info.apart) write("apart");
+    if (info.has_c) write("c_n");
   }
 
-  // Of gates that lstm_forward_step activated.
-  void lstm_backward_step() {
+  // Of gates that forward_step() activated.
+  void backward_step() {
     const int64_t B = number("batch"), H = number("units");
-    LstmBackwardStep<float> p{};
+    const CellInfo& info = CELLS[cell()];
+    LayerBackwardStep<float> p{};
+    p.cell = cell();
     p.masks = masks();
     p.step = alone(B);
     p.units = p.projected = H;
     p.dout = in("dout").f32();
     p.dh = made("dh", B * H).f32();
-    p.dc = made("dc", B * H).f32();
     p.gates = in("gates").f32();
-    p.c0 = in("c0").f32();
-    p.dgates = made("dgates", 4 * B * H).f32();
-    check(lstm_backward(p, nullptr), "lstm_backward");
-    Leave<float> leave_c{masks(), Leaving::LSTM_C, 0, B, H, p.dc, nullptr, made("dc0", B * H).f32()};
-    check(leave(leave_c, nullptr), "leave");
-    for (const char* name : {"dgates", "dc0"}) write(name);
-  }
-
-  void gru_forward_step() {
-    const int64_t B = number("batch"), H = number("units");
-    GruForwardStep<float> p{};
-    p.masks = masks();
-    p.step = alone(B);
-    p.units = H;
-    p.gates = in("gates").f32();
-    p.recurrent = in("recurrent").f32();
-    p.keep_gates = true;
-    p.resets = made("resets", B * H).f32();
-    p.h0 = in("h0").f32();
-    p.h = made("h", B * H).f32();
-    p.read = made("read", B * H).f32();
-    p.out = made("out", B * H).f32();
-    p.h_n = made("h_n", B * H).f32();
-    check(gru_forward(p, nullptr), "gru_forward");
-    for (const char* name : {"gates", "resets", "out", "h_n"}) write(name);
-  }
-
-  void gru_backward_step() {
-    const int64_t B = number("batch"), H = number("units");
-    GruBackwardStep<float> p{};
-    p.masks = masks();
-    p.step = alone(B);
-    p.units = H;
-    p.dout = in("dout").f32();
-    p.dh = made("dh", B * H).f32();
-    p.gates = in("gates").f32();
-    p.resets = in("resets").f32();
-    p.h0 = in("h0").f32();
-    p.dgates = made("dgates", 4 * B * H).f32();
-    check(gru_backward(p, nullptr), "gru_backward");
+    if (info.apart) p.apart = in("apart").f32();
+    if (info.has_c) {
+      p.dc = made("dc", B * H).f32();
+      p.c0 = in("c0").f32();
+    } else {
+      p.h0 = in("h0").f32();
+    }
+    p.dgates = made("dgates", info.gradients() * B * H).f32();
+    check(frd::cuda::backward_step(p, nullptr), "backward_step");
     write("dgates");
+    if (!info.has_c) return;
+    const Leave<float> leave_c{.masks = masks(),
+                               .memory = true,
+                               .scaled = false,
+                               .begin = 0,
+                               .end = B,
+                               .width = H,
+                               .carried = p.dc,
+                               .through = nullptr,
+                               .gradient = made("dc0", B * H).f32()};
+    check(leave(leave_c, nullptr), "leave");
+    write("dc0");
   }
 
+  Cell cell() const { return static_cast<Cell>(number("cell")); }
   static Step alone(int64_t rows) { return {0, 0, rows, 0, 0, 0}; }
   Sequence padded() const {
     const int64_t steps = number("steps"), batch = number("batch");

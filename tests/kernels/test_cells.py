@@ -13,17 +13,13 @@ from torch import nn
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout.cells import CELLS, Cell
-from fused_rnn_dropout.library import argument_names
-from fused_rnn_dropout.sites import FLAG, SITES
+from fused_rnn_dropout.layer_call import FORWARD, Keep, Kept, LayerCall
+from fused_rnn_dropout.sites import FLAG, GROUPS, SITES
 
 rows = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 
 
 TABLE = Path(__file__).resolve().parents[1] / "csrc" / "core" / "cells.h"
-
-
-def arguments(operator: str) -> list[str]:
-    return argument_names(getattr(torch.ops.fused_rnn_dropout, operator))
 
 
 def test_numbers_are_places_in_the_table() -> None:
@@ -54,14 +50,10 @@ def test_a_row_is_what_torch_has(cell: Cell) -> None:
 
 @rows
 @pytest.mark.parametrize("prefix", ["", "triton_"], ids=["compiled", "triton"])
-def test_a_row_is_what_the_operators_have(cell: Cell, prefix: str) -> None:
-    name = prefix + cell.name.lower()
-    given, back = arguments(f"{name}_forward"), arguments(f"{name}_backward")
-    assert ("c0" in given) == cell.has_c and ("w_hr" in given) == cell.projects
-    assert cell.beside in back
-    returns = getattr(torch.ops.fused_rnn_dropout, f"{name}_backward").default._schema.returns
-    # x, the states, W and U, one bias or two, W_hr
-    assert len(returns) == 3 + cell.states + 1 + cell.apart + cell.projects
+def test_no_operator_is_of_one_cell(cell: Cell, prefix: str) -> None:
+    names = {name.partition("::")[2] for name in torch._C._dispatch_get_all_op_names() if "fused_rnn_dropout::" in name}
+    assert f"{prefix}layer" in names
+    assert not [name for name in names if name.startswith(prefix + cell.name.lower())]
 
 
 @rows
@@ -81,19 +73,13 @@ def test_whether_the_output_is_the_h_that_backward_reads(cell: Cell, site: str) 
     flags = {"none": 0, "cell": FLAG["CELL"], "unzoned": FLAG["UNZONED"]}[site]
     rnn = getattr(frd, cell.name)(3, 64, **sites)
     assert rnn._plan.eval_flags & ~FLAG["ZONEOUT_H"] == flags
-    forward = getattr(torch.ops.fused_rnn_dropout, f"{cell.name.lower()}_forward")
-    states = [torch.zeros(2, 64)] * cell.states
-    weights = [w.detach() for w in rnn._flat_weights] + [None] * cell.projects
-    rng = frd.draw_rng()
-    tail = (
-        None,
-        None,
-        rng,
-        rng,
-        rng,
-        rnn._thresholds_on(torch.device("cpu")),
-        torch.float32,
-        flags and rnn._plan.train_flags,
-    )
-    *_, apart = forward(torch.randn(4, 2, 3), *states, *weights, *tail, 0, False, 0, 1)
-    assert (apart.numel() > 0) == cell.output_differs(flags)
+    weights = [w.detach() for w in rnn._flat_weights]
+    rates = rnn._thresholds_on(torch.device("cpu"))
+    rng = frd.draw_rng().expand(len(GROUPS), 2)
+    flags = flags and rnn._plan.train_flags
+    call = LayerCall(
+        cell.number, torch.randn(4, 2, 3), [torch.zeros(2, 64)] * cell.states, weights, None, None, rng, rates,
+        torch.float32, flags, 0, FORWARD, 0, 0, Keep.ALL,
+    )  # fmt: skip
+    (kept,) = Kept.of_each(torch.ops.fused_rnn_dropout.layer_forward(*call)[2])
+    assert (kept.states.numel() > 0) == cell.output_differs(flags)

@@ -86,7 +86,8 @@ def prepared(cell: str) -> list[tuple[str, Tensor | None]]:
     flags = sum(FLAG[name] for name in names)
     return [
         ("flags", one(flags)), ("rng", RNG), ("thresholds", thresholds()), ("batch", one(B)), ("units", one(H)),
-        ("steps", one(T)), ("kernel=prepare", None), ("kernel=sequence_masks", None),
+        ("steps", one(T)), ("cell", one(frd.cells.CELLS[cell].number)), ("kernel=prepare", None),
+        ("kernel=sequence_masks", None),
     ]  # fmt: skip
 
 
@@ -138,10 +139,9 @@ def test_a_step_forward_and_backward(program: Path, tmp_path: Path, cell: str) -
     gates = torch.randn(B, count * H, dtype=torch.float64)
     recurrent = torch.randn(B, count * H, dtype=torch.float64)
     h0, c0, dout = (torch.randn(B, H, dtype=torch.float64) for _ in range(3))
-    name = cell.lower()
     found = run(program, tmp_path, [
         *prepared(cell), ("gates", gates.float()), ("recurrent", recurrent.float()), ("h0", h0.float()),
-        ("c0", c0.float()), ("dout", dout.float()), (f"kernel={name}_forward", None), (f"kernel={name}_backward", None),
+        ("c0", c0.float()), ("dout", dout.float()), ("kernel=forward_step", None), ("kernel=backward_step", None),
     ])  # fmt: skip
     own = {key: value for key, value in of_layer(cell).items() if key not in ("hidden", "weight_hh")}
     x, u = gates.clone().requires_grad_(), recurrent.clone().requires_grad_()

@@ -234,7 +234,7 @@ def test_a_projection_to_all_units(device: torch.device, units: int, bias: bool)
     leaves = {"x": x, "h0": hx[0], "c0": hx[1], **dict(zip("abcde", weights, strict=False))}
 
     def run(backend: str) -> dict[str, Tensor]:
-        found = frd.functional.lstm(x, hx, weights, plan, thresholds, bias=bias, rng=rng, backend=backend)
+        found = frd.functional.run("LSTM", x, hx, weights, plan, thresholds, bias=bias, rng=rng, backend=backend)
         return with_gradients(dict(zip(("out", "h_n", "c_n"), found, strict=True)), leaves, x.dtype)
 
     layers = frd.functional.split_weights(weights, 1, bias, False)

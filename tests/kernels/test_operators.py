@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -20,19 +21,19 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import ops
-from fused_rnn_dropout.sites import FLAG, KIND, SITE_INDEX, SITES, stream
+from fused_rnn_dropout.cells import CELLS
+from fused_rnn_dropout.layer_call import BOTH, FORWARD, REVERSE, Keep, Kept, LayerCall
+from fused_rnn_dropout.sites import FLAG, GROUPS, KIND, SITE_INDEX, SITES, stream
 
 OPS = torch.ops.fused_rnn_dropout
-NAMES = (
-    "draw", "words", "dropout", "lstm", "lstm_forward", "lstm_backward", "gru", "gru_forward", "gru_backward"
-)  # fmt: skip
-CELLS = ("lstm", "gru")
+NAMES = ("draw", "words", "dropout", "layer", "layer_forward", "layer_backward")
+LAYERS = NAMES[3:]
 T, B, I, H, P = 4, 3, 5, 7, 4
 RNG = torch.tensor([5, -6])
+RNG_OF_EACH = RNG + torch.arange(len(GROUPS)).unsqueeze(1)
 SIZES = torch.tensor([3, 2, 1])
 ACTING = ("HIDDEN", "WEIGHT_HH", "WEIGHT_IH", "WEIGHT_HR", "UPDATE", "CELL", "ZONEOUT_C", "ZONEOUT_H", "MASKS_ON")
-KEEP_NOTHING, KEEP_ALL, KEEP_STATES = 0, 1, 2
-EVERYTHING = 31
+EVERYTHING = 2**9 - 1
 
 
 @pytest.fixture(autouse=True)
@@ -62,67 +63,53 @@ def layer_arguments(
     bias: bool = True,
     masks: int = ALL_SITES,
     dtype: torch.dtype = torch.float32,
-    recompute: bool = False,
-    reverse: bool = False,
+    keep: int = Keep.ALL,
+    directions: int = FORWARD,
     grad: bool = False,
     batch: int = B,
 ) -> dict[str, Any]:
-    """Arguments of ``lstm`` or ``gru``; tensors in ``dtype``, of which the results are too."""
-    gates, units = (4, H) if cell == "lstm" else (3, H)
-    width = P if projected else units
+    """Arguments of ``layer``, and so of ``layer_forward``; tensors in ``dtype``, of which the results are too."""
+    row = CELLS[cell]
+    gates, units, width = row.gates, H, P if projected else H
 
     def some(*shape: int) -> Tensor:
         return torch.randn(shape, dtype=torch.float64).mul(0.5).to(dtype).requires_grad_(grad)
 
-    args: dict[str, Any] = {"x": some(int(SIZES.sum()), I) if packed else some(T, batch, I), "h0": some(batch, width)}
-    if cell == "lstm":
-        args["c0"] = some(batch, units)
-    args |= {"w_ih": some(gates * units, I), "w_hh": some(gates * units, width)}
-    args |= {name: some(gates * units) if bias else None for name in ("b_ih", "b_hh")}
-    if cell == "lstm":
-        args["w_hr"] = some(width, units) if projected else None
-    return args | {
+    x = some(int(SIZES.sum()), I) if packed else some(T, batch, I)
+    states, weights = [], []
+    for _ in range(2 if directions == BOTH else 1):
+        states += [some(batch, width)] + [some(batch, units)] * row.has_c
+        weights += [some(gates * units, I), some(gates * units, width)]
+        weights += [some(gates * units), some(gates * units)] * bias + [some(width, units)] * projected
+    return {
+        "cell": row.number,
+        "x": x,
+        "states": states,
+        "weights": weights,
         "batch_sizes": SIZES if packed else None,
         "example_ids": torch.tensor([8, 0, 2**32 - 2]) if batch == B else None,
-        "rng_state": RNG if masks else None,
-        "rng_hidden": RNG + 1 if masks else None,
-        "rng_weight": RNG + 2 if masks else None,
+        "rng": RNG_OF_EACH if masks else None,
         "thresholds": torch.full((len(SITES),), 2**30) if masks else None,
         "dtype": dtype,
         "flags": masks,
         "layer": 2,
-        "reverse": reverse,
+        "directions": directions,
         "step_offset": 11,
-        "recompute": recompute,
+        "schedule": 0,
+        "keep": int(keep),
     }
 
 
-def forward_arguments(cell: str, save: int = KEEP_ALL, **options: Any) -> dict[str, Any]:
-    """Arguments of ``lstm_forward`` or ``gru_forward``."""
+def backward_arguments(cell: str, needs: int = EVERYTHING, given: str = "all", **options: Any) -> dict[str, Any]:
+    """Arguments of ``layer_backward``, with what the forward really kept."""
     args = layer_arguments(cell, **options)
-    del args["recompute"]
-    return args | {"save": save}
-
-
-def backward_arguments(
-    cell: str, save: int = KEEP_ALL, needs: int = EVERYTHING, given: str = "all", **options: Any
-) -> dict[str, Any]:
-    """Arguments of ``lstm_backward`` or ``gru_backward``, with what the forward really kept."""
-    args = forward_arguments(cell, save, **options)
-    results = getattr(OPS, f"{cell}_forward")(*args.values())
-    outputs = 3 if cell == "lstm" else 2
-    states_name = ("grad_out", "grad_h_n", "grad_c_n")[:outputs]
-    wanted = {"all": states_name, "out": ("grad_out",), "last": states_name[1:]}[given]
+    y, last, kept = OPS.layer_forward(*args.values())
     grads = {
-        name: torch.randn_like(result) if name in wanted else None
-        for name, result in zip(states_name, results[:outputs], strict=True)
+        "grad_y": torch.randn_like(y) if given != "last" else None,
+        "grad_last": [torch.randn_like(state) if given != "out" else None for state in last],
     }
-    states = results[-1] if results[-1].numel() else results[0]
-    saved = dict(zip(("gates", "cells" if cell == "lstm" else "resets"), results[outputs:-1], strict=True))
-    del args["save"]
-    where = list(args).index("dtype")
-    items = list(args.items())
-    return grads | dict(items[:where]) | saved | {"states": states} | dict(items[where:]) | {"needs": needs}
+    apart = Kept.of_each(kept)[0].states.dim() == 2
+    return grads | args | {"y": None if apart else y, "kept": kept, "needs": needs}
 
 
 def dropout_arguments(
@@ -151,14 +138,25 @@ def arguments(name: str, **options: Any) -> dict[str, Any]:
     """Arguments of any operator but ``draw``."""
     if name in ("words", "dropout"):
         return (words_arguments if name == "words" else dropout_arguments)(**options)
-    cell, _, half = name.partition("_")
-    make = {"": layer_arguments, "forward": forward_arguments, "backward": backward_arguments}[half]
-    return make(cell, **options)
+    return (backward_arguments if name == "layer_backward" else layer_arguments)(**options)
+
+
+def leaves(values: Any) -> list[Tensor]:
+    """The tensors among arguments or results, whose lists are one level deep."""
+    flat = [part for value in values for part in (value if isinstance(value, (list, tuple)) else (value,))]
+    return [part for part in flat if isinstance(part, Tensor)]
 
 
 def run(name: str, args: dict[str, Any]) -> list[Tensor]:
     result = getattr(OPS, name)(*args.values())
-    return [result] if isinstance(result, Tensor) else list(result)
+    return leaves(result if isinstance(result, (list, tuple)) else [result])
+
+
+def each(changed: Callable[[Tensor], Any], value: Any) -> Any:
+    """Of a tensor or a list of some."""
+    if isinstance(value, (list, tuple)):
+        return [each(changed, part) for part in value]
+    return changed(value) if isinstance(value, Tensor) else value
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -169,12 +167,21 @@ def run(name: str, args: dict[str, Any]) -> list[Tensor]:
 @pytest.mark.parametrize("name", NAMES)
 def test_the_schema_says_what_the_arguments_are(name: str) -> None:
     schema = getattr(OPS, name).default._schema
-    given = ["like"] if name == "draw" else list(arguments(name))
+    options = {"cell": "LSTM"} if name in LAYERS else {}
+    given = ["like"] if name == "draw" else list(arguments(name, **options))
     assert [argument.name for argument in schema.arguments] == given
     assert not schema.is_mutable and not any(argument.kwarg_only for argument in schema.arguments)
-    assert all(str(returned.type) == "Tensor" for returned in schema.returns)
+    assert all(str(returned.type) in ("Tensor", "List[Tensor]") for returned in schema.returns)
     if name not in ("draw", "words"):
         assert "SymInt step_offset" in str(schema)  # an int would be a constant of a compiled graph
+
+
+@pytest.mark.parametrize("prefix", ["", "triton_"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_python_calls_the_arguments_of_a_layer_what_the_schema_does(name: str, prefix: str) -> None:
+    names = [argument.name for argument in getattr(OPS, prefix + name).default._schema.arguments]
+    at = names.index("cell")
+    assert tuple(names[at : at + len(LayerCall._fields)]) == LayerCall._fields
 
 
 def test_only_draw_is_random() -> None:
@@ -189,51 +196,54 @@ def test_only_draw_is_random() -> None:
 _LAYERS: dict[str, dict[str, Any]] = {
     "padded": {},
     "packed": {"packed": True},
-    "reverse": {"reverse": True, "packed": True},
-    "recompute": {"recompute": True},
+    "reverse": {"directions": REVERSE, "packed": True},
+    "both": {"directions": BOTH},
+    "both_packed": {"directions": BOTH, "packed": True},
+    "recompute": {"keep": Keep.STATES},
     "no_bias": {"bias": False},
     "no_sites": {"masks": NO_SITES},
     "eval": {"masks": ALL_SITES - FLAG["MASKS_ON"]},
     "unzoned": {"masks": flags("ZONEOUT_H", "UNZONED", "MASKS_ON")},
     "bfloat16": {"dtype": torch.bfloat16},
     "float64": {"dtype": torch.float64},
-    "bfloat16_packed_recompute": {"dtype": torch.bfloat16, "packed": True, "recompute": True},
+    "bfloat16_packed_recompute": {"dtype": torch.bfloat16, "packed": True, "keep": Keep.STATES},
+    "bfloat16_both": {"dtype": torch.bfloat16, "directions": BOTH},
 }
 
 
 @pytest.mark.parametrize("case", _LAYERS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_opcheck_of_the_layers(cell: str, case: str) -> None:
-    torch.library.opcheck(getattr(OPS, cell).default, tuple(layer_arguments(cell, grad=True, **_LAYERS[case]).values()))
+    torch.library.opcheck(OPS.layer.default, tuple(layer_arguments(cell, grad=True, **_LAYERS[case]).values()))
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 def test_opcheck_of_a_projected_layer(packed: bool) -> None:
-    args = layer_arguments("lstm", grad=True, projected=True, packed=packed)
-    torch.library.opcheck(OPS.lstm.default, tuple(args.values()))
+    args = layer_arguments("LSTM", grad=True, projected=True, packed=packed, directions=BOTH)
+    torch.library.opcheck(OPS.layer.default, tuple(args.values()))
 
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_opcheck_with_inputs_that_are_not_dense_and_of_several_dtypes(cell: str) -> None:
     args = layer_arguments(cell, dtype=torch.bfloat16)
     args["x"] = torch.randn(B, T, I).transpose(0, 1)  # fp32, results in bf16
-    args["h0"] = torch.randn(1, H, dtype=torch.float64).expand(B, H)
-    args["w_hh"] = torch.randn(H, args["w_hh"].size(0), dtype=torch.float16).t()
-    for name in ("x", "h0", "w_ih", "w_hh", "b_ih", "b_hh"):
-        args[name] = args[name].detach().requires_grad_()
+    args["states"][0] = torch.randn(1, H, dtype=torch.float64).expand(B, H)
+    args["weights"][1] = torch.randn(H, args["weights"][1].size(0), dtype=torch.float16).t()
+    for name in ("x", "states", "weights"):
+        args[name] = each(lambda tensor: tensor.detach().requires_grad_(), args[name])
     # The fake's outputs are compared with the real ones; the gradients are compared elsewhere, leaf by leaf.
-    torch.library.opcheck(getattr(OPS, cell).default, tuple(args.values()))
+    torch.library.opcheck(OPS.layer.default, tuple(args.values()))
 
 
-@pytest.mark.parametrize("save", [KEEP_NOTHING, KEEP_ALL, KEEP_STATES])
+@pytest.mark.parametrize("keep", Keep)
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("cell", CELLS)
-def test_opcheck_of_the_halves(cell: str, packed: bool, save: int) -> None:
-    args = forward_arguments(cell, save, packed=packed)
-    torch.library.opcheck(getattr(OPS, f"{cell}_forward").default, tuple(args.values()))
-    if save != KEEP_NOTHING:
-        args = backward_arguments(cell, save, packed=packed, given="last" if packed else "all")
-        torch.library.opcheck(getattr(OPS, f"{cell}_backward").default, tuple(args.values()))
+def test_opcheck_of_the_halves(cell: str, packed: bool, keep: int) -> None:
+    options: dict[str, Any] = {"packed": packed, "keep": keep, "directions": BOTH if packed else REVERSE}
+    torch.library.opcheck(OPS.layer_forward.default, tuple(layer_arguments(cell, **options).values()))
+    if keep != Keep.NOTHING:
+        args = backward_arguments(cell, given="last" if packed else "all", **options)
+        torch.library.opcheck(OPS.layer_backward.default, tuple(args.values()))
 
 
 @pytest.mark.parametrize(
@@ -281,6 +291,15 @@ def described(tensor: Tensor) -> tuple[Any, ...]:
     return plain(tensor.shape), plain(tensor.stride()), tensor.dtype, tensor.device
 
 
+def faked(args: dict[str, Any], mode: FakeTensorMode, moving: tuple[str, ...]) -> dict[str, Any]:
+    """Arguments without values; ``moving``: those whose sizes are symbols."""
+
+    def fake(name: str, tensor: Tensor) -> Tensor:
+        return mode.from_tensor(tensor, static_shapes=name not in moving)
+
+    return {name: each(functools.partial(fake, name), value) for name, value in args.items()}
+
+
 _FAKES: list[tuple[str, dict[str, Any]]] = [
     ("words", {}),
     ("words", {"stream": KIND["WEIGHT_HH_ROWS"], "n": 0}),
@@ -290,15 +309,18 @@ _FAKES: list[tuple[str, dict[str, Any]]] = [
 for _cell in CELLS:
     for _packed in (False, True):
         for _dtype in (torch.float32, torch.bfloat16, torch.float64):
-            _some: dict[str, Any] = {"packed": _packed, "dtype": _dtype}
-            _FAKES.append((_cell, _some))
+            _some: dict[str, Any] = {"cell": _cell, "packed": _packed, "dtype": _dtype}
+            _FAKES += [("layer", _some), ("layer", {**_some, "directions": BOTH})]
             for _masks in (NO_SITES, flags("CELL", "MASKS_ON"), flags("ZONEOUT_H", "UNZONED")):
-                _FAKES += [(f"{_cell}_forward", {**_some, "save": save, "masks": _masks}) for save in (0, 1, 2)]
-            for _needs in (EVERYTHING, 0, 1, 2, 4, 8, 16):
-                _FAKES.append((f"{_cell}_backward", {**_some, "needs": _needs, "bias": _needs != 0}))
-_FAKES += [("lstm", {"projected": True}), ("lstm_forward", {"projected": True, "dtype": torch.bfloat16})]
-_FAKES += [("lstm_backward", {"projected": True, "needs": needs}) for needs in (16, 15, 31)]
-_FAKES += [(name, {"batch": 0}) for name in NAMES if name.startswith(CELLS)]
+                _FAKES += [("layer_forward", {**_some, "keep": keep, "masks": _masks}) for keep in Keep]
+            for _needs in (EVERYTHING, 0, *(2**bit for bit in range(9))):
+                _both = {"directions": BOTH if _needs > 16 else FORWARD}
+                _FAKES.append(("layer_backward", {**_some, "needs": _needs, "bias": _needs != 0, **_both}))
+_projected: dict[str, Any] = {"cell": "LSTM", "projected": True}
+_FAKES += [("layer", _projected), ("layer_forward", {**_projected, "dtype": torch.bfloat16, "directions": BOTH})]
+_projected_both: dict[str, Any] = {**_projected, "directions": BOTH}
+_FAKES += [("layer_backward", {**_projected_both, "needs": needs}) for needs in (16, 15, 256, EVERYTHING)]
+_FAKES += [(name, {"cell": cell, "batch": 0}) for name in LAYERS for cell in CELLS]
 
 
 @pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
@@ -309,30 +331,23 @@ def test_fakes_have_the_shapes_strides_and_dtypes_of_the_results(dynamic: bool) 
             args["x"] = args["x"].transpose(0, 1).contiguous().transpose(0, 1)  # results are dense all the same
         real = run(name, args)
         # Only the sizes of a batch change: the sizes of a layer are its own.
-        moving = ("x", "h0", "c0", "batch_sizes", "example_ids", "b", "c") if dynamic else ()
+        moving = ("x", "states", "batch_sizes", "example_ids", "b", "c") if dynamic else ()
         shapes = ShapeEnv() if dynamic else None
         mode = FakeTensorMode(shape_env=shapes)
-        faked = {
-            key: mode.from_tensor(value, static_shapes=key not in moving) if isinstance(value, Tensor) else value
-            for key, value in args.items()
-        }
         with mode:
-            fakes = run(name, faked)
+            fakes = run(name, faked(args, mode, moving))
         for index, (fake, result) in enumerate(zip(fakes, real, strict=True)):
             assert described(fake) == described(result), f"result {index} of {name} with {options}"
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "dropout"])
-def test_fakes_decide_nothing_about_sizes(name: str) -> None:
+@pytest.mark.parametrize("cell", [*CELLS, None])
+def test_fakes_decide_nothing_about_sizes(cell: str | None) -> None:
     shapes = ShapeEnv()
     mode = FakeTensorMode(shape_env=shapes)
-    args = arguments(name)
-    for key in ("x", "h0", "c0"):
-        if key in args:
-            args[key] = mode.from_tensor(args[key], static_shapes=False)
-    rest = {key: mode.from_tensor(value) if type(value) is Tensor else value for key, value in args.items()}
+    name = "layer" if cell else "dropout"
+    args = arguments(name, **({"cell": cell, "directions": BOTH} if cell else {}))
     with mode:
-        out = run(name, rest)[0]
+        out = run(name, faked(args, mode, ("x", "states")))[0]
     assert all(isinstance(size, torch.SymInt) for size in out.shape)
     assert not shapes.guards
 
@@ -363,15 +378,22 @@ def test_draw_is_on_the_device_of_its_argument() -> None:
         assert described(OPS.draw(torch.empty(3))) == ((2,), (1,), torch.int64, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name != "draw"])
-def test_the_others_are_functions_of_their_arguments(name: str) -> None:
-    args = arguments(name)
-    kept = {key: value.clone() for key, value in args.items() if isinstance(value, Tensor)}
+OF_EACH_CELL = [
+    ("words", {}),
+    ("dropout", {}),
+    *[(name, {"cell": cell, "directions": BOTH}) for cell in CELLS for name in LAYERS],
+]
+
+
+@pytest.mark.parametrize(("name", "options"), OF_EACH_CELL)
+def test_the_others_are_functions_of_their_arguments(name: str, options: dict[str, Any]) -> None:
+    args = arguments(name, **options)
+    kept = [tensor.clone() for tensor in leaves(args.values())]
     state = torch.get_rng_state()
     first, second = run(name, args), run(name, args)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert all(torch.equal(args[key], value) for key, value in kept.items())
+    assert all(torch.equal(a, b) for a, b in zip(leaves(args.values()), kept, strict=True))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -384,42 +406,99 @@ def test_lazily_negated_and_zero_tensors(cell: str) -> None:
     args = layer_arguments(cell)
     lazy = torch.complex(args["x"], -args["x"]).conj().imag
     assert lazy.is_neg() and torch.equal(lazy.resolve_neg(), args["x"])
-    expected = run(cell, args)
-    for mine, their in zip(run(cell, args | {"x": lazy}), expected, strict=True):
+    expected = run("layer", args)
+    for mine, their in zip(run("layer", args | {"x": lazy}), expected, strict=True):
         assert torch.equal(mine, their)
     assert torch.equal(OPS.dropout(lazy, *list(dropout_arguments().values())[1:]),
                        OPS.dropout(args["x"], *list(dropout_arguments().values())[1:]))  # fmt: skip
-    nothing = run(cell, args | {"x": torch._efficientzerotensor((T, B, I))})
-    for mine, their in zip(nothing, run(cell, args | {"x": torch.zeros(T, B, I)}), strict=True):
+    nothing = run("layer", args | {"x": torch._efficientzerotensor((T, B, I))})
+    for mine, their in zip(nothing, run("layer", args | {"x": torch.zeros(T, B, I)}), strict=True):
         assert torch.equal(mine, their)
 
 
-@pytest.mark.parametrize("name", ["lstm", "gru", "lstm_backward", "gru_backward", "dropout", "words"])
-def test_no_argument_is_read_as_if_it_were_dense(name: str) -> None:
-    args = arguments(name, **({"projected": True} if name.startswith("lstm") else {}))
+@pytest.mark.parametrize(("name", "options"), OF_EACH_CELL)
+def test_no_argument_is_read_as_if_it_were_dense(name: str, options: dict[str, Any]) -> None:
+    args = arguments(name, **options, **({"projected": True} if options.get("cell") == "LSTM" else {}))
     expected = run(name, args)
+
+    def spread(tensor: Tensor) -> Tensor:
+        if tensor.dim() == 1 and tensor.numel() < 2:
+            return tensor
+        found = tensor.repeat_interleave(2, dim=-1)[..., ::2]
+        assert not found.is_contiguous()
+        return found
+
     for key, value in args.items():
-        if isinstance(value, Tensor):
-            spread = value.repeat_interleave(2, dim=-1)[..., ::2]
-            assert not spread.is_contiguous()
-            results = run(name, args | {key: spread})
+        if isinstance(value, (Tensor, list)):
+            results = run(name, args | {key: each(spread, value)})
             assert all(torch.equal(a, b) for a, b in zip(results, expected, strict=True)), key
+
+
+@pytest.mark.parametrize("cell", CELLS)
+def test_one_pair_of_all_groups_may_be_the_same_memory(cell: str) -> None:
+    args = layer_arguments(cell)
+    expanded = RNG.expand(len(GROUPS), 2)
+    results = [run("layer", args | {"rng": rng}) for rng in (expanded, expanded.contiguous(), RNG_OF_EACH)]
+    assert all(torch.equal(a, b) for a, b in zip(results[0], results[1], strict=True))
+    assert not torch.equal(results[0][0], results[2][0])
+
+
+@pytest.mark.parametrize("group", ["hidden", "weight", "state"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_each_group_reads_its_own_pair(cell: str, group: str) -> None:
+    sites = {"hidden": "HIDDEN", "weight": "WEIGHT_HH", "state": "UPDATE"}
+    for name, flag in sites.items():
+        args = layer_arguments(cell, masks=flags(flag, "MASKS_ON"))
+        other = RNG_OF_EACH.clone()
+        other[GROUPS.index(group)] += 1
+        same = torch.equal(run("layer", args)[0], run("layer", args | {"rng": other})[0])
+        assert same == (name != group)
+
+
+@pytest.mark.parametrize("options", [{}, {"packed": True}, {"dtype": torch.bfloat16}, {"keep": Keep.STATES}], ids=str)
+@pytest.mark.parametrize("cell", CELLS)
+def test_both_directions_are_each_alone_side_by_side(cell: str, options: dict[str, Any]) -> None:
+    args = backward_arguments(cell, directions=BOTH, **options)
+    shared = {name: args[name] for name in LayerCall._fields}
+    y, last, kept = OPS.layer_forward(*shared.values())
+    dx, dstates, dweights = OPS.layer_backward(*args.values())
+    of_x = []
+    for number, direction in enumerate((FORWARD, REVERSE)):
+
+        def half(values: Any, number: int = number) -> Any:
+            return values[len(values) // 2 * number : len(values) // 2 * (number + 1)]
+
+        columns = slice(H * number, H * (number + 1))
+        own = shared | {"states": half(args["states"]), "weights": half(args["weights"]), "directions": direction}
+        y_, last_, kept_ = OPS.layer_forward(*own.values())
+        assert torch.equal(y[..., columns], y_)
+        assert all(torch.equal(a, b) for a, b in zip((*half(last), *half(kept)), (*last_, *kept_), strict=True))
+        gradients = {"grad_y": args["grad_y"][..., columns], "grad_last": half(args["grad_last"])}
+        given = {"y": None if args["y"] is None else y_, "kept": kept_, "needs": EVERYTHING}
+        dx_, *others = OPS.layer_backward(*(gradients | own | given).values())
+        of_x.append(dx_)
+        assert all(torch.equal(a, b) for a, b in zip(half(dstates), others[0], strict=True))
+        assert all(torch.equal(a, b) for a, b in zip(half(dweights), others[1], strict=True))
+    assert torch.equal(dx, of_x[0] + of_x[1])
 
 
 @pytest.mark.parametrize("sizes", [(4, 3, 0, 7), (4, 0, 5, 7), (4, 3, 5, 0), (1, 1, 1, 1)], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_sizes_of_zero_and_one(cell: str, sizes: tuple[int, int, int, int]) -> None:
     steps, batch, inputs, units = sizes
-    gates = 4 if cell == "lstm" else 3
+    row = CELLS[cell]
     args = layer_arguments(cell) | {"example_ids": None}
-    shapes = {"x": (steps, batch, inputs), "w_ih": (gates * units, inputs), "w_hh": (gates * units, units)}
-    shapes |= {"b_ih": (gates * units,), "b_hh": (gates * units,), "h0": (batch, units)}
-    shapes |= {"c0": (batch, units)} if cell == "lstm" else {}
-    args |= {name: torch.randn(shape, requires_grad=True) for name, shape in shapes.items()}
-    results = run(cell, args)
-    assert results[0].shape == (steps, batch, units) and all(r.shape == (batch, units) for r in results[1:])
-    sum(r.sum() for r in results).backward()
-    assert all(args[name].grad.isfinite().all() and args[name].grad.shape == shape for name, shape in shapes.items())
+    gates = row.gates * units
+    shapes = [(gates, inputs), (gates, units), (gates,), (gates,)]
+    args["x"] = torch.randn(steps, batch, inputs, requires_grad=True)
+    args["states"] = [torch.randn(batch, units, requires_grad=True) for _ in range(2 * row.states)]
+    args["weights"] = [torch.randn(shape, requires_grad=True) for shape in 2 * shapes]
+    args["directions"] = BOTH
+    y, *last = run("layer", args)
+    assert y.shape == (steps, batch, 2 * units) and all(state.shape == (batch, units) for state in last)
+    sum(result.sum() for result in (y, *last)).backward()
+    for leaf in (args["x"], *args["states"], *args["weights"]):
+        assert leaf.grad is not None and leaf.grad.shape == leaf.shape and leaf.grad.isfinite().all()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -498,29 +577,77 @@ class Bad:
     options: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
+# What a bad argument is called: its name in the schema, or that of a tensor in a list of one direction.
+_PLACES = {
+    "states": ("h0", "c0"),
+    "weights": ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr"),
+    "grad_last": ("grad_h_n", "grad_c_n"),
+    "kept": ("gates", "beside", "kept_states"),
+}
+
+
+def _get(args: dict[str, Any], key: str) -> Any:
+    for name, parts in _PLACES.items():
+        if key in parts:
+            return args[name][parts.index(key)]
+    return args[key]
+
+
+def _with(args: dict[str, Any], **values: Any) -> dict[str, Any]:
+    """The arguments that change where these take the place of what was there."""
+    changed: dict[str, Any] = {}
+    for key, value in values.items():
+        name = next((name for name, parts in _PLACES.items() if key in parts), None)
+        if name is None:
+            changed[key] = value
+        else:
+            changed.setdefault(name, list(args[name]))[_PLACES[name].index(key)] = value
+    return changed
+
+
 def _longer(key: str, dim: int = 0) -> Callable[[dict[str, Any]], dict[str, Any]]:
     """One more along a dimension."""
-    return lambda args: {key: torch.cat([args[key], args[key].narrow(dim, 0, 1)], dim)}
+
+    def change(args: dict[str, Any]) -> dict[str, Any]:
+        value = _get(args, key)
+        return _with(args, **{key: torch.cat([value, value.narrow(dim, 0, 1)], dim)})
+
+    return change
 
 
 def _as(key: str, dtype: torch.dtype) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    return lambda args: {key: args[key].to(dtype)}
+    return lambda args: _with(args, **{key: _get(args, key).to(dtype)})
+
+
+def _meta(key: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda args: _with(args, **{key: _get(args, key).to("meta")})
+
+
+def _emptied(key: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda args: _with(args, **{key: emptied(_get(args, key))})
 
 
 def _put(**changes: Any) -> Callable[[dict[str, Any]], dict[str, Any]]:
-    return lambda args: changes
+    return lambda args: _with(args, **changes)
+
+
+def _cut(key: str, count: int = 1) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    """A list with fewer tensors at its end."""
+    return lambda args: {key: args[key][:-count]}
 
 
 def _wide_projection(args: dict[str, Any]) -> dict[str, Any]:
     """A projection to many more units than there are; masks of a unit are kept for as many as there are."""
     wide = 200_000
-    return {"h0": torch.randn(B, wide), "w_hh": torch.randn(4 * H, wide), "w_hr": torch.randn(wide, H)}
+    return _with(args, h0=torch.randn(B, wide), w_hh=torch.randn(4 * H, wide), w_hr=torch.randn(wide, H))
 
 
+_H_IN_Y = {"masks": NO_SITES}
+_H_APART = {"masks": flags("ZONEOUT_H", "UNZONED", "MASKS_ON")}
 BAD: dict[str, Bad] = {}
 for _cell in CELLS:
     BAD |= {
-        f"{_cell}-{case}": Bad(_cell, changes, message, options)
+        f"{_cell}-{case}": Bad("layer", changes, message, {"cell": _cell} | options)
         for case, (changes, message, options) in {
             "x_1d": (_put(x=torch.randn(I)), "x", {}),
             "x_2d": (_put(x=torch.randn(T, I)), "x must be", {}),
@@ -537,7 +664,19 @@ for _cell in CELLS:
             "w_hh_columns": (_longer("w_hh", 1), "w_hh has a shape", {}),
             "b_ih_long": (_longer("b_ih"), "b_ih has a shape", {}),
             "b_hh_2d": (_put(b_hh=torch.randn(1, H)), "b_hh has a shape", {}),
-            "one_bias": (_put(b_hh=None), "b_ih and b_hh must be given together", {}),
+            "cell_unknown": (_put(cell=len(CELLS)), "cell must be in [0, ", {}),
+            "cell_negative": (_put(cell=-1), "cell must be in [0, ", {}),
+            "states_few": (_cut("states"), "states must hold h0", {}),
+            "states_of_one_direction": (_put(directions=BOTH), "states must hold h0", {}),
+            "states_none": (_put(states=[]), "states must hold h0", {}),
+            "weights_few": (_cut("weights", 3), "weights must hold w_ih and w_hh", {}),
+            "weights_none": (_put(weights=[]), "weights must hold w_ih and w_hh", {}),
+            "weights_many": (lambda args: {"weights": args["weights"] * 3}, "weights must hold w_ih and w_hh", {}),
+            "weights_of_two": (_cut("weights"), "weights must hold w_ih and w_hh", {"directions": BOTH}),
+            "directions_none": (_put(directions=0), "directions must be 1, 2 or 3, got 0", {}),
+            "directions_many": (_put(directions=4), "directions must be 1, 2 or 3, got 4", {}),
+            "schedule": (_put(schedule=7), "schedule must be", {}),
+            "keep": (_put(keep=3), "keep must be 0, 1 or 2, got 3", {}),
             "sizes_sum": (_put(batch_sizes=torch.tensor([3, 2, 2])), "batch_sizes sum to 7", {"packed": True}),
             "sizes_grow": (_put(batch_sizes=torch.tensor([2, 3, 1])), "must not grow", {"packed": True}),
             "sizes_zero": (_put(batch_sizes=torch.tensor([3, 3, 0])), "must be positive", {"packed": True}),
@@ -554,14 +693,13 @@ for _cell in CELLS:
             "thresholds_large": (_put(thresholds=torch.full((10,), 2**32 + 1)), "thresholds must be in", {}),
             "thresholds_negative": (_put(thresholds=torch.full((10,), -1)), "thresholds must be in", {}),
             "thresholds_float": (_as("thresholds", torch.float32), "thresholds must be an int64", {}),
-            "rng_state_none": (_put(rng_state=None), "rng_state is needed", {}),
-            "rng_hidden_none": (_put(rng_hidden=None), "rng_hidden is needed", {}),
-            "rng_weight_none": (_put(rng_weight=None), "rng_weight is needed", {}),
-            "rng_weight_none_for_w_ih": (
-                _put(rng_weight=None), "rng_weight is needed", {"masks": flags("WEIGHT_IH", "MASKS_ON")}
+            "rng_none": (_put(rng=None), "rng is needed where sites draw masks", {}),
+            "rng_none_for_w_ih": (
+                _put(rng=None), "rng is needed where sites draw masks", {"masks": flags("WEIGHT_IH", "MASKS_ON")}
             ),
-            "rng_long": (_put(rng_state=torch.arange(3)), "rng_state must have 2", {}),
-            "rng_int32": (_as("rng_weight", torch.int32), "rng_weight must be an int64", {}),
+            "rng_of_one": (_put(rng=RNG), "rng must have 6 rows", {}),
+            "rng_wide": (_put(rng=torch.ones(6, 3, dtype=torch.int64)), "rng must have 6 rows", {}),
+            "rng_int32": (_as("rng", torch.int32), "rng must be an int64", {}),
             "offset_negative": (_put(step_offset=-1), "step_offset", {}),
             "offset_large": (_put(step_offset=2**32 - T), "step_offset", {}),
             "offset_largest": (_put(step_offset=2**63 - 1), "step_offset", {}),
@@ -577,51 +715,59 @@ for _cell in CELLS:
             "dtype_int": (_put(dtype=torch.int32), "dtype", {}),
             "dtype_complex": (_put(dtype=torch.complex64), "dtype", {}),
             "x_meta": (_put(x=torch.empty(T, B, I, device="meta")), "", {}),
-            "w_hh_meta": (lambda args: {"w_hh": args["w_hh"].to("meta")}, "", {}),
-            "rng_meta": (_put(rng_state=torch.empty(2, dtype=torch.int64, device="meta")), "", {}),
+            "w_hh_meta": (_meta("w_hh"), "", {}),
+            "rng_meta": (_meta("rng"), "", {}),
             "ids_meta": (_put(example_ids=torch.empty(3, dtype=torch.int64, device="meta")), "", {}),
-            "w_ih_sparse": (lambda args: {"w_ih": args["w_ih"].to_sparse()}, "Sparse", {}),
-            "w_hh_mkldnn": (lambda args: {"w_hh": args["w_hh"].to_mkldnn()}, "Mkldnn", {}),
-            "x_without_memory": (lambda args: {"x": emptied(args["x"])}, "", {}),
-            "w_hh_without_memory": (lambda args: {"w_hh": emptied(args["w_hh"])}, "", {}),
-            "bias_without_memory": (lambda args: {"b_ih": emptied(args["b_ih"])}, "", {}),
-            "rng_without_memory": (_put(rng_state=emptied(RNG)), "", {}),
+            "w_ih_sparse": (lambda args: _with(args, w_ih=_get(args, "w_ih").to_sparse()), "Sparse", {}),
+            "w_hh_mkldnn": (lambda args: _with(args, w_hh=_get(args, "w_hh").to_mkldnn()), "Mkldnn", {}),
+            "x_without_memory": (_emptied("x"), "", {}),
+            "w_hh_without_memory": (_emptied("w_hh"), "", {}),
+            "bias_without_memory": (_emptied("b_ih"), "", {}),
+            "rng_without_memory": (_emptied("rng"), "", {}),
         }.items()
     }  # fmt: skip
     BAD |= {
-        f"{_cell}_backward-{case}": Bad(f"{_cell}_backward", changes, message, options)
+        f"{_cell}_backward-{case}": Bad("layer_backward", changes, message, {"cell": _cell} | options)
         for case, (changes, message, options) in {
-            "grad_out": (_longer("grad_out", 2), "grad_out has a shape", {}),
+            "grad_y": (_longer("grad_y", 2), "grad_y has a shape", {}),
+            "grad_y_of_one_direction": (
+                lambda args: {"grad_y": args["grad_y"][..., :H]}, "grad_y has a shape", {"directions": BOTH}
+            ),
+            "grad_last_few": (_cut("grad_last"), "grad_last must have an element for each of states", {}),
+            "kept_few": (_cut("kept"), "kept must hold gates, beside and states of each direction", {}),
+            "keep_nothing": (_put(keep=0), "keep must be 1 or 2 in a backward", {}),
+            "y_none": (_put(y=None), "y is needed", _H_IN_Y),
+            "y_half": (_as("y", torch.float16), "y must be what the forward returned", _H_IN_Y),
+            "y_rows": (lambda args: {"y": args["y"][1:]}, "y has a shape", _H_IN_Y),
+            "y_meta": (_meta("y"), "", _H_IN_Y),
+            "y_without_memory": (_emptied("y"), "", _H_IN_Y),
+            "beside_rows": (_longer("beside"), "beside has a shape", {}),
+            "beside_float32": (_as("beside", torch.float32), "beside", {"dtype": torch.float64}),
+            "beside_meta": (_meta("beside"), "", {}),
             "grad_h_n": (_longer("grad_h_n"), "grad_h_n has a shape", {}),
-            "grad_complex": (_as("grad_out", torch.complex64), "grad_out", {}),
+            "grad_complex": (_as("grad_y", torch.complex64), "grad_y", {}),
             "gates_rows": (_longer("gates"), "gates has a shape", {}),
             "gates_half": (_as("gates", torch.float16), "gates", {}),
-            "gates_meta": (lambda args: {"gates": args["gates"].to("meta")}, "", {}),
-            "gates_without_memory": (lambda args: {"gates": emptied(args["gates"])}, "", {}),
-            "states_rows": (lambda args: {"states": args["states"][1:]}, "", {}),
-            "states_meta": (lambda args: {"states": args["states"].to("meta")}, "", {}),
+            "gates_meta": (_meta("gates"), "", {}),
+            "gates_without_memory": (_emptied("gates"), "", {}),
+            "states_rows": (lambda args: _with(args, kept_states=_get(args, "kept_states")[1:]), "", _H_APART),
+            "states_meta": (_meta("kept_states"), "", _H_APART),
         }.items()
-    }
+    }  # fmt: skip
 BAD |= {
-    "lstm-c0_rows": Bad("lstm", _longer("c0"), "h0|c0"),
-    "lstm-c0_1d": Bad("lstm", _put(c0=torch.randn(H)), "c0"),
-    "lstm-no_projection": Bad("lstm", _put(w_hr=None), "h0 must have as many units", {"projected": True}),
-    "lstm-w_hr_rows": Bad("lstm", _longer("w_hr"), "w_hr has a shape", {"projected": True}),
-    "lstm-wide_projection": Bad("lstm", _wide_projection, "h0|w_hr|proj", {"projected": True}),
-    "lstm-rng_weight_none_for_w_hr": Bad(
-        "lstm",
-        _put(rng_weight=None),
-        "rng_weight is needed",
-        {"projected": True, "masks": flags("WEIGHT_HR", "MASKS_ON")},
+    "LSTM-c0_rows": Bad("layer", _longer("c0"), "h0|c0", {"cell": "LSTM"}),
+    "LSTM-c0_1d": Bad("layer", _put(c0=torch.randn(H)), "c0", {"cell": "LSTM"}),
+    "LSTM-no_projection": Bad("layer", _cut("weights"), "h0 must have as many units", _projected),
+    "LSTM-w_hr_rows": Bad("layer", _longer("w_hr"), "w_hr has a shape", _projected),
+    "LSTM-wide_projection": Bad("layer", _wide_projection, "h0|w_hr|proj", _projected),
+    "LSTM-rng_none_for_w_hr": Bad(
+        "layer", _put(rng=None), "rng is needed", _projected | {"masks": flags("WEIGHT_HR", "MASKS_ON")}
     ),
-    "lstm_backward-cells_rows": Bad("lstm_backward", _longer("cells"), "cells has a shape"),
-    "lstm_backward-cells_float32": Bad(
-        "lstm_backward", _as("cells", torch.float32), "cells", {"dtype": torch.float64}
-    ),
-    "lstm_backward-cells_meta": Bad("lstm_backward", lambda args: {"cells": args["cells"].to("meta")}, ""),
-    "gru_backward-resets_rows": Bad("gru_backward", _longer("resets"), "resets has a shape"),
-    "gru_backward-resets_float32": Bad(
-        "gru_backward", _as("resets", torch.float32), "resets", {"dtype": torch.float64}
+    "GRU-projection": Bad(
+        "layer",
+        lambda args: {"weights": [*args["weights"], torch.randn(P, H)]},
+        "weights must hold w_ih and w_hh, then b_ih and b_hh where there are biases, of each",
+        {"cell": "GRU"},
     ),
     "dropout-x_1d": Bad("dropout", _put(x=torch.randn(I)), "x must be"),
     "dropout-x_2d": Bad("dropout", _put(x=torch.randn(T, I)), "x must be"),
@@ -684,13 +830,17 @@ def test_bad_arguments_raise_and_name_the_argument(case: str, ask: Ask) -> None:
 
 
 def twisted(key: str, value: Any, random: torch.Generator) -> Any:
-    """Another value in place of an argument: seldom a legal one."""
+    """Another value in place of an argument, or of one tensor in a list: seldom a legal one."""
 
     def pick(options: list[Any]) -> Any:
         return options[int(torch.randint(len(options), (), generator=random))]
 
     if isinstance(value, bool):
         return not value
+    if isinstance(value, list):
+        place = int(torch.randint(len(value), (), generator=random))
+        found = twisted(key, value[place], random)
+        return [*value[:place], *[found] * pick([0, 1, 1, 1, 1, 2]), *value[place + 1 :]]
     if key == "units":
         return pick([-1, 0, 1, 2**32, 2**63 - 1, -(2**63)])  # what lies between only takes memory
     if isinstance(value, int):
@@ -737,15 +887,16 @@ def call_at_random(said: Any, seed: int, calls: int) -> str:
     for index in range(calls):
         name = names[index % len(names)]
         options: dict[str, Any] = {"packed": bool(index % 2)} if name != "words" else {}
-        if name.startswith("lstm"):
-            options["projected"] = index % 3 == 0
+        if name in LAYERS:
+            options["cell"] = list(CELLS)[index // len(names) % len(CELLS)]
+            options["directions"] = 1 + index % 3
+            options["projected"] = CELLS[options["cell"]].projects and index % 2 == 0
         args = arguments(name, **options)
         keys = list(args)
         changed = [keys[int(torch.randint(len(keys), (), generator=random))] for _ in range(1 + index % 3)]
         changes = {key: twisted(key, args[key], random) for key in changed}
         told = {
-            k: (tuple(v.shape), str(v.dtype), v.stride()) if isinstance(v, Tensor) else str(v)
-            for k, v in changes.items()
+            k: [(tuple(t.shape), str(t.dtype), t.stride()) for t in leaves([v])] or str(v) for k, v in changes.items()
         }
         print(json.dumps([name, options, told]), file=said, flush=True)  # the last line is what a crash was about
         try:

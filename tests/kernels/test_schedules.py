@@ -60,7 +60,7 @@ def forward_and_backward(rnn: Any, lengths: list[int] | None = None) -> tuple[An
 
 @pytest.mark.parametrize("backend", SCHEDULES)
 def test_the_last_row_takes_everything(backend: str) -> None:
-    """Its number is 0, so that flags that name no schedule can always be run."""
+    """Its number is 0, which can always be run."""
     rows = SCHEDULES[backend]
     assert sorted(row.number for row in rows) == list(range(len(rows)))
     assert len({row.name for row in rows}) == len(rows)
@@ -75,14 +75,6 @@ def test_a_backend_with_one_schedule(backend: str, name: str) -> None:
     assert told.walk == {name: "taken"}
     assert told.schedule == f"{name}: {SCHEDULES[backend][0].says}"
     assert f"  walk       {name}: taken\n" in str(told)
-
-
-def test_flags_carry_the_number_beside_every_site() -> None:
-    all_flags = sum(frd.sites.FLAG.values())
-    for rows in SCHEDULES.values():
-        for row in rows:
-            for flags in (0, 1, all_flags):
-                assert schedules.split_flags(schedules.with_schedule(flags, row)) == (flags, row.number)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -175,17 +167,17 @@ def test_an_operator_refuses_a_schedule_that_cannot_run() -> None:
     rnn = frd.LSTM(3, 4, proj_size=2)
     x, h0, c0 = torch.zeros(T, B, 3), torch.zeros(B, 2), torch.zeros(B, 4)
     weights = [w.detach() for w in rnn._flat_weights]
-    operator = torch.ops.fused_rnn_dropout.triton_lstm
 
-    def run(number: int) -> Any:
-        flags = number << 24
-        return operator(x, h0, c0, *weights, *[None] * 6, torch.float32, flags, 0, False, 0, False)
+    def run(number: int, directions: int = 1) -> Any:
+        given = (x, [h0, c0] * directions, weights * directions, None, None, None, None, torch.float32, 0, 0)
+        return torch.ops.fused_rnn_dropout.triton_layer(0, *given, 1 if directions == 1 else 3, 0, number, 1)
 
     run(0)
-    with pytest.raises(RuntimeError, match="flags ask for the sequence schedule: a projection needs a product"):
-        run(1)
+    for directions in (1, 2):
+        with pytest.raises(RuntimeError, match="schedule asks for the sequence schedule: a projection needs a product"):
+            run(1, directions)
     for number in (2, -1):
-        with pytest.raises(RuntimeError, match="flags has bits that mean nothing"):
+        with pytest.raises(RuntimeError, match=rf"schedule must be one of \[0, 1\], got {number}"):
             run(number)
 
 

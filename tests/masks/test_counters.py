@@ -15,7 +15,7 @@ from torch import Tensor
 
 import fused_rnn_dropout  # noqa: F401  registers the operators
 from fused_rnn_dropout import masks, sites
-from fused_rnn_dropout.sites import DOMAIN, KIND, KINDS, SEQ, SITE, SITE_NAMES
+from fused_rnn_dropout.sites import DOMAIN, GROUPS, KIND, KINDS, SEQ, SITE, SITE_NAMES
 
 ROOT = Path(__file__).parents[2]
 CORE = ROOT / "csrc" / "core"
@@ -414,6 +414,8 @@ def test_cpp_header_has_the_same_state_sites():
 def test_cpp_header_has_the_same_sites_and_flags():
     assert constants("SITE_") == {name.upper(): index for index, name in enumerate(SITE_NAMES)}
     assert constants("(?=NUM_SITES)") == {"NUM_SITES": len(SITE_NAMES)}
+    assert constants("GROUP_") == {name.upper(): index for index, name in enumerate(GROUPS)}
+    assert constants("(?=NUM_GROUPS)") == {"NUM_GROUPS": len(GROUPS)}
     names = re.search(r"SITE_NAMES\[NUM_SITES\] = {(.*?)}", (CORE / "flags.h").read_text(), re.DOTALL)
     assert names and tuple(re.findall(r'"(\w+)"', names[1])) == SITE_NAMES
     assert constants("FLAG_") == sites.FLAG

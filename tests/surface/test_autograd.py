@@ -16,6 +16,7 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fused_rnn_dropout as frd
+from fused_rnn_dropout.cells import CELLS as TABLE
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout"),
@@ -176,18 +177,17 @@ def test_a_wrong_mask_in_backward_fails_gradcheck(monkeypatch: pytest.MonkeyPatc
     """The checks above see a backward that draws other masks than its forward."""
     from fused_rnn_dropout import ops
 
-    right = ops.functions["lstm"].backward
+    right = ops.functions["layer"].backward
 
     def wrong(ctx: Any, *grads: Any) -> Any:
-        dtype, flags, layer, *rest = ctx.static
-        ctx.static = (dtype, flags, layer + 1, *rest)
+        ctx.call = ctx.call._replace(layer=ctx.call.layer + 1)
         return right(ctx, *grads)
 
     for name in ("hidden_dropout", "weight_dropout", "update_dropout", "zoneout_c", "zoneout_h"):
         rnn = build("LSTM", {name: SITES[name]})
         assert gradcheck(rnn, fast_mode=True)
         with monkeypatch.context() as patch:
-            patch.setattr(ops.functions["lstm"], "backward", staticmethod(wrong))
+            patch.setattr(ops.functions["layer"], "backward", staticmethod(wrong))
             assert not gradcheck(rnn, fast_mode=True, raise_exception=False), name
 
 
@@ -308,16 +308,16 @@ def test_forward_mode(cell: str, mode: str) -> None:
 @pytest.mark.parametrize("grad", [False, True], ids=["frozen", "trained"])
 def test_forward_mode_of_the_operators_themselves(grad: bool) -> None:
     x, rng, thresholds = torch.randn(T, B, I), RNG, torch.full((10,), 2**31)
-    zeros = torch.zeros(B, H)
     with forward_ad.dual_level():
         dual = forward_ad.make_dual(x.requires_grad_(grad), torch.ones_like(x))
         with pytest.raises(NotImplementedError, match=NAMED):
             torch.ops.fused_rnn_dropout.dropout(dual, rng, thresholds, None, None, 1, 3, True, False, 0)
-        for op, gates, extra in (("lstm", 4, (zeros,)), ("gru", 3, ())):
-            weights = [torch.randn(gates * H, I), torch.randn(gates * H, H), None, None]
-            rest = (*[None] * (7 if op == "lstm" else 6), torch.float32, 0, 0, False, 0, False)
+        for cell in TABLE.values():
+            weights = [torch.randn(cell.gates * H, I), torch.randn(cell.gates * H, H)]
+            states = [torch.zeros(B, H)] * cell.states
+            rest = (None, None, None, None, torch.float32, 0, 0, 1, 0, 0, 1)
             with pytest.raises(NotImplementedError, match=NAMED):
-                getattr(torch.ops.fused_rnn_dropout, op)(dual, zeros, *extra, *weights, *rest)
+                torch.ops.fused_rnn_dropout.layer(cell.number, dual, states, weights, *rest)
 
 
 @pytest.mark.parametrize("cell", CELLS)

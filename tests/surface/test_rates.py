@@ -616,14 +616,13 @@ def test_transformers(cell: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_a_rate_out_of_range_is_named(cell: str, backend: str | None, number: int) -> None:
     """Only who calls the functions below the modules can give one."""
-    run = frd.functional.lstm if cell == "LSTM" else frd.functional.gru
     rnn = build(cell, input_dropout=0.1)
     for name in ("weight_dropout", "zoneout_h", "input_dropout"):
         thresholds = rnn._thresholds.clone()
         thresholds[SITE_INDEX[name]] = number
         message = rf"thresholds must be in .*, got {number} for {name}, whose rate must be in \[0, 1\]"
         with pytest.raises((RuntimeError, ValueError), match=message):
-            run(inputs(), None, rnn._flat_weights, rnn._plan, thresholds, backend=backend)  # type: ignore[operator]
+            frd.functional.run(cell, inputs(), None, rnn._flat_weights, rnn._plan, thresholds, backend=backend)
 
 
 @pytest.mark.parametrize("backend", [None, "reference"])
@@ -631,4 +630,4 @@ def test_thresholds_of_another_kind(backend: str | None) -> None:
     rnn = build("LSTM")
     for thresholds in (rnn._thresholds.float(), rnn._thresholds[:9]):
         with pytest.raises((RuntimeError, ValueError), match="thresholds (should be|must be|must have)"):
-            frd.functional.lstm(inputs(), None, rnn._flat_weights, rnn._plan, thresholds, backend=backend)
+            frd.functional.run("LSTM", inputs(), None, rnn._flat_weights, rnn._plan, thresholds, backend=backend)

@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {path: path.read_text() for path in sorted((ROOT / "csrc/cuda").glob("*.cu"))}
 KERNEL = re.compile(r"(?:template <([^>]*)>\s*)?__global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(")
 TYPES = {"float", "double", "half", "bfloat16"}
+CELLS = {path.stem.capitalize() for path in (ROOT / "csrc/core/cells").glob("*.h")}
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,8 @@ def test_every_instantiation_has_one(table, kernel):
             assert len(given) >= 2, "one for whole rows and one for the others"
         elif name == "S":
             assert given == {"float", "double"}
+        elif name == "Equations":
+            assert given == CELLS
         else:
             assert given == TYPES
 

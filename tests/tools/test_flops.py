@@ -47,7 +47,7 @@ def test_every_operator_has_a_formula() -> None:
     names = {name.split("::")[1].split(".")[0] for name in torch._C._dispatch_get_all_op_names()
              if name.startswith("fused_rnn_dropout::")}  # fmt: skip
     layers = {name for name in names if "Tensor" in str(getattr(torch.ops.fused_rnn_dropout, name).default._schema)}
-    assert {"lstm", "gru_backward", "triton_lstm_forward", "draw"} <= layers
+    assert {"layer", "layer_backward", "triton_layer_forward", "draw"} <= layers
     missing = {name for name in layers if getattr(torch.ops.fused_rnn_dropout, name) not in flop_registry}
     assert not missing
 
@@ -56,7 +56,7 @@ def test_every_operator_has_a_formula() -> None:
 def test_whoever_is_imported_first(order: str) -> None:
     code = (
         f"import torch, {order}\nfrom torch.utils.flop_counter import FlopCounterMode, flop_registry\n"
-        "assert torch.ops.fused_rnn_dropout.lstm_backward in flop_registry\n"
+        "assert torch.ops.fused_rnn_dropout.layer_backward in flop_registry\n"
         "with FlopCounterMode(display=False) as c: fused_rnn_dropout.LSTM(2, 3)(torch.randn(4, 5, 2))\n"
         "assert c.get_total_flops() == 2 * 20 * 12 * 5"
     )
@@ -170,7 +170,7 @@ def test_on_meta_tensors() -> None:
 def test_triton_operators_on_meta_tensors(kind: str) -> None:
     rnn = build(kind, bidirectional=True, device="meta", backend="triton", weight_dropout=0.2)
     x = torch.empty(T, B, I, device="meta", requires_grad=True)
-    assert ops.family("triton").lstm is not ops.family("cpu").lstm
+    assert ops.family("triton").layer is not ops.family("cpu").layer
     assert counted(lambda: rnn(x)) == 2 * T * B * sum(matrices(rnn))
     assert counted(lambda: rnn(x)[0].sum().backward()) == 3 * 2 * T * B * sum(matrices(rnn))
 

@@ -45,28 +45,4 @@ struct Gru {
   }
 };
 
-// The same with a name for each gate, as csrc/cuda calls it.
-template <class Math>
-struct GruGates {
-  Vec<Math> r, z, n, u;
-};
-
-template <class Math>
-FRD_INLINE Vec<Math> gru_forward(const StateSites<Math>& sites, const Drops<Math>& drops, GruGates<Math>& gates,
-                                 Vec<Math> h_prev) {
-  Vec<Math> a[3] = {gates.r, gates.z, gates.n};
-  const Vec<Math> h_new = Gru<Math>::forward(sites, drops, a, gates.u, h_prev);
-  gates = {a[0], a[1], a[2], gates.u};
-  return h_new;
-}
-
-template <class Math>
-FRD_INLINE Vec<Math> gru_backward(const StateSites<Math>& sites, const Drops<Math>& drops, GruGates<Math>& gates,
-                                  Vec<Math> h_prev, Vec<Math> dh_new) {
-  Vec<Math> a[3] = {gates.r, gates.z, gates.n}, u = gates.u;
-  const Vec<Math> leak = Gru<Math>::backward(sites, drops, a, u, h_prev, dh_new, Vec<Math>{});
-  gates = {a[0], a[1], a[2], u};
-  return leak;
-}
-
 }  // namespace frd

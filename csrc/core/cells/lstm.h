@@ -59,33 +59,4 @@ struct Lstm {
   FRD_INLINE V read(const StateSites<Math>& sites, V o, V c_new) { return o * Math::tanh(c_new) * sites.read_scale; }
 };
 
-// The same with a name for each gate, as csrc/cuda calls it.
-template <class Math>
-struct LstmGates {
-  Vec<Math> i, f, g, o;
-};
-
-template <class Math>
-FRD_INLINE void lstm_forward(const StateSites<Math>& sites, const Drops<Math>& drops, LstmGates<Math>& gates,
-                             Vec<Math>& c, Vec<Math>& h_new) {
-  Vec<Math> a[4] = {gates.i, gates.f, gates.g, gates.o};
-  h_new = Lstm<Math>::forward(sites, drops, a, Vec<Math>{}, c);
-  gates = {a[0], a[1], a[2], a[3]};
-}
-
-template <class Math>
-FRD_INLINE Vec<Math> lstm_output(const StateSites<Math>& sites, const Drops<Math>& drops, const LstmGates<Math>& gates,
-                                 Vec<Math> c_prev) {
-  const Vec<Math> a[4] = {gates.i, gates.f, gates.g, gates.o};
-  return Lstm<Math>::output(sites, drops, a, c_prev);
-}
-
-template <class Math>
-FRD_INLINE void lstm_backward(const StateSites<Math>& sites, const Drops<Math>& drops, LstmGates<Math>& gates,
-                              Vec<Math> c_prev, Vec<Math> dh_new, Vec<Math>& dc) {
-  Vec<Math> a[4] = {gates.i, gates.f, gates.g, gates.o}, none{};
-  dc = Lstm<Math>::backward(sites, drops, a, none, c_prev, dh_new, dc);
-  gates = {a[0], a[1], a[2], a[3]};
-}
-
 }  // namespace frd

@@ -1,12 +1,12 @@
-// A step of an LSTM with a projection, backward: the gradient at the projected h, before the product with W_hr.
+// A step of a cell with a projection, backward: the gradient at the projected h, before the product with W_hr.
 #include "cuda/kernels.h"
-#include "cuda/lstm_step.h"
+#include "cuda/step.h"
 
 namespace frd::cuda {
 namespace {
 
 template <int N, class D>
-__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) lstm_projection_backward_kernel(LstmBackwardStep<D> p) {
+__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) unproject_step_kernel(LayerBackwardStep<D> p) {
   using S = State<D>;
   const int64_t u = FRD_UNIT_GROUP * N;
   if (u >= p.projected) return;
@@ -14,17 +14,19 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) lstm_projection_backw
   FRD_EACH_ROW(b, 0, p.step.active) {
     const Pack<uint8_t, N> bits = bits_of<N>(p.masks, b, u);
     Pack<bool, N> keep{};
+    Pack<S, N> to_old;
+    const Drawn drawn = drawn_at(p.masks, b, u, p.step.t, STATE_ZONE_H, STATE_ZONE_H + 1);
     FRD_UNROLL
-    for (int i = 0; i < N; ++i)
-      if (sites.zone_h.on) keep.at[i] = drops_of(p.masks, b, u + i, p.step.t, bits.at[i]).zone_h;
-    store<N>(p.dprojected + b * p.projected + u, at_h<N>(p, sites, b, u, bits, keep));
+    for (int i = 0; i < N; ++i) keep.at[i] = drops_at(drawn, i, bits.at[i], STATE_ZONE_H);
+    store<N>(p.dprojected + b * p.projected + u, at_h<false>(p, sites, b, u, bits, keep, to_old));
+    if (p.dh) store<N>(p.dh + b * p.projected + u, to_old);
   }
 }
 
 }  // namespace
 
 template <class D>
-cudaError_t lstm_projection_backward(const LstmBackwardStep<D>& p, cudaStream_t stream) {
+cudaError_t unproject_step(const LayerBackwardStep<D>& p, cudaStream_t stream) {
   if (p.step.active == 0) return cudaSuccess;
   const auto run = [&](auto kernel, int64_t units) {
     return FRD_LAUNCH(kernel, grid_of_rows((p.projected + units - 1) / units, p.step.active), block_of_rows(), 0,
@@ -33,10 +35,10 @@ cudaError_t lstm_projection_backward(const LstmBackwardStep<D>& p, cudaStream_t 
   constexpr int N = WIDE<D>;
   const bool wide = wide_enough<N>(p.projected, p.through, p.dout, p.dh_n, p.dh, p.dprojected) &&
                     wide_enough<N>(p.units, p.masks.bits);
-  return wide ? run(lstm_projection_backward_kernel<N, D>, N) : run(lstm_projection_backward_kernel<1, D>, 1);
+  return wide ? run(unproject_step_kernel<N, D>, N) : run(unproject_step_kernel<1, D>, 1);
 }
 
-#define FRD_INSTANTIATE(D) template cudaError_t lstm_projection_backward(const LstmBackwardStep<D>&, cudaStream_t)
+#define FRD_INSTANTIATE(D) template cudaError_t unproject_step(const LayerBackwardStep<D>&, cudaStream_t)
 FRD_FOR_EACH_TYPE(FRD_INSTANTIATE);
 
 }  // namespace frd::cuda

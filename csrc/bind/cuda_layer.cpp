@@ -1,0 +1,156 @@
+// A layer on a GPU, of any cell: the tensors of one direction as the schedules take them, its results.
+#include <vector>
+
+#include "bind/cuda_tensors.h"
+#include "bind/layer.h"
+#include "cuda/layer.h"
+
+namespace frd::bind {
+namespace {
+
+// The arguments of one direction, on the device.
+class Layer : public LayerArguments {
+ public:
+  explicit Layer(const Direction& d) : Layer(d, d.settings) {}
+
+  // Their memory lives as long as this does.
+  template <class D>
+  cuda::LayerInputs<D> inputs() const {
+    using S = cuda::State<D>;
+    cuda::LayerInputs<D> p;
+    p.cell = cell;
+    p.sequence = batch.sequence;
+    p.random = random.random;
+    p.inputs = shapes.inputs;
+    p.units = shapes.units;
+    p.projected = shapes.projected;
+    p.x = read<D>(dense.x);
+    p.w_ih = weight_of(dense.w_ih, FLAG_WEIGHT_IH, KIND_WEIGHT_IH);
+    p.w_hh = weight_of(dense.w_hh, FLAG_WEIGHT_HH, KIND_WEIGHT_HH);
+    p.w_hr = weight_of(dense.w_hr, FLAG_WEIGHT_HR, KIND_WEIGHT_HR);
+    p.b_ih = read<S>(dense.b_ih);
+    p.b_hh = read<S>(dense.b_hh);
+    p.h0 = read<S>(dense.h0);
+    p.c0 = read<S>(dense.c0);
+    return p;
+  }
+
+  const Device device;
+  const Random random;
+  const Tensors dense;  // x in `dtype`, states and biases in `compute`, weights in their own types
+
+ private:
+  Layer(const Direction& d, const Settings& s)
+      : LayerArguments(d),
+        device(on_one_device(given)),
+        random(given.x, s.example_ids, s.rng, s.thresholds, s.flags, s.layer, s.reverse, s.step_offset, batch.sequence),
+        dense{bind::dense(given.x, dtype),      bind::dense(given.h0, compute),
+              bind::dense(given.c0, compute),   in_own_type(given.w_ih),
+              in_own_type(given.w_hh),          bind::dense(given.b_ih, compute),
+              bind::dense(given.b_hh, compute), given.w_hr ? MaybeTensor(in_own_type(*given.w_hr)) : std::nullopt} {}
+
+  static const Tensor& on_one_device(const Tensors& t) {
+    check_devices(t.x, t.h0, t.c0, t.w_ih, t.w_hh, t.b_ih, t.b_hh, t.w_hr);
+    return t.x;
+  }
+  static Tensor in_own_type(const Tensor& t) { return bind::dense(t, t.scalar_type()); }
+};
+
+template <class D>
+Forward forward_in(const Layer& l, Keep keep, MaybeTensor& y) {
+  using S = cuda::State<D>;
+  const Device& device = l.device;
+  const bool has_c = l.info().has_c, all = keep == KEEP_ALL, beside = l.info().keeps_beside(keep);
+  const bool states = keep && l.h_apart(l.dtype);
+  const Tensor out = device.empty(l.batch.shape(l.shapes.projected), l.dtype);
+  const Forward found{.h_n = device.empty(l.of_h(), l.dtype),
+                      .c_n = has_c ? MaybeTensor(device.empty(l.of_c(), l.dtype)) : std::nullopt,
+                      .gates = device.room(all, {l.rows(), l.gate_rows()}, l.dtype),
+                      .beside = device.room(beside, {l.rows(), l.shapes.units}, has_c ? l.compute : l.dtype),
+                      .states = device.room(states, {l.rows(), l.shapes.projected}, l.dtype)};
+  cuda::LayerForward<D> p{l.inputs<D>()};
+  p.gates = where<D>(all, found.gates);
+  p.cells = where<S>(beside && has_c, found.beside);
+  p.apart = where<D>(beside && !has_c, found.beside);
+  p.states = where<D>(states, found.states);
+  p.out = data<D>(out);
+  p.h_n = data<D>(found.h_n);
+  p.c_n = found.c_n ? data<D>(*found.c_n) : nullptr;
+  cuda::alternating(p, device.around());
+  if (l.count == 1) {
+    y = out;
+  } else {
+    if (!y) y = device.empty(l.batch.shape(l.width()), l.dtype);
+    Tensor columns = torch::stable::narrow(*y, -1, l.first(), l.shapes.projected);
+    torch::stable::copy_(columns, out);
+  }
+  return found;
+}
+
+template <class D>
+Gradients backward_in(const Layer& l, Keep keep, const Kept& kept, int64_t needs) {
+  using S = cuda::State<D>;
+  const Device& device = l.device;
+  const int64_t H = l.shapes.units, P = l.shapes.projected, GH = l.gate_rows();
+  check_devices(l.given.x, kept.gates, kept.beside, kept.states, kept.y, kept.grad_y, kept.grad_h_n, kept.grad_c_n);
+  const Kept k = kept.dense(l, keep, l.dtype);
+  const Columns h = k.h(l, l.dtype, true);
+  const std::optional<Columns> dout = k.dout(l, l.dtype, true);
+  const bool beside = l.info().keeps_beside(keep), has_c = l.info().has_c;
+
+  const auto wants = [needs](int64_t bit) { return (needs & bit) != 0; };
+  const bool wants_hr = l.given.w_hr && wants(NEEDS_W_HR), wants_bias = l.given.b_ih && wants(NEEDS_BIAS);
+  const bool bias_apart = wants_bias && l.info().apart;
+  const auto of_weight = [&](bool wanted, const MaybeTensor& weight, int64_t rows, int64_t columns) {
+    return device.room(wanted, {rows, columns}, weight ? weight->scalar_type() : l.compute);
+  };
+  const Tensor dx = device.room(wants(NEEDS_X), l.batch.shape(l.shapes.inputs), l.dtype);
+  const Tensor dh0 = device.empty(l.of_h(), l.compute);
+  const MaybeTensor dc0 = has_c ? MaybeTensor(device.empty(l.of_c(), l.compute)) : std::nullopt;
+  const Tensor dw_ih = of_weight(wants(NEEDS_W_IH), l.given.w_ih, GH, l.shapes.inputs);
+  const Tensor dw_hh = of_weight(wants(NEEDS_W_HH), l.given.w_hh, GH, P);
+  const Tensor dw_hr = of_weight(wants_hr, l.given.w_hr, P, H);
+  const Tensor db_ih = device.room(wants_bias, {GH}, l.compute);
+  const Tensor db_hh = device.room(bias_apart, {GH}, l.compute);
+  cuda::LayerBackward<D> p{l.inputs<D>()};
+  p.gates = keep == KEEP_ALL ? read<D>(k.gates) : nullptr;
+  p.cells = beside && has_c ? read<S>(k.beside) : nullptr;
+  p.apart = beside && !has_c ? read<D>(k.beside) : nullptr;
+  p.states = h.rows<D>();
+  p.dout = dout ? dout->rows<D>() : nullptr;
+  p.dh_n = read<D>(k.grad_h_n);
+  p.dc_n = read<D>(k.grad_c_n);
+  p.dx = where<D>(wants(NEEDS_X), dx);
+  p.dw_ih = where<void>(wants(NEEDS_W_IH), dw_ih);
+  p.dw_hh = where<void>(wants(NEEDS_W_HH), dw_hh);
+  p.dw_hr = where<void>(wants_hr, dw_hr);
+  p.db_ih = where<S>(wants_bias, db_ih);
+  p.db_hh = where<S>(bias_apart, db_hh);
+  p.dh0 = data<S>(dh0);
+  p.dc0 = dc0 ? data<S>(*dc0) : nullptr;
+  cuda::alternating(p, device.around());
+  return Gradients{dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh, dw_hr}.in_types_of(l.given);
+}
+
+// In the type of the results.
+struct Gpu {
+  static Forward forward(const Direction& direction, Keep keep, MaybeTensor& y) {
+    const Layer l(direction);
+    return cuda::with_type(type_of(l.dtype), [&](auto value) { return forward_in<decltype(value)>(l, keep, y); });
+  }
+  static Gradients backward(const Direction& direction, Keep keep, const Kept& kept, int64_t needs) {
+    const Layer l(direction);
+    return cuda::with_type(type_of(l.dtype),
+                           [&](auto value) { return backward_in<decltype(value)>(l, keep, kept, needs); });
+  }
+};
+
+}  // namespace
+
+FRD_CUDA_LIBRARY_IMPL(m) {
+  m.impl("layer", TORCH_BOX(&LayerOperators<Gpu>::layer));
+  m.impl("layer_forward", TORCH_BOX(&LayerOperators<Gpu>::layer_forward));
+  m.impl("layer_backward", TORCH_BOX(&LayerOperators<Gpu>::layer_backward));
+}
+
+}  // namespace frd::bind

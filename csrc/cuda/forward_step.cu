@@ -1,0 +1,103 @@
+// A step of a cell, forward: gates, memory, and, without a projection, all that becomes of h. A thread takes N
+// neighbouring units of a row.
+#include "cuda/cells.h"
+#include "cuda/kernels.h"
+#include "cuda/step.h"
+
+namespace frd::cuda {
+namespace {
+
+// With four gates a thread needs all the registers that a bound leaves it; with fewer it needs less, and a bound would
+// only have it take more.
+template <class Equations>
+inline constexpr unsigned BOUND = CELLS[Equations::CELL].gates > 3 ? LEAST_BLOCKS : 0;
+
+template <class Equations, int N, class D>
+__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations>)
+    forward_step_kernel(LayerForwardStep<D> p) {
+  using S = State<D>;
+  constexpr CellInfo INFO = CELLS[Equations::CELL];
+  constexpr int G = INFO.gates;
+  const int64_t H = p.units, u = FRD_UNIT_GROUP * N;
+  if (u >= H) return;
+  const StateSites<Math<S>> sites = sites_of(p.masks);
+  FRD_EACH_ROW(b, 0, p.step.active) {
+    const int64_t at = b * H + u;
+    D* const gates = p.gates + b * G * H + u;
+    Pack<S, N> a[G], apart{};
+    FRD_UNROLL
+    for (int k = 0; k < G; ++k) {
+      a[k] = load_as<N, S>(gates + k * H);
+      Pack<S, N> recurrent = load_as<N, S>(p.recurrent + (b * G + k) * H + u);
+      // Where the last gate takes U h apart, each half of a gate gets its bias before they are added.
+      if (!INFO.apart) add<N>(a[k], recurrent);
+      if (p.b_ih) {
+        add<N>(a[k], load<N>(p.b_ih + k * H + u));
+        add<N>(INFO.apart ? recurrent : a[k], load<N>(p.b_hh + k * H + u));
+      }
+      if (INFO.apart && k + 1 < G) add<N>(a[k], recurrent);
+      if (INFO.apart && k + 1 == G) apart = recurrent;
+    }
+    const Pack<uint8_t, N> bits = bits_of<N>(p.masks, b, u);
+    const bool enters = b >= p.step.continued, ends = b >= p.step.continuing;
+    Pack<S, N> memory, h_new;
+    if constexpr (INFO.has_c) {
+      memory = load<N>((enters ? p.c0 : p.c_before) + at);
+    } else {
+      memory = load<N>((enters ? p.h0 : p.h) + at);
+    }
+    const bool projects = INFO.projects && p.outputs;  // zoneout of h is project_step's then
+    const Drawn drawn = drawn_at(p.masks, b, u, p.step.t, 0, projects ? STATE_ZONE_H : NUM_STATE_SITES);
+    Pack<bool, N> keep_h;
+    FRD_UNROLL
+    for (int i = 0; i < N; ++i) {
+      if (enters) memory.at[i] = enter_of(p.masks, sites, SCALED<Equations>, bits.at[i], memory.at[i]);
+      const Drops<Math<S>> drops = drops_of<S>(drawn, i, bits.at[i]);
+      S g[G];
+      FRD_UNROLL
+      for (int k = 0; k < G; ++k) g[k] = a[k].at[i];
+      h_new.at[i] = Equations::forward(sites, drops, g, apart.at[i], memory.at[i]);
+      FRD_UNROLL
+      for (int k = 0; k < G; ++k) a[k].at[i] = g[k];
+      keep_h.at[i] = drops.of[STATE_ZONE_H];
+    }
+    if constexpr (INFO.has_c) {
+      store<N>(p.c_after + at, memory);
+      if (ends) store<N>(p.c_n + at, memory);
+    }
+    if (p.keep_gates) {
+      FRD_UNROLL
+      for (int k = 0; k < G; ++k) store<N>(gates + k * H, a[k]);
+      if constexpr (INFO.apart) store<N>(p.apart + at, apart);
+    }
+    if (projects) {
+      store<N>(p.outputs + at, h_new);
+    } else {
+      const Pack<S, N> before = INFO.has_c ? h_before<N>(p, b, u) : memory;
+      finish_h<SCALED<Equations>>(p, sites, b, u, bits, keep_h, before, h_new);
+    }
+  }
+}
+
+}  // namespace
+
+template <class D>
+cudaError_t forward_step(const LayerForwardStep<D>& p, cudaStream_t stream) {
+  if (p.step.active == 0) return cudaSuccess;
+  constexpr int N = WIDE<D>;
+  const bool wide = wide_enough<N>(p.units, p.b_ih, p.b_hh, p.gates, p.recurrent, p.apart, p.c0, p.c_before, p.c_after,
+                                   p.c_n, p.outputs, p.h0, p.h, p.read, p.out, p.states, p.h_n, p.masks.bits);
+  return EveryCell::with<State<D>>(p.cell, [&](auto equations) {
+    using Equations = decltype(equations);
+    const auto run = [&](auto kernel, int64_t units) {
+      return FRD_LAUNCH(kernel, grid_of_rows((p.units + units - 1) / units, p.step.active), block_of_rows(), 0, stream,
+                        p);
+    };
+    return wide ? run(forward_step_kernel<Equations, N, D>, N) : run(forward_step_kernel<Equations, 1, D>, 1);
+  });
+}
+
+#define FRD_INSTANTIATE(D) template cudaError_t forward_step(const LayerForwardStep<D>&, cudaStream_t)
+FRD_FOR_EACH_TYPE(FRD_INSTANTIATE);
+
+}  // namespace frd::cuda

@@ -1,0 +1,75 @@
+// What becomes of h in a step, forward and backward, of any cell, with and without a projection.
+#pragma once
+
+#include "core/cells.h"
+#include "cuda/kernels.h"
+
+namespace frd::cuda {
+
+template <int N, class S>
+FRD_INLINE void add(Pack<S, N>& to, const Pack<S, N>& more) {
+  FRD_UNROLL
+  for (int i = 0; i < N; ++i) to.at[i] += more.at[i];
+}
+
+// N units of the running h of batch row b, before the step. Of a cell with a c, zoneout of h alone reads it.
+template <int N, class D>
+FRD_INLINE Pack<State<D>, N> h_before(const LayerForwardStep<D>& p, int64_t b, int64_t u) {
+  const int64_t at = b * p.projected + u;
+  return p.h ? load<N>((b < p.step.continued ? p.h : p.h0) + at) : Pack<State<D>, N>{};
+}
+
+// Zoneout of N units of h of batch row b, and everything that h goes to. Without a projection P is H.
+template <bool SCALED, int N, class D>
+FRD_INLINE void finish_h(const LayerForwardStep<D>& p, const StateSites<Math<State<D>>>& sites, int64_t b, int64_t u,
+                         const Pack<uint8_t, N>& bits, const Pack<bool, N>& keep, const Pack<State<D>, N>& before,
+                         const Pack<State<D>, N>& h_new) {
+  using S = State<D>;
+  const int64_t at = b * p.projected + u;
+  Pack<S, N> h, seen, read, out;
+  FRD_UNROLL
+  for (int i = 0; i < N; ++i) {
+    h.at[i] = Zone<Math<S>>::mix(sites.zone_h, keep.at[i], before.at[i], h_new.at[i]);
+    seen.at[i] = seen_of(sites, SCALED, h.at[i]);
+    read.at[i] = hidden_of(p.masks, bits.at[i], seen.at[i]);
+    // One at a time: a choice of packs would put both in memory.
+    out.at[i] = sites.unzoned ? seen_of(sites, SCALED, h_new.at[i]) : seen.at[i];
+  }
+  if (p.h) store<N>(p.h + at, h);
+  store<N>(p.read + at, read);
+  store<N>(p.out + at, out);
+  if (p.states) store<N>(p.states + at, h);
+  if (b >= p.step.continuing) store<N>(p.h_n + at, seen);
+}
+
+// The gradients at N units of h_t, in parts: at the new h, before zoneout, returned; along zoneout to the step before,
+// in to_old.
+template <bool SCALED, int N, class D>
+FRD_INLINE Pack<State<D>, N> at_h(const LayerBackwardStep<D>& p, const StateSites<Math<State<D>>>& sites, int64_t b,
+                                  int64_t u, const Pack<uint8_t, N>& bits, const Pack<bool, N>& keep,
+                                  Pack<State<D>, N>& to_old) {
+  using S = State<D>;
+  const int64_t at = b * p.projected + u;
+  Pack<S, N> dh{}, dout{}, to_new;
+  if (b < p.step.continuing) {
+    if (p.dh) dh = load<N>(p.dh + at);
+    const Pack<S, N> through = load_as<N, S>(p.through + at);
+    FRD_UNROLL
+    for (int i = 0; i < N; ++i) dh.at[i] += seen_of(sites, SCALED, hidden_of(p.masks, bits.at[i], through.at[i]));
+  } else if (p.dh_n) {
+    dh = load_as<N, S>(p.dh_n + at);
+    FRD_UNROLL
+    for (int i = 0; i < N; ++i) dh.at[i] = seen_of(sites, SCALED, dh.at[i]);
+  }
+  if (p.dout) dout = load_as<N, S>(p.dout + at);
+  FRD_UNROLL
+  for (int i = 0; i < N; ++i) {
+    const S at_out = seen_of(sites, SCALED, dout.at[i]), all = sites.unzoned ? dh.at[i] : dh.at[i] + at_out;
+    to_new.at[i] = Zone<Math<S>>::to_new(sites.zone_h, keep.at[i], all);
+    to_old.at[i] = Zone<Math<S>>::to_old(sites.zone_h, keep.at[i], all);
+    if (sites.unzoned) to_new.at[i] += at_out;
+  }
+  return to_new;
+}
+
+}  // namespace frd::cuda
