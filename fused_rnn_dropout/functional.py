@@ -136,7 +136,8 @@ def _reference_layer(
     call: Call, x: Tensor, states: Sequence[Tensor], w: Weights, layer: int, reverse: bool
 ) -> tuple[Tensor, ...]:
     plan, compute = call.plan, compute_dtype(call.dtype)
-    weights = [None if weight is None else weight.to(compute) for weight in w]
+    own = w if CELLS[call.cell].projects else w[:4]
+    weights = [None if weight is None else weight.to(compute) for weight in own]
     factors: dict[str, Tensor] = {}
     if plan.names:
         example_ids, steps = _counters(call, x)
