@@ -258,9 +258,9 @@ def _stack(
     for layer, directions in enumerate(layers):
         if layer:
             x = _site(call, between, x, KIND["INTER_LAYER"], layer)
-        x, last = run(call, x, states[layer * each : (layer + 1) * each], directions, layer)
+        x, of_layer = run(call, x, states[layer * each : (layer + 1) * each], directions, layer)
         x = x.to(visible)
-        finals += last
+        finals += of_layer
     x = _site(call, "output_dropout", x, KIND["OUTPUT"], len(layers))
     of_each = [finals[place :: len(hx)] for place in range(len(hx))]
     h_n, *others = [c[0].unsqueeze(0) if len(c) == 1 else torch.stack(c) for c in of_each]

@@ -33,7 +33,7 @@ each is empty where nobody asks for it, and that of b_hh where it is that of b_i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
