@@ -136,7 +136,8 @@ def _reference_layer(
     call: Call, x: Tensor, states: Sequence[Tensor], w: Weights, layer: int, reverse: bool
 ) -> tuple[Tensor, ...]:
     plan, compute = call.plan, compute_dtype(call.dtype)
-    weights = [None if weight is None else weight.to(compute) for weight in w]
+    own = w if CELLS[call.cell].projects else w[:4]
+    weights = [None if weight is None else weight.to(compute) for weight in own]
     factors: dict[str, Tensor] = {}
     if plan.names:
         example_ids, steps = _counters(call, x)
@@ -257,9 +258,9 @@ def _stack(
     for layer, directions in enumerate(layers):
         if layer:
             x = _site(call, between, x, layer)
-        x, last = run(call, x, states[layer * each : (layer + 1) * each], directions, layer)
+        x, of_layer = run(call, x, states[layer * each : (layer + 1) * each], directions, layer)
         x = x.to(visible)
-        finals += last
+        finals += of_layer
     x = _site(call, "output_dropout", x, len(layers))
     of_each = [finals[place :: len(hx)] for place in range(len(hx))]
     h_n, *others = [c[0].unsqueeze(0) if len(c) == 1 else torch.stack(c) for c in of_each]

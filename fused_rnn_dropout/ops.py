@@ -33,7 +33,7 @@ each is empty where nobody asks for it, and that of b_hh where it is that of b_i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -247,6 +247,43 @@ def _layer_autograd(prefix: str) -> type[torch.autograd.Function]:
         count = len(dict(zip(argument_names(backward), args, strict=True))["states"])
         return dx, others[:count], others[count:]
 
+    def of_each(count: int, batched: Sequence[bool], args: Sequence[Any]) -> Any:
+        """A batch of gradients, one after the other: vmap does that by itself where an operator takes no lists."""
+        leaves, structure = pytree.tree_flatten(args)
+        found = []
+        for index in range(count):
+            own = [leaf[index] if of_batch else leaf for leaf, of_batch in zip(leaves, batched, strict=True)]
+            found.append(backward(*pytree.tree_unflatten(own, structure)))
+        return pytree.tree_map(lambda *results: torch.stack(results), *found)
+
+    def vmap(info: Any, in_dims: Any, *args: Any) -> tuple[Any, Any]:
+        leaves, structure = pytree.tree_flatten(args)
+        dims = pytree.tree_leaves(in_dims)
+        first = [leaf if dim is None else leaf.movedim(dim, 0) for leaf, dim in zip(leaves, dims, strict=True)]
+        batched = [dim is not None for dim in dims]
+        found = of_each(info.batch_size, batched, pytree.tree_unflatten(first, structure))
+        return found, pytree.tree_map(lambda _: 0, found)
+
+    def legacy_vmap(*args: Any) -> Any:
+        """The same for the vmap of ``is_grads_batched``, which is another one."""
+        leaves, structure = pytree.tree_flatten(args)
+        batched = [isinstance(leaf, Tensor) and torch._C._dispatch_keys(leaf).has("Batched") for leaf in leaves]
+        level = torch._C._vmapmode_increment_nesting() - 1
+        torch._C._vmapmode_decrement_nesting()
+        first = [
+            torch._remove_batch_dim(leaf, level, 0, 0) if of_batch else leaf
+            for leaf, of_batch in zip(leaves, batched, strict=True)
+        ]
+        count = next(leaf for leaf, of_batch in zip(first, batched, strict=True) if of_batch).shape[0]
+        torch._C._vmapmode_decrement_nesting()  # one level less for what is left
+        try:
+            found = of_each(count, batched, pytree.tree_unflatten(first, structure))
+        finally:
+            torch._C._vmapmode_increment_nesting()
+        return pytree.tree_map(lambda result: torch._add_batch_dim(result, 0, level), found)
+
+    lib.impl(f"{prefix}layer_backward", legacy_vmap, "Batched")
+    torch.library.register_vmap(f"{NAMESPACE}::{prefix}layer_backward", vmap, lib=lib)
     _autograd(f"{prefix}layer", lambda *args: LayerCall(*args).differentiable, apply)
     _autograd(f"{prefix}layer_backward", lambda *args: _tensors_among(pytree.tree_leaves(args)), apply_backward)
     return function

@@ -92,43 +92,45 @@ def check_fake(cell: str, dtype: Any, sites: dict[str, float], **options: Any) -
         wanted.append((directions * LAYERS, BATCH, HIDDEN))
     for result, shape in zip(results, wanted, strict=True):
         assert (tuple(result.shape), result.dtype, result.device.type) == (shape, dtype, "cuda"), (result, shape)
-    assert len(calls.found) == directions * LAYERS, calls.found
-    for forward, arguments, kept in calls.found:
-        check_fake_backward(forward, arguments, kept)
-        check_fake_packed(forward, arguments, kept)
+    assert len(calls.found) == LAYERS, calls.found
+    for arguments, found in calls.found:
+        check_fake_backward(arguments, found)
+        check_fake_packed(arguments, found)
 
 
-def check_fake_packed(forward: str, arguments: tuple, kept: tuple) -> None:
+def check_fake_packed(arguments: tuple, padded: tuple) -> None:
     """The same call for a packed batch. A whole module would read the number of examples out of ``batch_sizes``, which
     hold no numbers here.
     """
     import torch
 
-    x, *others = arguments
+    from fused_rnn_dropout.layer_call import LayerCall
+
+    call = LayerCall(*arguments)
+    assert call.batch_sizes is None
     rows = sum(LENGTHS)
-    where = 7 if forward == "lstm_forward" else 5
-    assert others[where] is None
-    others[where] = torch.empty(STEPS, dtype=torch.int64)
-    packed = x.new_empty(rows, x.shape[-1])
-    results = getattr(torch.ops.fused_rnn_dropout, forward)(packed, *others)
-    for result, padded in zip(results, kept, strict=True):
-        per_step = padded.shape[:1] == (STEPS,) or padded.shape[:1] == (STEPS * BATCH,)
-        shape = (rows, *padded.shape[2 if padded.shape[:2] == (STEPS, BATCH) else 1 :]) if per_step else padded.shape
-        assert (tuple(result.shape), result.dtype) == (tuple(shape), padded.dtype), (forward, result, padded)
-    check_fake_backward(forward, (packed, *others), results)
+    call = call._replace(x=call.x.new_empty(rows, call.x.shape[-1]), batch_sizes=torch.empty(STEPS, dtype=torch.int64))
+    found = torch.ops.fused_rnn_dropout.layer_forward(*call)
+    (y, last, kept), (of_steps, last_padded, kept_padded) = found, padded
+    assert (tuple(y.shape), y.dtype) == ((rows, of_steps.shape[-1]), of_steps.dtype), y
+    assert [state.shape for state in last] == [state.shape for state in last_padded]
+    for part, other in zip(kept, kept_padded, strict=True):
+        shape = (rows, *other.shape[1:]) if other.dim() == 2 else tuple(other.shape)
+        assert (tuple(part.shape), part.dtype) == (shape, other.dtype), part
+    check_fake_backward(tuple(call), found)
 
 
 def record_calls() -> Any:
-    """A context that notes calls of the layers' operators in ``found``: name, arguments, results."""
+    """A context that notes calls of the layers' forward in ``found``: arguments and results."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Recorder(TorchDispatchMode):
-        found: list[tuple[str, tuple, tuple]]
+        found: list[tuple[tuple, tuple]]
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             result = func(*args, **(kwargs or {}))
-            if (name := func._schema.name.partition("::")[2]) in ("lstm_forward", "gru_forward"):
-                self.found.append((name, args, result))
+            if func._schema.name.partition("::")[2] == "layer_forward":
+                self.found.append((args, result))
             return result
 
     recorder = Recorder()
@@ -136,33 +138,27 @@ def record_calls() -> Any:
     return recorder
 
 
-def check_fake_backward(forward: str, arguments: tuple, kept: tuple) -> None:
+def check_fake_backward(arguments: tuple, found: tuple) -> None:
     """The operator that a backward pass would call. autograd itself asks the driver for the device of a gradient, also
     of a FakeTensor's, so that it can run no backward here.
     """
     import torch
 
-    from fused_rnn_dropout import fakes
+    from fused_rnn_dropout.layer_call import Kept, LayerCall
 
-    visible = 3 if forward == "lstm_forward" else 2
-    results, (gates, middle, states) = kept[:visible], kept[visible:]
-    *inputs, dtype, flags, layer, reverse, step_offset, _ = arguments
-    needs = (
-        fakes.NEEDS_X | fakes.NEEDS_W_IH | fakes.NEEDS_W_HH | fakes.NEEDS_BIAS * (inputs[visible + 2] is not None)
-    ) | fakes.NEEDS_W_HR * (visible == 3 and inputs[7] is not None)
-    gradients = getattr(torch.ops.fused_rnn_dropout, forward.replace("forward", "backward"))(
-        *map(torch.empty_like, results), *inputs, gates, middle, states if states.dim() > 1 else results[0],
-        dtype, flags, layer, reverse, step_offset, needs,
+    call = LayerCall(*arguments)
+    y, last, kept = found
+    h_apart = Kept.of_each(kept)[0].states.dim() == 2
+    dx, dstates, dweights = torch.ops.fused_rnn_dropout.layer_backward(
+        torch.empty_like(y), [torch.empty_like(state) for state in last], *call, None if h_apart else y, kept,
+        call.needs(True, [True] * len(call.weights)),
     )  # fmt: skip
-    x, *initial = inputs[:visible]
-    w_ih, w_hh, b_ih, b_hh = inputs[visible : visible + 4]
-    last = [b_ih, inputs[7]] if visible == 3 else [b_ih, b_hh]  # an LSTM's biases share theirs
-    for like, gradient in zip((x, *initial, w_ih, w_hh, *last), gradients, strict=True):
+    names = ("x", *["state"] * len(call.states), *call.weight_names * call.num_directions)
+    for name, like, gradient in zip(names, call.differentiable, (dx, *dstates, *dweights), strict=True):
         assert gradient.device.type == "cuda", gradient
-        if like is not None:
-            assert (gradient.shape, gradient.dtype) == (like.shape, like.dtype), (like, gradient)
-        else:
-            assert gradient.numel() == 0, gradient
+        shared = name == "b_hh" and not call.row.apart  # both biases have the gradient of b_ih
+        shape = (0,) if shared else like.shape
+        assert (gradient.shape, gradient.dtype) == (shape, like.dtype), (like, gradient)
 
 
 def check_fakes() -> None:

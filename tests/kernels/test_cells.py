@@ -19,7 +19,7 @@ from fused_rnn_dropout.sites import FLAG, GROUPS, SITES
 rows = pytest.mark.parametrize("cell", CELLS.values(), ids=CELLS)
 
 
-TABLE = Path(__file__).resolve().parents[1] / "csrc" / "core" / "cells.h"
+TABLE = Path(__file__).resolve().parents[2] / "csrc" / "core" / "cells.h"
 
 
 def test_numbers_are_places_in_the_table() -> None:

@@ -26,7 +26,9 @@ from torch import Tensor
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import ops
-from fused_rnn_dropout.sites import FLAG, KINDS, keep_scale, stream, threshold
+from fused_rnn_dropout.cells import CELLS as TABLE
+from fused_rnn_dropout.layer_call import BOTH, FORWARD, Keep, LayerCall
+from fused_rnn_dropout.sites import FLAG, GROUPS, KINDS, keep_scale, stream, threshold
 
 OPS = torch.ops.fused_rnn_dropout
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -157,30 +159,32 @@ def test_the_order_of_threads_does_not_matter(target: Target, cell: str) -> None
 
 
 @on(CUDA)
-@pytest.mark.parametrize("save", [0, 1, 2], ids=["nothing", "all", "states"])
+@pytest.mark.parametrize("keep", Keep)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("unzoned", [False, True])
-@pytest.mark.parametrize("operators", ["lstm", "gru"])
+@pytest.mark.parametrize("directions", [FORWARD, BOTH], ids=["forward", "both"])
+@pytest.mark.parametrize("cell", TABLE)
 def test_what_a_forward_returns_is_what_its_fake_says(
-    target: Target, operators: str, unzoned: bool, dtype: torch.dtype, save: int
+    target: Target, cell: str, directions: int, unzoned: bool, dtype: torch.dtype, keep: int
 ) -> None:
-    units, gates = 6, 4 if operators == "lstm" else 3
+    row, units, count = TABLE[cell], 6, 2 if directions == BOTH else 1
     flags = FLAG["ZONEOUT_H"] | FLAG["MASKS_ON"] | (FLAG["UNZONED"] if unzoned else 0)
 
-    def arguments() -> list[Any]:
+    def arguments() -> LayerCall:
         def some(*shape: int) -> Tensor:
             return torch.zeros(shape, dtype=dtype, device=target.device)
 
-        states = [some(3, units)] * (2 if operators == "lstm" else 1)
-        weights = [some(gates * units, 5), some(gates * units, units), None, None]
-        weights += [None] if operators == "lstm" else []
-        pair = torch.zeros(2, dtype=torch.int64, device=target.device)
+        states = [some(3, units) for _ in range(count * row.states)]
+        weights = [some(row.gates * units, 5), some(row.gates * units, units)] * count
+        pair = torch.zeros(2, dtype=torch.int64, device=target.device).expand(len(GROUPS), 2)
         rates = torch.zeros(10, dtype=torch.int64, device=target.device)
-        return [some(4, 3, 5), *states, *weights, None, None, pair, pair, pair, rates, dtype, flags, 0, False, 0, save]
+        return LayerCall(
+            row.number, some(4, 3, 5), states, weights, None, None, pair, rates, dtype, flags, 0, directions, 0, 0,
+            int(keep),
+        )  # fmt: skip
 
-    op = getattr(OPS, f"{operators}_forward")
-    got = op(*arguments())
+    got = OPS.layer_forward(*arguments())
     with torch._subclasses.fake_tensor.FakeTensorMode(allow_non_fake_inputs=True):
-        want = op(*arguments())
-    for real, fake in zip(got, want, strict=True):
+        want = OPS.layer_forward(*arguments())
+    for real, fake in zip((got[0], *got[1], *got[2]), (want[0], *want[1], *want[2]), strict=True):
         assert (real.shape, real.dtype, real.stride()) == (fake.shape, fake.dtype, fake.stride())

@@ -36,7 +36,7 @@ def kept_bytes(rnn: nn.Module, x: Any, states: tuple[Tensor, ...], **given: Any)
     known = {tensor.untyped_storage().data_ptr() for tensor in (*rnn.parameters(), *states, *results.values())}
     kept = [value for key, value in found.items() if key not in known and value.is_floating_point()]
     integers = [value for key, value in found.items() if not value.is_floating_point()]
-    assert all(value.numel() <= 10 for value in integers), "nothing but rng, rates, ids and batch sizes"
+    assert all(value.numel() <= 12 for value in integers), "nothing but rng, rates, ids and batch sizes"
     return sum(value.untyped_storage().nbytes() for value in kept)
 
 

@@ -230,7 +230,7 @@ class Operators(TorchDispatchMode):
         """The one whose operators ran; forgets them."""
         seen, self.seen = self.seen, []
         weights = [name for name in seen if name.startswith("masked_weights")]
-        layers = [name for name in seen if name.startswith(("lstm", "gru"))]
+        layers = [name for name in seen if name.startswith("layer")]
         assert bool(weights) != bool(layers), seen
         return CUDNN if weights else ALTERNATING
 

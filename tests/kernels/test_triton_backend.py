@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import types
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import cli, doctor, masks, ops, schedules
+from fused_rnn_dropout.layer_call import FORWARD, Keep, Kept, LayerCall
 from fused_rnn_dropout.sites import KINDS, keep_scale, stream, threshold
 from fused_rnn_dropout.triton import launch
 
@@ -101,21 +103,35 @@ def test_masks_do_not_depend_on_the_split(cell: str) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def lstm_arguments(**changed: Any) -> list[Any]:
-    """Of ``triton_lstm_forward``, with every site of a layer on."""
+_WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh")
+
+
+def lstm_arguments(**changed: Any) -> LayerCall:
+    """Of ``triton_layer_forward``, with every site of a layer on; ``changed`` by the names of the tensors."""
     units, inputs = 3, 2
     named: dict[str, Any] = {
         "x": torch.randn(2, 4, inputs), "h0": torch.zeros(4, units), "c0": torch.zeros(4, units),
         "w_ih": torch.randn(12, inputs), "w_hh": torch.randn(12, units), "b_ih": torch.zeros(12),
-        "b_hh": torch.zeros(12), "w_hr": None, "batch_sizes": None, "example_ids": None,
-        "rng_state": torch.zeros(2, dtype=torch.int64), "rng_hidden": torch.zeros(2, dtype=torch.int64),
-        "rng_weight": torch.zeros(2, dtype=torch.int64), "thresholds": torch.zeros(10, dtype=torch.int64),
-        "dtype": torch.float32, "flags": 2**19 - 1, "layer": 0, "reverse": False, "step_offset": 0, "save": 1,
+        "b_hh": torch.zeros(12), "batch_sizes": None, "example_ids": None,
+        "rng": torch.zeros(6, 2, dtype=torch.int64), "thresholds": torch.zeros(10, dtype=torch.int64),
+        "dtype": torch.float32, "flags": 2**19 - 1, "layer": 0, "directions": FORWARD, "step_offset": 0, "schedule": 0,
+        "keep": Keep.ALL,
     }  # fmt: skip
     assert changed.keys() <= named.keys()
-    moved = {**named, **changed}
-    return [value.to(DEVICE) if isinstance(value, Tensor) and value.device.type != "meta" else value
-            for value in moved.values()]  # fmt: skip
+    given = {name: _moved(value) for name, value in {**named, **changed}.items()}
+    states = [given.pop(name) for name in ("h0", "c0")]
+    weights = [given.pop(name) for name in _WEIGHTS]
+    return LayerCall(cell=0, states=states, weights=[weight for weight in weights if weight is not None], **given)
+
+
+def _moved(value: Any) -> Any:
+    return value.to(DEVICE) if isinstance(value, Tensor) and value.device.type != "meta" else value
+
+
+def _each_tensor(change: Callable[[Tensor], Tensor], given: LayerCall) -> LayerCall:
+    """The same call with other tensors."""
+    tensors, bare = given.split()
+    return bare.join([None if tensor is None else change(tensor) for tensor in tensors])[0]
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
@@ -124,20 +140,24 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "w_ih": ({"w_ih": torch.zeros(12, 3)}, "w_ih has a shape that does not fit"),
     "w_hh": ({"w_hh": torch.zeros(12, 4)}, "w_hh has a shape that does not fit"),
     "c0": ({"c0": torch.zeros(4, 5)}, "h0 must have as many units as c0"),
-    "one bias": ({"b_hh": None}, "b_ih and b_hh must be given together"),
+    "one bias": ({"b_hh": None}, "w_hr has a shape that does not fit"),
+    "no weights": (dict.fromkeys(_WEIGHTS), "weights must hold w_ih and w_hh, then b_ih and b_hh where there are"),
+    "directions": ({"directions": 0}, "directions must be 1, 2 or 3, got 0"),
+    "both": ({"directions": 3}, "states must hold h0 and c0 of each direction, 4 tensors, got 2"),
+    "schedule": ({"schedule": 7}, r"schedule must be one of \[0, 1\], got 7"),
     "batch": ({"h0": torch.zeros(3, 3), "c0": torch.zeros(3, 3)}, "the initial state is for a batch of 3, x has 4"),
     "no steps": ({"x": torch.zeros(0, 4, 2)}, "Expected sequence length to be larger than 0 in RNN"),
     "flags": ({"flags": 2**19}, "flags has bits that mean nothing"),
     "thresholds": ({"thresholds": None}, "thresholds are needed where a site is configured"),
     "few thresholds": ({"thresholds": torch.zeros(9, dtype=torch.int64)}, "thresholds must have 10 elements, got 9"),
-    "rng_state": ({"rng_state": None}, "rng_state is needed where its sites draw masks"),
-    "rng_hidden": ({"rng_hidden": None}, "rng_hidden is needed where its sites draw masks"),
-    "rng_weight": ({"rng_weight": torch.zeros(2)}, "rng_weight must be an int64 tensor"),
+    "no rng": ({"rng": None}, "rng is needed where sites draw masks"),
+    "rng": ({"rng": torch.zeros(6, 2)}, "rng must be an int64 tensor"),
+    "rng of one": ({"rng": torch.zeros(2, dtype=torch.int64)}, "rng must have 6 rows of 2 elements"),
     "ids": ({"example_ids": torch.zeros(3, dtype=torch.int64)}, "example_ids must have 4 elements, got 3"),
     "layer": ({"layer": 65536}, r"layer must be in \[0, 65536\), got 65536"),
     "step_offset": ({"step_offset": 2**32 - 2}, r"every step in \[0, 2\^32 - 1\), got step_offset 4294967294"),
     "dtype": ({"dtype": torch.int64}, "dtype must be float32, float64, float16 or bfloat16"),
-    "save": ({"save": 3}, "save must be 0, 1 or 2, got 3"),
+    "keep": ({"keep": 3}, "keep must be 0, 1 or 2, got 3"),
     "sizes": ({"x": torch.zeros(5, 2), "batch_sizes": torch.tensor([4, 2])}, "x has 5 rows, batch_sizes sum to 6"),
     "growing": ({"x": torch.zeros(5, 2), "batch_sizes": torch.tensor([2, 3])}, "batch_sizes must be positive"),
     "int32 sizes": (
@@ -152,16 +172,16 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
 def test_refused_arguments(case: str) -> None:
     changed, message = BAD[case]
     with pytest.raises(RuntimeError, match=message):
-        torch.ops.fused_rnn_dropout.triton_lstm_forward(*lstm_arguments(**changed))
+        torch.ops.fused_rnn_dropout.triton_layer_forward(*lstm_arguments(**changed))
 
 
 @pytest.mark.skipif(ON_DEVICE, reason="values on a device are not looked at: the host would wait for it")
 def test_refused_values() -> None:
     high = torch.full((10,), 2**32 + 1)
     with pytest.raises(RuntimeError, match=r"thresholds must be in \[0, 2\^32\]"):
-        torch.ops.fused_rnn_dropout.triton_lstm_forward(*lstm_arguments(thresholds=high))
+        torch.ops.fused_rnn_dropout.triton_layer_forward(*lstm_arguments(thresholds=high))
     with pytest.raises(RuntimeError, match=r"example_ids must be in \[0, 2\^32 - 1\), got -1"):
-        torch.ops.fused_rnn_dropout.triton_lstm_forward(*lstm_arguments(example_ids=torch.tensor([0, 1, 2, -1])))
+        torch.ops.fused_rnn_dropout.triton_layer_forward(*lstm_arguments(example_ids=torch.tensor([0, 1, 2, -1])))
     rng, one = torch.zeros(2, dtype=torch.int64), torch.zeros(1, dtype=torch.int64)
     with pytest.raises(RuntimeError, match=r"counter values must be in \[0, 2\^32\), got 4294967296"):
         triton_ops.words(rng, one + 2**32, one, 4, 0)
@@ -169,14 +189,14 @@ def test_refused_values() -> None:
 
 @here
 def test_what_a_forward_kept_is_not_converted() -> None:
-    arguments = lstm_arguments()
-    out, _, _, gates, cells, states = torch.ops.fused_rnn_dropout.triton_lstm_forward(*arguments)
-    states = out if states.dim() == 1 else states
-    for name, kept in (("gates", (gates.double(), cells, states)), ("cells", (gates, cells[:3], states))):
+    given = lstm_arguments()
+    _, last, kept = torch.ops.fused_rnn_dropout.triton_layer_forward(*given)
+    own = Kept(*kept)
+    assert own.states.dim() == 2
+    for name, other in (("gates", own.gates.double()), ("beside", own.beside[:3]), ("states", own.states[:3])):
+        changed = list(own._replace(**{name: other}))
         with pytest.raises(RuntimeError, match=f"{name} (must be what the forward returned|has a shape that)"):
-            torch.ops.fused_rnn_dropout.triton_lstm_backward(
-                out, None, None, *arguments[:14], *kept, *arguments[14:-1], 31
-            )
+            torch.ops.fused_rnn_dropout.triton_layer_backward(None, last, *given, None, changed, 31)
 
 
 @here
@@ -233,40 +253,44 @@ def test_fakes_on_a_device_that_is_not_there(cell: str, dtype: torch.dtype) -> N
         x = torch.empty(5, 4, 6, dtype=dtype, device="cuda")
         weights = [torch.empty(w.shape, dtype=dtype, device="cuda") for w in rnn.parameters()]
         thresholds, rng = (torch.empty(n, dtype=torch.int64, device="cuda") for n in (10, 2))
-        run = getattr(frd.functional, rnn.mode.lower())
-        out, *last = run(
-            x, None, weights, rnn._plan, thresholds, num_layers=2, bidirectional=True, rng=rng, backend="triton"
+        out, *last = frd.functional.run(
+            rnn.mode,
+            x,
+            None,
+            weights,
+            rnn._plan,
+            thresholds,
+            num_layers=2,
+            bidirectional=True,
+            rng=rng,
+            backend="triton",
         )
     assert out.shape == (5, 4, 2 * (rnn.proj_size or rnn.hidden_size))
     assert {(value.dtype, value.device.type) for value in (out, *last)} == {(dtype, "cuda")}
 
 
 def test_fakes_of_backward_on_a_device_that_is_not_there() -> None:
-    arguments = lstm_arguments(dtype=torch.bfloat16)
+    given = lstm_arguments(dtype=torch.bfloat16)
     with FakeTensorMode(), torch.no_grad():
-        fake = [
-            torch.empty(value.shape, dtype=value.dtype, device="cuda") if isinstance(value, Tensor) else value
-            for value in arguments
-        ]
-        out, h_n, c_n, *kept = torch.ops.fused_rnn_dropout.triton_lstm_forward(*fake)
-        kept[2] = out if kept[2].dim() == 1 else kept[2]
-        gradients = torch.ops.fused_rnn_dropout.triton_lstm_backward(out, h_n, c_n, *fake[:14], *kept, *fake[14:-1], 15)
+        fake = _each_tensor(lambda tensor: torch.empty(tensor.shape, dtype=tensor.dtype, device="cuda"), given)
+        y, last, kept = torch.ops.fused_rnn_dropout.triton_layer_forward(*fake)
+        found = torch.ops.fused_rnn_dropout.triton_layer_backward(y, last, *fake, y, kept, 15)
     assert [value.dtype for value in kept] == [torch.bfloat16, torch.float32, torch.bfloat16]
-    wanted = (*fake[:5], fake[5])
-    for gradient, like in zip(gradients, wanted, strict=False):
+    dx, dstates, dweights = found
+    assert dweights[3].shape == (0,)  # the gradient of both biases is b_ih's
+    for gradient, like in zip((dx, *dstates, *dweights[:3]), fake.differentiable[:-1], strict=True):
         assert (gradient.shape, gradient.dtype, gradient.device.type) == (like.shape, like.dtype, "cuda")
 
 
 @here
-@pytest.mark.parametrize("save", [0, 1, 2])
+@pytest.mark.parametrize("keep", Keep)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
-def test_fakes_are_what_the_kernels_return(dtype: torch.dtype, save: int) -> None:
-    arguments = lstm_arguments(dtype=dtype, save=save)
-    real = torch.ops.fused_rnn_dropout.triton_lstm_forward(*arguments)
+def test_fakes_are_what_the_kernels_return(dtype: torch.dtype, keep: int) -> None:
+    given = lstm_arguments(dtype=dtype, keep=int(keep))
+    real = torch.ops.fused_rnn_dropout.triton_layer_forward(*given)
     with FakeTensorMode() as mode:
-        fake = [mode.from_tensor(value) if isinstance(value, Tensor) else value for value in arguments]
-        expected = torch.ops.fused_rnn_dropout.triton_lstm_forward(*fake)
-    for got, want in zip(real, expected, strict=True):
+        expected = torch.ops.fused_rnn_dropout.triton_layer_forward(*_each_tensor(mode.from_tensor, given))
+    for got, want in zip((real[0], *real[1], *real[2]), (expected[0], *expected[1], *expected[2]), strict=True):
         assert (got.shape, got.dtype, got.stride()) == (want.shape, want.dtype, want.stride())
 
 

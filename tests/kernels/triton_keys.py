@@ -15,9 +15,10 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import make_backend
 from triton.runtime import jit
 
-from fused_rnn_dropout.fakes import Keep
-from fused_rnn_dropout.schedules import SCHEDULES, with_schedule
-from fused_rnn_dropout.sites import FLAG
+from fused_rnn_dropout.cells import CELLS
+from fused_rnn_dropout.layer_call import FORWARD, Keep, Kept, LayerCall
+from fused_rnn_dropout.schedules import SCHEDULES
+from fused_rnn_dropout.sites import FLAG, GROUPS
 from fused_rnn_dropout.triton import operators
 
 BACKEND = make_backend(GPUTarget("cuda", 90, 32))
@@ -48,24 +49,21 @@ def run(steps: int, batch: int, sizes: list[int] | None, offset: int, index: int
     operators.words(rng, torch.arange(batch), torch.arange(steps), UNITS, 0)
     for batch_shared in (False, True):
         operators.dropout(x, rng, thresholds, batch_sizes, None, 1, 3, True, batch_shared, offset)
-    for schedule, save, reverse in ((SEQUENCE, Keep.ALL, False), (ALTERNATING, Keep.STATES, False)):
-        flags = with_schedule(FLAGS, schedule)
-        random = (batch_sizes, torch.arange(batch), rng, rng, rng, thresholds, torch.float32, flags, index)
-        for cell, gates in (("lstm", 4), ("gru", 3)):
-            for width in (UNITS, PROJECTED)[: 2 if schedule is ALTERNATING and cell == "lstm" else 1]:
-                states = [state(batch, width, index)] + [state(batch, UNITS, index)] * (cell == "lstm")
-                weights = [torch.zeros(gates * UNITS, INPUTS), torch.zeros(gates * UNITS, width)]
-                biases = [torch.zeros(gates * UNITS)] * 2
-                w_hr = [torch.zeros(width, UNITS) if width != UNITS else None] * (cell == "lstm")
-                layer = (x, *states, *weights, *biases, *w_hr)
-                tail = (*random, reverse, offset)
-                forward = getattr(operators, f"{cell}_forward")
-                count = len(states) + 1
-                results = forward(*layer, *tail, save)
-                *kept, h = results[count:]
-                kept = (*kept, h if h.dim() == 2 else results[0])
-                backward = getattr(operators, f"{cell}_backward")
-                backward(*results[:count], *layer, *random[:6], *kept, *tail[6:], 31)
+    pairs = rng.expand(len(GROUPS), 2)
+    for schedule, keep in ((SEQUENCE, Keep.ALL), (ALTERNATING, Keep.STATES)):
+        for cell in CELLS.values():
+            for width in (UNITS, PROJECTED)[: 2 if schedule is ALTERNATING and cell.projects else 1]:
+                states = [state(batch, width, index)] + [state(batch, UNITS, index)] * cell.has_c
+                gates = cell.gates * UNITS
+                weights = [torch.zeros(gates, INPUTS), torch.zeros(gates, width), *[torch.zeros(gates)] * 2]
+                weights += [torch.zeros(width, UNITS)] * (width != UNITS)
+                call = LayerCall(
+                    cell.number, x, states, weights, batch_sizes, torch.arange(batch), pairs, thresholds, torch.float32,
+                    FLAGS, index, FORWARD, offset, schedule.number, keep,
+                )  # fmt: skip
+                y, last, kept = operators.layer_forward(*call)
+                h_apart = Kept(*kept).states.dim() == 2
+                operators.layer_backward(y, last, *call, None if h_apart else y, kept, 31)
 
 
 jit.JITFunction.run = record

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout.cells import CELLS as TABLE
+from fused_rnn_dropout.sites import GROUPS
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout"),
@@ -631,8 +632,8 @@ def test_saved_tensor_hooks_see_no_mask(cell: str) -> None:
         for k, v in ALL.items()
         if k not in ("cell_dropout", "output_dropout", "input_dropout", "inter_layer_dropout")
     }
-    # Three pairs and ten thresholds for each of two layers.
-    assert kept(sites) == plain + 2 * (3 * 16 + 10 * 8)
+    # For each of two layers a pair of each group, which are one in memory, and ten thresholds.
+    assert kept(sites) == plain + 2 * (len(GROUPS) * 16 + 10 * 8)
 
 
 @pytest.mark.parametrize("cell", CELLS)
