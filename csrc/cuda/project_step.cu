@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS)
     const Drawn drawn = drawn_at(p.masks, b, u, p.step.t, STATE_ZONE_H, STATE_ZONE_H + 1);
     FRD_UNROLL
     for (int i = 0; i < N; ++i) keep.at[i] = drops_at(drawn, i, bits.at[i], STATE_ZONE_H);
-    finish_h<false>(p, sites, b, u, bits, keep, h_before<N>(p, b, u), load_as<N, S>(projected + b * p.projected + u));
+    finish_h<false>(p, sites, b, u, bits, keep, Pack<S, N>{}, load_as<N, S>(projected + b * p.projected + u));
   }
 }
 
