@@ -54,7 +54,17 @@ CUDA, HIP = ("cuda:80", "cuda:90", "cuda:100", "cuda:120"), ("hip:gfx942",)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 ALL_SITES = sum(
-    FLAG[name] for name in ("HIDDEN", "UPDATE", "CELL", "ZONEOUT_C", "ZONEOUT_H", "ZONEOUT_H_SEQUENCE", "MASKS_ON")
+    FLAG[name]
+    for name in (
+        "HIDDEN",
+        "UPDATE",
+        "CELL",
+        "CELL_SEQUENCE",
+        "ZONEOUT_C",
+        "ZONEOUT_H",
+        "ZONEOUT_H_SEQUENCE",
+        "MASKS_ON",
+    )
 )
 """The most that one kernel draws: masks per step, masks per sequence, and those of hidden dropout."""
 

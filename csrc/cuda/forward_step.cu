@@ -23,6 +23,8 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations>)
   // Offsets are written out where they are used: one that is held for all of the body costs the registers that spill.
   const StateSites<Math<S>> sites = sites_of(p.masks);
   FRD_EACH_ROW(b, 0, p.step.active) {
+    const bool projects = INFO.projects && p.outputs;  // zoneout of h is project_step's then
+    const Drawn drawn = drawn_at(p.masks, b, u, p.step.t, 0, projects ? STATE_ZONE_H : NUM_STATE_SITES);
     D* const gates = p.gates + b * G * H + u;
     Pack<S, N> a[G], apart{};
     FRD_UNROLL
@@ -46,8 +48,6 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations>)
     } else {
       memory = load<N>(enters ? p.h0 + b * H + u : p.h + b * H + u);
     }
-    const bool projects = INFO.projects && p.outputs;  // zoneout of h is project_step's then
-    const Drawn drawn = drawn_at(p.masks, b, u, p.step.t, 0, projects ? STATE_ZONE_H : NUM_STATE_SITES);
     Pack<bool, N> keep_h;
     FRD_UNROLL
     for (int i = 0; i < N; ++i) {

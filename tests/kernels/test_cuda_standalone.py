@@ -82,7 +82,7 @@ def thresholds() -> Tensor:
 
 
 def prepared(cell: str) -> list[tuple[str, Tensor | None]]:
-    names = ["HIDDEN", "WEIGHT_HH", "UPDATE", "CELL", "ZONEOUT_H", "MASKS_ON"]
+    names = ["HIDDEN", "WEIGHT_HH", "UPDATE", "CELL", "CELL_SEQUENCE", "ZONEOUT_H", "MASKS_ON"]
     flags = sum(FLAG[name] for name in names)
     return [
         ("flags", one(flags)), ("rng", RNG), ("thresholds", thresholds()), ("batch", one(B)), ("units", one(H)),
