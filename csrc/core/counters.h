@@ -51,7 +51,11 @@ FRD_INLINE Key derive_key(int64_t r0, int64_t r1) {
 inline constexpr int FIELDS = 8;  // of a call, and so the neighbouring elements that it serves
 
 // Field f of a call: word f / 2, its low half where f is even.
-FRD_INLINE uint32_t field_of(const Words& words, int f) { return words.w[f / 2] >> (f % 2 * 16) & 0xFFFF; }
+// The word is chosen, not indexed: words at a place that the compiler does not know lie in memory.
+FRD_INLINE uint32_t field_of(const Words& words, int f) {
+  const uint32_t word = f < 4 ? (f < 2 ? words.w[0] : words.w[1]) : (f < 6 ? words.w[2] : words.w[3]);
+  return word >> (f % 2 * 16) & 0xFFFF;
+}
 
 // Which of its eight elements a call drops, bit f for field f; for zoneout, which keep their old value. The threshold
 // is P = round(p * 2^32), and p = 1 is 2^32: everything. Element f is dropped iff (field << 16 | g) < P, where g is the

@@ -25,8 +25,9 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) masked_weight_kernel(
     }
     if (p.on) {
       const uint32_t r = static_cast<uint32_t>(row), call = static_cast<uint32_t>(column / FIELDS);
-      const uint32_t drop = p.by_row ? (dropped(r, 0, SEQ, p.stream, key, threshold) ? 0xFF : 0)
-                                     : dropped_of_call(call, r, SEQ, p.stream, key, threshold);
+      const uint32_t drawn =
+          dropped_of_call(p.by_row ? r / FIELDS : call, p.by_row ? 0 : r, SEQ, p.stream, key, threshold);
+      const uint32_t drop = p.by_row ? 0u - (drawn >> r % FIELDS & 1) : drawn;
       FRD_UNROLL
       for (int i = 0; i < FIELDS; ++i) values.at[i] = (drop >> i & 1) ? S(0) : scale * values.at[i];
     }
