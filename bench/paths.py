@@ -15,7 +15,7 @@ GROUPS = (
     ("persistent", re.compile(r"persist\w*_?(rnn|lstm|gru)|(rnn|lstm|gru)\w*persist", re.IGNORECASE)),
     ("product", re.compile(r"gemm|gemv|nvjet|cutlass|xmma|splitkreduce|dot_kernel", re.IGNORECASE)),
     ("torch's own cell", re.compile(r"at::native::.*(lstm|gru)_cell", re.IGNORECASE)),
-    ("step", re.compile(r"lstm|gru|rnn", re.IGNORECASE)),
+    ("step", re.compile(r"lstm|gru|rnn|_step_kernel", re.IGNORECASE)),
     ("copy", re.compile(r"memcpy|memset|copy|catarray", re.IGNORECASE)),
 )
 """Groups of kernels in the order in which they are tried; what fits none is ``other``."""

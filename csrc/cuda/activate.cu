@@ -15,24 +15,32 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) activate_kernel(Activ
   FRD_EACH_ROW(row, 0, p.rows) {
     D* const gates = p.gates + row * G * H + u;
     const D* const recurrent = p.recurrent + row * G * H + u;
-    S a[G], apart{};
+    S a[G]{}, apart{};
     FRD_UNROLL
     for (int k = 0; k < G; ++k) {
       const int64_t at = k * H + u;
-      a[k] = widen<S>(gates[k * H]);
-      const S of_state = widen<S>(recurrent[k * H]);
+      const S of_input = widen<S>(gates[k * H]), of_state = widen<S>(recurrent[k * H]);
       if (INFO.apart && k + 1 == G) {
-        a[k] += p.b_ih ? p.b_ih[at] : S(0);
+        a[k] = of_input + (p.b_ih ? p.b_ih[at] : S(0));
         apart = of_state + (p.b_hh ? p.b_hh[at] : S(0));
       } else {
-        a[k] += of_state;
+        a[k] = of_input + of_state;
         if (p.b_ih) a[k] += p.b_ih[at] + p.b_hh[at];
       }
+      // Nothing but what is apart ties a gate to another: elsewhere each is activated by itself, which leaves its
+      // registers to the next.
+      if (INFO.apart) continue;
+      S alone[G]{};
+      alone[k] = a[k];
+      Equations::activate(alone, apart);
+      gates[k * H] = narrow<D>(alone[k]);
     }
-    Equations::activate(a, apart);
-    FRD_UNROLL
-    for (int k = 0; k < G; ++k) gates[k * H] = narrow<D>(a[k]);
-    if constexpr (INFO.apart) p.apart[row * H + u] = narrow<D>(apart);
+    if constexpr (INFO.apart) {
+      Equations::activate(a, apart);
+      FRD_UNROLL
+      for (int k = 0; k < G; ++k) gates[k * H] = narrow<D>(a[k]);
+      p.apart[row * H + u] = narrow<D>(apart);
+    }
   }
 }
 

@@ -20,9 +20,9 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations>)
   constexpr int G = INFO.gates;
   const int64_t H = p.units, u = FRD_UNIT_GROUP * N;
   if (u >= H) return;
+  // Offsets are written out where they are used: one that is held for all of the body costs the registers that spill.
   const StateSites<Math<S>> sites = sites_of(p.masks);
   FRD_EACH_ROW(b, 0, p.step.active) {
-    const int64_t at = b * H + u;
     D* const gates = p.gates + b * G * H + u;
     Pack<S, N> a[G], apart{};
     FRD_UNROLL
@@ -42,9 +42,9 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations>)
     const bool enters = b >= p.step.continued, ends = b >= p.step.continuing;
     Pack<S, N> memory, h_new;
     if constexpr (INFO.has_c) {
-      memory = load<N>((enters ? p.c0 : p.c_before) + at);
+      memory = load<N>(enters ? p.c0 + b * H + u : p.c_before + b * H + u);
     } else {
-      memory = load<N>((enters ? p.h0 : p.h) + at);
+      memory = load<N>(enters ? p.h0 + b * H + u : p.h + b * H + u);
     }
     Pack<bool, N> keep_h;
     FRD_UNROLL
@@ -60,19 +60,18 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations>)
       keep_h.at[i] = drops.zone_h;
     }
     if constexpr (INFO.has_c) {
-      store<N>(p.c_after + at, memory);
-      if (ends) store<N>(p.c_n + at, memory);
+      store<N>(p.c_after + b * H + u, memory);
+      if (ends) store<N>(p.c_n + b * H + u, memory);
     }
-    if (p.keep_gates) {
-      FRD_UNROLL
-      for (int k = 0; k < G; ++k) store<N>(gates + k * H, a[k]);
-      if constexpr (INFO.apart) store<N>(p.apart + at, apart);
-    }
+    FRD_UNROLL
+    for (int k = 0; k < G; ++k)
+      if (p.keep_gates) store<N>(gates + k * H, a[k]);
+    if constexpr (INFO.apart)
+      if (p.keep_gates) store<N>(p.apart + b * H + u, apart);
     if (INFO.projects && p.outputs) {
-      store<N>(p.outputs + at, h_new);
+      store<N>(p.outputs + b * H + u, h_new);
     } else {
-      const Pack<S, N> before = INFO.has_c ? h_before<N>(p, b, u) : memory;
-      finish_h<SCALED<Equations>>(p, sites, b, u, bits, keep_h, before, h_new);
+      finish_h<SCALED<Equations>>(p, sites, b, u, bits, keep_h, memory, h_new);
     }
   }
 }

@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS)
     FRD_UNROLL
     for (int i = 0; i < N; ++i)
       if (sites.zone_h.on) keep.at[i] = drops_of(p.masks, b, u + i, p.step.t, bits.at[i]).zone_h;
-    finish_h<false>(p, sites, b, u, bits, keep, h_before<N>(p, b, u), load_as<N, S>(projected + b * p.projected + u));
+    finish_h<false>(p, sites, b, u, bits, keep, Pack<S, N>{}, load_as<N, S>(projected + b * p.projected + u));
   }
 }
 

@@ -12,30 +12,29 @@ FRD_INLINE void add(Pack<S, N>& to, const Pack<S, N>& more) {
   for (int i = 0; i < N; ++i) to.at[i] += more.at[i];
 }
 
-// N units of the running h of batch row b, before the step. Of a cell with a c, zoneout of h alone reads it.
-template <int N, class D>
-FRD_INLINE Pack<State<D>, N> h_before(const LayerForwardStep<D>& p, int64_t b, int64_t u) {
-  const int64_t at = b * p.projected + u;
-  return p.h ? load<N>((b < p.step.continued ? p.h : p.h0) + at) : Pack<State<D>, N>{};
-}
-
-// Zoneout of N units of h of batch row b, and everything that h goes to. Without a projection P is H.
+// Zoneout of N units of h of batch row b, and everything that h goes to. Without a projection P is H. `memory`: h
+// before the step, where that is the memory; elsewhere zoneout alone reads it.
 template <bool SCALED, int N, class D>
 FRD_INLINE void finish_h(const LayerForwardStep<D>& p, const StateSites<Math<State<D>>>& sites, int64_t b, int64_t u,
-                         const Pack<uint8_t, N>& bits, const Pack<bool, N>& keep, const Pack<State<D>, N>& before,
+                         const Pack<uint8_t, N>& bits, const Pack<bool, N>& keep, const Pack<State<D>, N>& memory,
                          const Pack<State<D>, N>& h_new) {
   using S = State<D>;
   const int64_t at = b * p.projected + u;
-  Pack<S, N> h, seen, read, out;
+  Pack<S, N> h = h_new, seen, read, out;
+  if (p.h) {
+    Pack<S, N> before = memory;
+    if constexpr (!SCALED) before = load<N>((b < p.step.continued ? p.h : p.h0) + at);
+    FRD_UNROLL
+    for (int i = 0; i < N; ++i) h.at[i] = Zone<Math<S>>::mix(sites.zone_h, keep.at[i], before.at[i], h_new.at[i]);
+    store<N>(p.h + at, h);
+  }
   FRD_UNROLL
   for (int i = 0; i < N; ++i) {
-    h.at[i] = Zone<Math<S>>::mix(sites.zone_h, keep.at[i], before.at[i], h_new.at[i]);
     seen.at[i] = seen_of(sites, SCALED, h.at[i]);
     read.at[i] = hidden_of(p.masks, bits.at[i], seen.at[i]);
     // One at a time: a choice of packs would put both in memory.
     out.at[i] = sites.unzoned ? seen_of(sites, SCALED, h_new.at[i]) : seen.at[i];
   }
-  if (p.h) store<N>(p.h + at, h);
   store<N>(p.read + at, read);
   store<N>(p.out + at, out);
   if (p.states) store<N>(p.states + at, h);

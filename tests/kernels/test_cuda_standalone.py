@@ -86,8 +86,8 @@ def prepared(cell: str) -> list[tuple[str, Tensor | None]]:
     flags = sum(FLAG[name] for name in names)
     return [
         ("flags", one(flags)), ("rng", RNG), ("thresholds", thresholds()), ("batch", one(B)), ("units", one(H)),
-        ("steps", one(T)), ("cell", one(frd.cells.CELLS[cell].number)), ("kernel=prepare", None),
-        ("kernel=sequence_masks", None),
+        ("steps", one(T)), ("cell", one(frd.cells.CELLS[cell].number)),
+        ("kernel=prepare", None), ("kernel=sequence_masks", None),
     ]  # fmt: skip
 
 
