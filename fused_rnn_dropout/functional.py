@@ -40,6 +40,9 @@ from .sites import KIND, SITE, SITE_INDEX, Plan, stream
 # --------------------------------------------------------------------------------------------------------------------
 
 
+_KEEP_ALL, _KEEP_RECOMPUTED = int(Keep.ALL), int(Keep.STATES)  # plain numbers, as operators take them
+
+
 class Call(NamedTuple):
     """What every layer of one call shares."""
 
@@ -414,7 +417,7 @@ def run(
         None,
         dtype,
         chosen,
-        int(Keep.STATES if recompute else Keep.ALL),
+        _KEEP_RECOMPUTED if recompute else _KEEP_ALL,
         schedules.choose(chosen, asked).schedule,
     )
     if batch_sizes is None or chosen != "reference":
