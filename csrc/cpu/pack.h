@@ -26,6 +26,7 @@ struct Plain {
       out[v] = n > 0 ? load(data + row * columns + column, n) : Vec<T>{};
     }
   }
+  FRD_MEMBER void read(int64_t row, int64_t first, Vec<T>* out) const { read(row, first, BLOCK_VECTORS, out); }
 };
 
 // A weight as weight dropout leaves it.
@@ -51,31 +52,45 @@ class MaskedWeight {
     if (first < plain_.columns) prefetch(plain_.data + row * plain_.columns + first, least(n, plain_.columns - first));
   }
 
-  // `width` registers of a row from column `first` on. A whole BLOCK at once draws no mask twice.
+  // Columns first .. first + BLOCK of a row; first % BLOCK == 0.
+  FRD_MEMBER void read(int64_t row, int64_t first, Vec<T>* out) const {
+    plain_.read(row, first, BLOCK_VECTORS, out);
+    if (on_) mask(row, first, out);
+  }
+  // `width` registers of a row from column `first` on, which may be any register's.
   FRD_MEMBER void read(int64_t row, int64_t first, int64_t width, Vec<T>* out) const {
     plain_.read(row, first, width, out);
-    if (on_) mask(row, first, width, out);
-  }
-
-  // The mask on them.
-  FRD_MEMBER void mask(int64_t row, int64_t first, int64_t width, Vec<T>* out) const {
-    const Vec<T> zero{};
-    const uint32_t r = static_cast<uint32_t>(row);
-    if (by_row_) {
-      const bool drop = dropped(r, 0, SEQ, stream_, key_, threshold_);
-      for (int64_t v = 0; v < width; ++v) out[v] = drop ? zero : scale_ * out[v];
-      return;
-    }
+    if (!on_) return;
     uint8_t bits[LANES];
     for (int64_t v = 0; v < width; ++v) {
       const int64_t column = first + v * LANES, in_block = column % BLOCK;
-      if (v == 0 || in_block == 0)
-        store(bits, draw(static_cast<uint32_t>(column - in_block), r, SEQ, stream_, keys_, threshold_));
-      out[v] = select(Simd<T>::mask_of(spread(bits, in_block)), zero, scale_ * out[v]);
+      if (v == 0 || in_block == 0) draw_block(row, column - in_block, bits);
+      out[v] = drop(bits, in_block, out[v]);
     }
   }
 
+  // The mask on BLOCK columns of a row.
+  FRD_MEMBER void mask(int64_t row, int64_t first, Vec<T>* out) const {
+    uint8_t bits[LANES];
+    draw_block(row, first, bits);
+#pragma GCC unroll 8
+    for (int v = 0; v < BLOCK_VECTORS; ++v) out[v] = drop(bits, v * LANES, out[v]);
+  }
+
  private:
+  FRD_MEMBER void draw_block(int64_t row, int64_t first, uint8_t* bits) const {
+    const uint32_t r = static_cast<uint32_t>(row);
+    if (by_row_) {
+      const bool drop = dropped(r, 0, SEQ, stream_, key_, threshold_);
+      store(bits, VecB{} - static_cast<int8_t>(drop));
+    } else {
+      store(bits, draw(static_cast<uint32_t>(first), r, SEQ, stream_, keys_, threshold_));
+    }
+  }
+  FRD_MEMBER Vec<T> drop(const uint8_t* bits, int64_t element, Vec<T> value) const {
+    return select(Simd<T>::mask_of(spread(bits, element)), Vec<T>{}, scale_ * value);
+  }
+
   const Plain<T> plain_;
   const bool on_, by_row_;
   const uint64_t threshold_;
@@ -95,7 +110,7 @@ void mask_gradient(const Parallel& parallel, const MaskedWeight<T>& weight, T* g
       for (int64_t first = 0; first < columns; first += BLOCK) {
         Vec<T> values[BLOCK_VECTORS];
         Plain<T>{gradient, rows, columns}.read(row, first, BLOCK_VECTORS, values);
-        weight.mask(row, first, BLOCK_VECTORS, values);
+        weight.mask(row, first, values);
         for (int v = 0; v < BLOCK_VECTORS && first + v * LANES < columns; ++v)
           store(gradient + row * columns + first + v * LANES, values[v], columns - first - v * LANES);
       }
@@ -113,7 +128,7 @@ void pack_gate_tile(const MaskedWeight<T>& w, int64_t tile, T* target) {
         Vec<T> values[BLOCK_VECTORS];
         const int64_t row = v * units + tile * LANES + lane;
         w.fetch(row, first + BLOCK);  // LANES rows at once are too many streams for the processor to see
-        w.read(row, first, BLOCK_VECTORS, values);
+        w.read(row, first, values);
         for (int q = 0; q < BLOCK_VECTORS; ++q) block[q][lane] = values[q];
       }
       for (int q = 0; q < BLOCK_VECTORS && first + q * LANES < k; ++q) {
@@ -145,7 +160,7 @@ void pack_columns(const Parallel& parallel, const Columns& layout, const Matrix&
         const int64_t first = layout.first(tile), width = layout.width(tile);
         for (int64_t v = 0; v < width; ++v) {
           const int64_t vector = first + v;
-          if (vector % BLOCK_VECTORS == 0) matrix.read(kk, vector * LANES, BLOCK_VECTORS, values);
+          if (vector % BLOCK_VECTORS == 0) matrix.read(kk, vector * LANES, values);
           store(target + layout.start(tile, k) + (kk * width + v) * LANES, values[vector % BLOCK_VECTORS]);
         }
       }

@@ -90,9 +90,7 @@ class ColumnTiles {
     const int64_t by;
 
     int64_t row(int64_t kk) const { return kk + by < w.rows() ? kk + by : kk + by - w.rows(); }
-    FRD_MEMBER void read(int64_t kk, int64_t first, int64_t width, Vec<T>* out) const {
-      w.read(row(kk), first, width, out);
-    }
+    FRD_MEMBER void read(int64_t kk, int64_t first, Vec<T>* out) const { w.read(row(kk), first, out); }
   };
 
   const Turned matrix_;
