@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional, held, ops
+from . import functional, held
 from .arguments import Rng, check_backend
 from .cells import CELLS
 from .layouts import check_dense, check_packed
 from .options import Spec, rate_of, with_rate
 from .sites import SITE, SITE_NAMES, SITES, Plan, check_combination, make_spec, threshold
+from .thresholds import Thresholds
 
 _BETWEEN_LAYERS = ("dropout", "inter_layer_dropout")
 
@@ -38,12 +39,7 @@ def _site_property(name: str) -> property:
     return property(read, assign, doc=f"The rate of {name}: {SITE[name].meaning}. Takes a rate or an options object.")
 
 
-def _is_real(tensor: Tensor) -> bool:
-    """Whether a module may keep it: not a tensor of tracing or of a torch.func transform, which ends with them."""
-    return torch.compiler.is_dynamo_compiling() or (type(tensor) is Tensor and not ops.functorch_active())
-
-
-class RegularizedRNN(nn.RNNBase):
+class RegularizedRNN(Thresholds, nn.RNNBase):
     """What :class:`LSTM` and :class:`GRU` share: sites as attributes, their thresholds, and the forward pass."""
 
     mc: bool
@@ -51,10 +47,6 @@ class RegularizedRNN(nn.RNNBase):
     recompute: bool
     _sites: dict[str, Spec]  # the only truth about rates; replaced, never changed, as replicas share it
     _plan: Plan
-    # The rates as operators read them, on the device of the last call; None where no real tensor could be made yet.
-    # Neither a buffer nor a parameter: whoever allocates, averages or copies those would move the rates.
-    _thresholds: Tensor | None
-    _placed: dict[torch.device, Tensor]  # every such tensor: a captured graph reads its own for ever
 
     # ---------------------------------------------------------------------------------------------------------------
     # Configuration
@@ -167,57 +159,16 @@ class RegularizedRNN(nn.RNNBase):
         """Whether a forward pass now draws masks: in training, and in eval with ``mc``."""
         return self.training or self.mc
 
-    # ---------------------------------------------------------------------------------------------------------------
-    # The rates as a tensor
-    # ---------------------------------------------------------------------------------------------------------------
-
     def _rates(self) -> list[int]:
         return [threshold(rate_of(self._sites[name])) if name in self._sites else 0 for name in SITE_NAMES]
 
     def _set_sites(self, specs: dict[str, Spec]) -> None:
-        """Takes new options, and writes what rates differ in place: compiled code and captured graphs read it there."""
         before, self._sites = self._rates(), specs
-        if self.__dict__.get("_is_replica", False):
-            # One of DataParallel's, which lives for a call: it reads its original's tensors, and must not write them.
-            self._forget_thresholds()
-        changed = [(i, new) for i, (old, new) in enumerate(zip(before, self._rates(), strict=True)) if old != new]
-        # Filled, since a copy from the host would make it wait for the device.
-        for thresholds in list(self._placed.values()):
-            for index, rate in changed:
-                thresholds[index].fill_(rate)
-
-    def _forget_thresholds(self) -> None:
-        self._thresholds, self._placed = None, {}
-
-    def _place_thresholds(self) -> None:
-        """Sees to a tensor of rates where the weights are now, so that no call has to make it."""
-        first = next(self.parameters(), None)  # FSDP takes a module's parameters away
-        if first is not None:
-            self._thresholds_on(first.device)
-
-    def _thresholds_on(self, device: torch.device) -> Tensor:
-        """The rates where a call computes. A loader may have put the weights elsewhere, and told nobody."""
-        thresholds = self._thresholds
-        if thresholds is not None and thresholds.device == device:
-            return thresholds
-        thresholds = self._placed.get(device)
-        if thresholds is None:
-            with torch.inference_mode(False):  # it must take new rates anywhere
-                thresholds = torch.tensor(self._rates(), dtype=torch.int64, device=device)
-            if not _is_real(thresholds):
-                return thresholds
-            self._placed[device] = thresholds
-        self._thresholds = thresholds
-        return thresholds
+        self._write_rates(before)
 
     # ---------------------------------------------------------------------------------------------------------------
     # What nn.Module does with a module
     # ---------------------------------------------------------------------------------------------------------------
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        result = super()._apply(fn, recurse)
-        self._place_thresholds()
-        return result
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
