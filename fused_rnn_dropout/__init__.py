@@ -20,6 +20,8 @@ from .library import library_paths
 from .modules import GRU, LSTM, NNGRU, NNLSTM, hold_masks, mc_dropout
 from .options import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
 
+from . import training  # isort: skip  # it is made of all of the above
+
 __version__ = "0.2.0.dev0"
 
 flops.register()
@@ -44,4 +46,5 @@ __all__ = [
     "mc_dropout",
     "reference",
     "revert",
+    "training",
 ]

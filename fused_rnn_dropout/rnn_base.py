@@ -159,6 +159,15 @@ class RegularizedRNN(Thresholds, nn.RNNBase):
         """Whether a forward pass now draws masks: in training, and in eval with ``mc``."""
         return self.training or self.mc
 
+    @property
+    def draws(self) -> bool:
+        """Whether a call with masks on has anything to draw."""
+        return bool(self._plan.names)
+
+    def device_of_masks(self) -> torch.device:
+        """Where a hold draws the pair of this module."""
+        return getattr(self, self._flat_weights_names[0]).device
+
     def _rates(self) -> list[int]:
         return [threshold(rate_of(self._sites[name])) if name in self._sites else 0 for name in SITE_NAMES]
 
