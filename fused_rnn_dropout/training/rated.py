@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .. import held
 from ..arguments import Rng, check_rng
-from ..options import check_rate
+from ..options import check_rate, rate_of
 from ..rnn_base import RegularizedRNN
 from ..sites import threshold
 from ..thresholds import Thresholds
@@ -117,22 +117,22 @@ class Rated(Thresholds):
         self._place_thresholds()
 
 
-def rates(model: nn.Module, site: str) -> dict[str, tuple[Any, float]]:
-    """Every module inside ``model`` that has ``site`` or could have it, by path, with its rate there (0: not there).
+def configured(model: nn.Module) -> dict[tuple[str, str], float]:
+    """The rate of every site that is configured inside ``model``, by the path of its module and the name of the site.
 
     Raises:
         TypeError: ``model`` is no module.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model should be an nn.Module, got {type(model).__name__}")
-    found: dict[str, tuple[Any, float]] = {}
+    found = {}
     for path, module in model.named_modules():
         if isinstance(module, Rated):
-            if module.site == site:
-                found[path] = module, module.p
-        elif isinstance(module, RegularizedRNN) and hasattr(module, site):
-            found[path] = module, float(getattr(module, site))
+            if module.draws:
+                found[path, module.site] = module.p
+        elif isinstance(module, RegularizedRNN):
+            found |= {(path, site): rate_of(spec) for site, spec in module.sites.items()}
     return found
 
 
-__all__ = ["Rated", "rates"]
+__all__ = ["Rated", "configured"]
