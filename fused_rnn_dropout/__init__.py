@@ -14,6 +14,7 @@ if sys.version_info < (3, 10):  # noqa: UP036  a checkout is imported whatever p
 
 from . import library, flops, reference  # noqa: F401, I001  library first: it says what is wrong where it cannot be loaded
 from .arguments import draw_rng
+from .cell_modules import GRUCell, LSTMCell
 from .convert import convert, revert
 from .introspect import explain, export_masks
 from .library import library_paths
@@ -29,6 +30,8 @@ flops.register()
 __all__ = [
     "GRU",
     "LSTM",
+    "GRUCell",
+    "LSTMCell",
     "NNGRU",
     "NNLSTM",
     "CellDropout",

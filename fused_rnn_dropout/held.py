@@ -166,6 +166,11 @@ def _find(module: Holdable) -> tuple[Hold, Slot] | None:
     return found
 
 
+def is_held(module: Holdable) -> bool:
+    """Whether a hold names ``module`` here and now."""
+    return _find(module) is not None
+
+
 def _draw(module: Holdable) -> Tensor:
     device = module.device_of_masks()
     if torch.compiler.is_compiling():

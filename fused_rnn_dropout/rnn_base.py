@@ -26,12 +26,12 @@ DERIVED = ("_plan", "_thresholds", "_placed", "__module__")
 
 
 def _site_property(name: str) -> property:
-    def read(self: RegularizedRNN) -> float:
+    def read(self: Regularized) -> float:
         if self.mode not in SITE[name].cells:
             raise AttributeError(f"a {self.mode} has no {name}")
         return rate_of(self._sites[name]) if name in self._sites else 0.0
 
-    def assign(self: RegularizedRNN, value: Any) -> None:
+    def assign(self: Regularized, value: Any) -> None:
         if "_sites" in self.__dict__:
             self._assign(name, value)
         # else: RNNBase's constructor stores `dropout` before it has checked it; ours configures every site at its end.
@@ -39,9 +39,14 @@ def _site_property(name: str) -> property:
     return property(read, assign, doc=f"The rate of {name}: {SITE[name].meaning}. Takes a rate or an options object.")
 
 
-class RegularizedRNN(Thresholds, nn.RNNBase):
-    """What :class:`LSTM` and :class:`GRU` share: sites as attributes, their thresholds, and the forward pass."""
+class Regularized(Thresholds):
+    """What layers and single-step cells share: sites as attributes, and their thresholds."""
 
+    mode: str
+    num_layers: int
+    proj_size: int
+    dropout: float
+    _flat_weights_names: list[str]
     mc: bool
     backend: str | None
     recompute: bool
@@ -184,7 +189,9 @@ class RegularizedRNN(Thresholds, nn.RNNBase):
         self._place_thresholds()  # assign=True takes parameters off the meta device
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name not in DERIVED}
+        inherited: Any = getattr(super(), "__getstate__", None)  # nn.Module has none before Python 3.11
+        state = self.__dict__ if inherited is None else inherited()
+        return {name: value for name, value in state.items() if name not in DERIVED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = {name: value for name, value in state.items() if name not in DERIVED}
@@ -233,9 +240,9 @@ class RegularizedRNN(Thresholds, nn.RNNBase):
             "fused_rnn_dropout.revert(model)"
         )
 
-    # ---------------------------------------------------------------------------------------------------------------
-    # Forward
-    # ---------------------------------------------------------------------------------------------------------------
+
+class RegularizedRNN(Regularized, nn.RNNBase):
+    """What :class:`LSTM` and :class:`GRU` share: the forward pass over sequences."""
 
     def _call(
         self,
@@ -334,7 +341,7 @@ class RegularizedRNN(Thresholds, nn.RNNBase):
 
 
 for _site in SITES:
-    setattr(RegularizedRNN, _site.name, _site_property(_site.name))
+    setattr(Regularized, _site.name, _site_property(_site.name))
 
 
-__all__ = ["RegularizedRNN"]
+__all__ = ["Regularized", "RegularizedRNN"]

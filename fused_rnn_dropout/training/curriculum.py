@@ -107,7 +107,7 @@ class CurriculumSchedule:
         """
         factor = self.factor(step)
         for (path, site), rate in self._ends.items():
-            self._modules[path].set_rate(site, rate * factor)  # type: ignore[operator]
+            self._modules[path].set_rate(site, rate * factor)
         self.last_step = step
 
     def follow(self, optimizer: Optimizer) -> RemovableHandle:

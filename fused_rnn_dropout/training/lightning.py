@@ -23,7 +23,7 @@ def callback(schedule: CurriculumSchedule) -> Any:
     """What :meth:`CurriculumSchedule.lightning_callback` returns."""
     base: Any = _callback_class()
 
-    class CurriculumCallback(base):  # type: ignore[misc]
+    class CurriculumCallback(base):
         """Sets the rates by the trainer's number of updates."""
 
         def on_train_batch_end(self, trainer: Any, *_: Any, **__: Any) -> None:

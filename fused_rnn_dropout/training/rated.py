@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import held
 from ..arguments import Rng, check_rng
 from ..options import check_rate, rate_of
-from ..rnn_base import RegularizedRNN
+from ..rnn_base import Regularized
 from ..sites import threshold
 from ..thresholds import Thresholds
 
@@ -130,7 +130,7 @@ def configured(model: nn.Module) -> dict[tuple[str, str], float]:
         if isinstance(module, Rated):
             if module.draws:
                 found[path, module.site] = module.p
-        elif isinstance(module, RegularizedRNN):
+        elif isinstance(module, Regularized):
             found |= {(path, site): rate_of(spec) for site, spec in module.sites.items()}
     return found
 
