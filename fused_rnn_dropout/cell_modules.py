@@ -44,27 +44,26 @@ class RegularizedCell(Regularized, nn.RNNCellBase):
 
     def _build(
         self,
-        mode: str,
         shape: tuple[int, int, bool],
         factory: Mapping[str, Any],
         sites: Mapping[str, Any],
         **switches: Any,
     ) -> None:
-        """The constructor of a subclass: ``mode`` is its cell, ``shape`` input_size, hidden_size and bias."""
+        """The constructor of a subclass: ``shape`` is input_size, hidden_size and bias."""
         for name in ("input_size", "hidden_size"):
             value = shape[0 if name == "input_size" else 1]
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} should be of type int, got: {type(value).__name__}")
-        nn.RNNCellBase.__init__(self, *shape, num_chunks=CELLS[mode].gates, **factory)
-        self.mode = mode
-        self._flat_weights_names = ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if self.bias else [])]
+        nn.RNNCellBase.__init__(self, *shape, num_chunks=CELLS[self.mode].gates, **factory)
         self._configure(sites, stacklevel=3, **switches)
 
     @property
+    def _flat_weights_names(self) -> list[str]:  # type: ignore[override]
+        return ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if self.bias else [])]
+
+    @property
     def _flat_weights(self) -> list[Tensor]:
-        return [
-            getattr(self, name) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
-        ]
+        return [getattr(self, name) for name in self._flat_weights_names]
 
     def _commit(self, specs: dict[str, Spec], stacklevel: int = 1) -> None:
         for name, spec in specs.items():
@@ -165,6 +164,8 @@ class LSTMCell(RegularizedCell):
         TypeError: as :class:`LSTM`.
     """
 
+    mode = "LSTM"
+
     def __init__(
         self,
         input_size: int,
@@ -194,7 +195,7 @@ class LSTMCell(RegularizedCell):
             "zoneout_h": zoneout_h,
         }
         shape, factory = (input_size, hidden_size, bias), {"device": device, "dtype": dtype}
-        self._build("LSTM", shape, factory, sites, mc=mc, backend=backend, recompute=recompute)
+        self._build(shape, factory, sites, mc=mc, backend=backend, recompute=recompute)
 
     def forward(
         self,
@@ -235,6 +236,8 @@ class GRUCell(RegularizedCell):
     As :class:`LSTMCell`, without ``zoneout_c``; sites are those of :class:`GRU`.
     """
 
+    mode = "GRU"
+
     def __init__(
         self,
         input_size: int,
@@ -262,7 +265,7 @@ class GRUCell(RegularizedCell):
             "zoneout_h": zoneout_h,
         }
         shape, factory = (input_size, hidden_size, bias), {"device": device, "dtype": dtype}
-        self._build("GRU", shape, factory, sites, mc=mc, backend=backend, recompute=recompute)
+        self._build(shape, factory, sites, mc=mc, backend=backend, recompute=recompute)
 
     def forward(
         self,
