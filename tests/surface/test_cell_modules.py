@@ -200,6 +200,16 @@ def test_a_mask_of_a_sequence_needs_to_know_which(cell: str, name: str, option: 
     assert torch.equal(flat(mine(x))[0], flat(mine(x))[0])
 
 
+def test_a_site_that_comes_later_counts_too() -> None:
+    mine, x = build("GRU", zoneout_h=0.1), torch.zeros(B, I, dtype=torch.float64)
+    mine(x)
+    mine.weight_dropout = 0.5
+    with pytest.raises(RuntimeError, match="weight_dropout of a GRUCell lasts"):
+        mine(x)
+    mine.weight_dropout = 0.0
+    mine(x)
+
+
 def test_several_are_named_together() -> None:
     with pytest.raises(RuntimeError, match="hidden_dropout and weight_dropout of a LSTMCell last for a sequence"):
         build("LSTM", hidden_dropout=0.1, weight_dropout=0.1, zoneout_h=0.1)(torch.zeros(B, I, dtype=torch.float64))
@@ -309,12 +319,15 @@ def test_what_is_left() -> None:
     class Mine(nn.LSTMCell):
         pass
 
-    model = nn.ModuleDict({"plain": nn.RNNCell(I, H), "mine": Mine(I, H), "cell": nn.LSTMCell(I, H)})
+    model = nn.ModuleDict({"plain": nn.RNNCell(I, H), "mine": Mine(I, H), "cell": nn.LSTMCell(I, H),
+                           "pruned": nn.GRUCell(I, H)})  # fmt: skip
+    torch.nn.utils.prune.identity(model["pruned"], "weight_hh")
     torch.nn.utils.parametrizations.weight_norm(model["cell"], "weight_hh")
     with pytest.warns(UserWarning, match="left ") as caught:
         frd.convert(model, cells=True, weight_dropout=0.5)
     said = sorted(str(warning.message) for warning in caught)
-    assert len(said) == 3 and "left cell" in said[0] and "parametrised" in said[0]
+    assert len(said) == 4 and "left pruned" in said[3] and "a hook computes weight_hh" in said[3]
+    assert "left cell" in said[0] and "parametrised" in said[0]
     assert "left mine" in said[1] and "it is a subclass" in said[1] and "left plain (RNNCell)" in said[2]
 
 
