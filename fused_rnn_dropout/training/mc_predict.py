@@ -121,7 +121,7 @@ def _one_mask_a_call(module: nn.Module) -> bool:
 
 @contextmanager
 def _masks_on(model: nn.Module) -> Iterator[None]:
-    modules = list(model.modules())
+    modules: list[Any] = list(model.modules())
     before = [(module, module.training, getattr(module, "mc", None)) for module in modules]
     model.eval()
     try:
@@ -147,14 +147,14 @@ def _scaled(
         raise ValueError(f"multiplier names {', '.join(unknown)}, which no module of the model has configured")
     if any(not factor >= 0 for factor in by_site.values()):
         raise ValueError(f"multiplier should be at least 0, got {multiplier}")
-    modules = dict(model.named_modules())
+    modules: dict[str, Any] = dict(model.named_modules())
     try:
         for (path, site), rate in sites.items():
-            modules[path].set_rate(site, min(1.0, rate * by_site.get(site, 1.0)))  # type: ignore[operator]
+            modules[path].set_rate(site, min(1.0, rate * by_site.get(site, 1.0)))
         yield
     finally:
         for (path, site), rate in sites.items():
-            modules[path].set_rate(site, rate)  # type: ignore[operator]
+            modules[path].set_rate(site, rate)
 
 
 __all__ = ["mc_predict"]

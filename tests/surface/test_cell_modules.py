@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.utils import prune
 
 import fused_rnn_dropout as frd
 
@@ -321,7 +322,7 @@ def test_what_is_left() -> None:
 
     model = nn.ModuleDict({"plain": nn.RNNCell(I, H), "mine": Mine(I, H), "cell": nn.LSTMCell(I, H),
                            "pruned": nn.GRUCell(I, H)})  # fmt: skip
-    torch.nn.utils.prune.identity(model["pruned"], "weight_hh")
+    prune.identity(model["pruned"], "weight_hh")
     torch.nn.utils.parametrizations.weight_norm(model["cell"], "weight_hh")
     with pytest.warns(UserWarning, match="left ") as caught:
         frd.convert(model, cells=True, weight_dropout=0.5)
