@@ -22,6 +22,7 @@ class Thresholds(nn.Module):
     and ``_placed`` out of its copies and pickles.
     """
 
+    mc: bool
     # On the device of the last call; None where no real tensor could be made yet.
     # Neither a buffer nor a parameter: whoever allocates, averages or copies those would move the rates.
     _thresholds: Tensor | None

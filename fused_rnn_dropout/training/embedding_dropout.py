@@ -14,6 +14,7 @@ from ..layouts import check_packed
 from ..reference import apply
 from ..sites import SEQ
 from .rated import Rated
+from .rows import counters_of_rows
 
 PER = ("type", "example", "token")
 
@@ -47,6 +48,7 @@ class EmbeddingDropout(Rated):
     """
 
     site = "embedding_dropout"
+    group = "embedding"
 
     def __init__(
         self, embedding: nn.Embedding, p: float = 0.1, *, per: str = "type", batch_first: bool = False, mc: bool = False
@@ -122,12 +124,7 @@ class EmbeddingDropout(Rated):
         examples = torch.arange(batch, device=words.device) if example_ids is None else example_ids
         times = torch.arange(steps, device=words.device) + offset
         if packed is not None:
-            sizes = packed.batch_sizes.to(words.device)
-            if packed.sorted_indices is not None:
-                examples = examples[packed.sorted_indices]
-            first = (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
-            examples = examples[torch.arange(words.size(0), device=words.device) - first]
-            times = times.repeat_interleave(sizes)
+            examples, times = counters_of_rows(packed, examples, times)
         elif words.dim() == 2:
             dim = 1 if self.batch_first else 0
             examples, times = examples.unsqueeze(dim), times.unsqueeze(1 - dim)

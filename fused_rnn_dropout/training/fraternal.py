@@ -161,7 +161,7 @@ def _sharing(model: nn.Module, share: tuple[str, ...]) -> tuple[Any, Any]:
             for pairs, pair in ((first, own[0]), (second, own[1])):
                 pairs[path] = {**dict.fromkeys(groups, common), None: pair}
         else:
-            shared = "embedding" in share
+            shared = getattr(module, "group", None) in share
             acts = acts or shared
             first[path], second[path] = (common, common) if shared else (own[0], own[1])
     if not acts:

@@ -122,7 +122,7 @@ def _one_mask_a_call(module: nn.Module) -> bool:
 @contextmanager
 def _masks_on(model: nn.Module) -> Iterator[None]:
     modules: list[Any] = list(model.modules())
-    before = [(module, module.training, getattr(module, "mc", None)) for module in modules]
+    before = [(module, module.training, getattr(module, "mc", False)) for module in modules]
     model.eval()
     try:
         for module in modules:

@@ -32,6 +32,8 @@ class Rated(Thresholds):
     """
 
     site: ClassVar[str]
+    group: ClassVar[str]
+    """What passes that share some masks call it, as the sites of layers have groups."""
     mc: bool
     draws: bool
     """Whether the site is there. Compiled code guards on this and not on the rate."""
