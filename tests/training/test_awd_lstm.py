@@ -211,6 +211,10 @@ def test_fastais_language_model(saved: bool, tied: bool) -> None:
     right.decoder.bias.data.copy_(state["1.decoder.bias"])
     torch.testing.assert_close(model(WORDS)[0], plain(right, WORDS))
     assert (model.decoder.weight is model.encoder.words.embedding.weight) == tied
+    if not tied:
+        own = torch.randn(V, E)
+        load_fastai(model, {**state, "1.decoder.weight": own})
+        assert torch.equal(model.decoder.weight, own)
 
 
 @pytest.mark.parametrize("prefix", ["", "0.", "0.module."])
