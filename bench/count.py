@@ -17,7 +17,7 @@ STATE = 4
 """Bytes of a number of the running state, which is float32 for float32, bfloat16 and float16."""
 
 MOST_PACKED_STEPS = 64
-"""Steps of a packed batch that one launch over all steps takes (``csrc/cuda/steps.h``)."""
+"""Steps of a packed batch that one launch over all steps takes (``csrc/cuda/rows.h``)."""
 
 COLUMN_SUM_ROWS = 256
 """Rows beyond which a sum over rows takes a second launch (``csrc/cuda/column_sums.cu``)."""

@@ -286,7 +286,7 @@ def family(backend: str) -> Family:
 
 
 ISAS = ("baseline", "avx2", "avx512")
-"""Instruction sets of the CPU kernels, in the order of ``csrc/cpu/schedule.h``."""
+"""Instruction sets of the CPU kernels, in the order of ``csrc/cpu/layer.h``."""
 
 
 def cpu_isa(choice: str | None = None) -> str:

@@ -40,7 +40,7 @@ TABLE = ROOT / "tests/budgets/cuda.json"
 SELFTEST = ROOT / "tests/cuda/selftest.cu"
 FLAGS = ("-O3", "-std=c++20", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cuda'}", "-Xptxas", "-v")
 
-THREADS = 128  # of the block that block_of_rows() in csrc/cuda/steps.h makes
+THREADS = 128  # of the block that block_of_rows() in csrc/cuda/rows.h makes
 OTHER_THREADS = {"column_sums_kernel": 256, "prepare_kernel": 1}
 
 WIDE = ("LDG.E.64", "LDG.E.128", "STG.E.64", "STG.E.128")

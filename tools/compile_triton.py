@@ -45,7 +45,7 @@ from fused_rnn_dropout.triton import (
     lstm_step,
     lstm_step_backward,
     philox,
-    state_sites,
+    sites,
     weights,
 )
 
@@ -84,7 +84,7 @@ class Case(NamedTuple):
 def cases() -> list[Case]:
     found = [
         Case("words", philox.words_kernel, "fp32", {"BLOCK": 256}, ("b", "c", "target")),
-        Case("prepare", state_sites.prepare_kernel, "fp32", {"FLAGS": ALL_SITES}, options={"num_warps": 1}),
+        Case("prepare", sites.prepare_kernel, "fp32", {"FLAGS": ALL_SITES}, options={"num_warps": 1}),
     ]
     for dtype in ("bf16", "fp32", "fp16", "fp64"):
         targets = CUDA + HIP if dtype in ("bf16", "fp32") else ("cuda:90",)

@@ -14,7 +14,7 @@ import subprocess
 import sysconfig
 from pathlib import Path
 
-STUBS = """#include "cpu/schedule.h"
+STUBS = """#include "cpu/layer.h"
 const frd::cpu::Kernels* frd::cpu::avx2_kernels() { return nullptr; }
 const frd::cpu::Kernels* frd::cpu::avx512_kernels() { return nullptr; }
 """

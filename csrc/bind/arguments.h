@@ -15,7 +15,7 @@
 #include "core/cells.h"
 #include "core/counters.h"
 #include "core/flags.h"
-#include "core/sequence.h"
+#include "core/rows.h"
 
 namespace frd::bind {
 

@@ -8,7 +8,7 @@
 #include <torch/csrc/stable/accelerator.h>
 
 #include "bind/arguments.h"
-#include "core/sequence.h"
+#include "core/rows.h"
 #include "cuda/schedule.h"
 
 #if defined(FRD_CUDA_ON_HOST)

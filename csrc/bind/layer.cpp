@@ -6,7 +6,7 @@
 
 #include "bind/tensors.h"
 #include "core/cells.h"
-#include "cpu/schedule.h"
+#include "cpu/layer.h"
 
 namespace frd::bind {
 namespace {

@@ -2,8 +2,8 @@
 #pragma once
 
 #include "bind/arguments.h"
+#include "cpu/layer.h"
 #include "cpu/memory.h"
-#include "cpu/schedule.h"
 
 namespace frd::bind {
 

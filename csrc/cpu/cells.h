@@ -5,10 +5,10 @@
 
 #include "core/cells.h"
 #include "core/sites.h"
+#include "cpu/layer.h"
+#include "cpu/masks.h"
 #include "cpu/pack.h"
-#include "cpu/schedule.h"
 #include "cpu/simd.h"
-#include "cpu/words.h"
 
 namespace frd::cpu::FRD_ISA {
 

@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "core/sequence.h"
-#include "cpu/schedule.h"
+#include "core/rows.h"
+#include "cpu/layer.h"
 
 namespace frd::cpu {
 

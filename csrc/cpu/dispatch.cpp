@@ -3,7 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
-#include "cpu/schedule.h"
+#include "cpu/layer.h"
 
 namespace frd::cpu {
 namespace {

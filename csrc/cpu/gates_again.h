@@ -4,9 +4,9 @@
 #include <cstdint>
 
 #include "cpu/chunks.h"
+#include "cpu/layer.h"
 #include "cpu/pack.h"
 #include "cpu/products.h"
-#include "cpu/schedule.h"
 #include "cpu/simd.h"
 #include "cpu/tiles.h"
 

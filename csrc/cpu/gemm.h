@@ -7,8 +7,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "cpu/layer.h"
 #include "cpu/profile.h"
-#include "cpu/schedule.h"
 #include "cpu/simd.h"
 
 namespace frd::cpu::FRD_ISA {

@@ -4,11 +4,11 @@
 #include "core/cells.h"
 #include "core/cells/gru.h"
 #include "core/cells/lstm.h"
-#include "cpu/elementwise.h"
+#include "cpu/dropout.h"
+#include "cpu/layer.h"
 #include "cpu/layer_backward.h"
 #include "cpu/layer_forward.h"
 #include "cpu/profile.h"
-#include "cpu/schedule.h"
 
 namespace frd::cpu::FRD_ISA {
 

@@ -3,9 +3,9 @@
 
 #include <cstdint>
 
-#include "core/sequence.h"
+#include "core/rows.h"
 #include "cpu/chunks.h"
-#include "cpu/schedule.h"
+#include "cpu/layer.h"
 #include "cpu/simd.h"
 
 namespace frd::cpu::FRD_ISA {

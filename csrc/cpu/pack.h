@@ -8,10 +8,10 @@
 #include "core/counters.h"
 #include "core/flags.h"
 #include "cpu/gemm.h"
-#include "cpu/schedule.h"
+#include "cpu/layer.h"
+#include "cpu/masks.h"
 #include "cpu/scratch.h"
 #include "cpu/simd.h"
-#include "cpu/words.h"
 
 namespace frd::cpu::FRD_ISA {
 

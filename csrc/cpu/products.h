@@ -7,8 +7,8 @@
 #include <cstdint>
 
 #include "cpu/gemm.h"
+#include "cpu/layer.h"
 #include "cpu/pack.h"
-#include "cpu/schedule.h"
 #include "cpu/simd.h"
 #include "cpu/tiles.h"
 

@@ -11,8 +11,8 @@
 #include <memory>
 #include <thread>
 
+#include "cpu/layer.h"
 #include "cpu/profile.h"
-#include "cpu/schedule.h"
 
 namespace frd::cpu {
 

@@ -5,8 +5,8 @@
 #include <cstdint>
 
 #include "cpu/gemm.h"
+#include "cpu/layer.h"
 #include "cpu/pack.h"
-#include "cpu/schedule.h"
 #include "cpu/simd.h"
 
 namespace frd::cpu::FRD_ISA {

@@ -1,12 +1,12 @@
-// The launchers: plain structs of pointers to device memory and a stream, no torch. Each has a .cu of its name, which
-// shows its kernel. All of them return at once; none reads device memory on the host or allocates.
+// The launchers: plain structs of pointers to device memory and a stream, no torch. Each stands in a .cu of its own,
+// which shows its kernel. All of them return at once; none reads device memory on the host or allocates.
 //
 // D is the type of values, what the matrix products read and write: float, double, __half or __nv_bfloat16. S is the
 // type of the state that goes from step to step: State<D>.
 #pragma once
 
-#include "cuda/random.h"
-#include "cuda/steps.h"
+#include "cuda/masks.h"
+#include "cuda/rows.h"
 
 namespace frd::cuda {
 

@@ -1,7 +1,7 @@
 """The Triton backend: the same operators and masks as the compiled kernels, compiled by Triton when first called.
 
 Importing this package imports no triton; :mod:`operators` does, at the first call. ``schedules.py`` of the package
-above chooses the schedule. ``philox.py``, ``state_sites.py``, ``state_masks.py`` and ``cells.py`` hold what kernels
+above chooses the schedule. ``philox.py``, ``sites.py``, ``masks.py`` and ``cells.py`` hold what kernels
 share; every other file shows one pass: its kernels, then their launchers. ``layer.py`` puts the passes of a layer
 together, for any cell.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .state_masks import drop_memory, drop_update, read_memory, split_c, zone_c
+from .masks import drop_memory, drop_update, read_memory, split_c, zone_c
 
 
 @triton.jit

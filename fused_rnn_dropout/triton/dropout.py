@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .batch import Batch
 from .launch import BLOCKS, launch
+from .masks import examples
 from .philox import SEQ, below, derive_key, keep_scale, philox, side_by_side
-from .state_masks import examples
+from .rows import Batch
 
 
 @triton.jit(

@@ -10,10 +10,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .batch import Batch
 from .launch import BLOCKS, launch
-from .state_masks import dead_units, drop_hidden, enter, examples, read_memory
-from .state_sites import Sites
+from .masks import dead_units, drop_hidden, enter, examples, read_memory
+from .rows import Batch
+from .sites import Sites
 
 
 @triton.jit

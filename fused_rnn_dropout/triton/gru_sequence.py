@@ -9,14 +9,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .batch import Batch
 from .cells import gru_forward
 from .gru_step import at_h, finish, pre_activations
 from .launch import Tiles, launch
+from .masks import examples, state_masks
 from .passes import Backward, Forward
+from .rows import Batch
 from .sequence import dot, rows_of
-from .state_masks import examples, state_masks
-from .state_sites import Sites
+from .sites import Sites
 
 _COUNTS = ["begin", "end", "steps", "batch", "chunk_row", "step_offset", "stream"]
 

@@ -10,13 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .batch import Batch
 from .cells import gru_backward, gru_forward, sigmoid, tanh
 from .entry import operand, through
 from .launch import BLOCKS, launch
+from .masks import enter, examples, read_memory, split_h, state_masks, zone_h
 from .passes import Backward, Forward, Pass
-from .state_masks import enter, examples, read_memory, split_h, state_masks, zone_h
-from .state_sites import Sites, on
+from .rows import Batch
+from .sites import Sites, on
 
 _SITES = ["thresholds", "example_ids"]
 

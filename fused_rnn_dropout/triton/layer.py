@@ -17,14 +17,14 @@ from torch import Tensor
 from ..cells import Cell
 from ..fakes import NEEDS_BIAS, NEEDS_W_HH, NEEDS_W_HR, NEEDS_W_IH, NEEDS_X, Keep
 from . import gru_sequence, gru_step, lstm_sequence, lstm_step, lstm_step_backward
-from .batch import Batch
 from .checks import check, check_device, check_floating, check_saved, check_shapes
 from .entry import enter_state, leave_state, operands
 from .launch import TILES, precision, rows_of_chunk
 from .passes import Backward, Forward, Pass
 from .products import new_product, product, row_sum
+from .rows import Batch
 from .sequence import layout_of
-from .state_sites import Sites
+from .sites import Sites
 from .weights import WeightMasks
 
 _NEEDS_WEIGHT = (NEEDS_W_IH, NEEDS_W_HH, NEEDS_W_HR)

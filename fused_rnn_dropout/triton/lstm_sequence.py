@@ -9,15 +9,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .batch import Batch
 from .cells import lstm_forward
 from .launch import Tiles, launch
 from .lstm_step import finish, pre_activation
 from .lstm_step_backward import at_gates, at_h
+from .masks import examples, state_masks
 from .passes import Backward, Forward
+from .rows import Batch
 from .sequence import dot, rows_of
-from .state_masks import examples, state_masks
-from .state_sites import Sites
+from .sites import Sites
 
 _COUNTS = ["begin", "end", "steps", "batch", "chunk_row", "step_offset", "stream"]
 

@@ -11,13 +11,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .batch import Batch
 from .cells import lstm_forward, sigmoid, tanh
 from .entry import operand
 from .launch import BLOCKS, launch
+from .masks import examples, state_masks, zone_h
 from .passes import Forward, Pass
-from .state_masks import examples, state_masks, zone_h
-from .state_sites import Sites, on
+from .rows import Batch
+from .sites import Sites, on
 
 _SITES = ["thresholds", "example_ids"]
 

@@ -10,13 +10,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .batch import Batch
 from .cells import lstm_backward, lstm_memory, lstm_output
 from .entry import through
 from .launch import BLOCKS, launch
+from .masks import enter, examples, split_h, state_masks
 from .passes import Backward
-from .state_masks import enter, examples, split_h, state_masks
-from .state_sites import Sites, on
+from .rows import Batch
+from .sites import Sites, on
 
 _SITES = ["thresholds", "example_ids"]
 

@@ -16,7 +16,6 @@ from ..schedules import SCHEDULES, SEQUENCE, sequence_obstacle, split_flags
 from ..sites import SEQ, SITES
 from . import layer as run
 from . import philox
-from .batch import Batch
 from .checks import (
     check,
     check_counters,
@@ -31,7 +30,8 @@ from .checks import (
 )
 from .dropout import drop_rows
 from .layer import Layer
-from .state_sites import Sites
+from .rows import Batch
+from .sites import Sites
 from .weights import WeightMasks
 
 _F = TypeVar("_F", bound=Callable[..., Any])

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..fakes import compute_dtype
-from .batch import Batch
+from .rows import Batch
 from .weights import WeightMasks
 
 

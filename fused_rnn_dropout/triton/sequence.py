@@ -23,7 +23,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..library import triton_interpreted
-from .batch import Batch
+from .rows import Batch
 
 _INTERPRETED = tl.constexpr(triton_interpreted())
 

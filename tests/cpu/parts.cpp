@@ -2,8 +2,9 @@
 //
 //     parts [NAME]
 //
-// runs the test called NAME, or says what there is. tests/kernels/test_cpu_standalone.py builds and runs it, with FRD_ISA and
-// FRD_LANES of each instruction set that this processor has. Sizes are around those of a register and of a tile.
+// runs the test called NAME, or says what there is. tests/kernels/test_cpu_standalone.py builds and runs it, with
+// FRD_ISA and FRD_LANES of each instruction set that this processor has. Sizes are around those of a register and of a
+// tile.
 #include "parts.h"
 
 #include <cmath>
@@ -15,12 +16,12 @@
 #include "core/counters.h"
 #include "core/flags.h"
 #include "cpu/gemm.h"
+#include "cpu/layer.h"
+#include "cpu/masks.h"
 #include "cpu/pack.h"
 #include "cpu/products.h"
-#include "cpu/schedule.h"
 #include "cpu/simd.h"
 #include "cpu/tiles.h"
-#include "cpu/words.h"
 
 namespace frd::cpu::FRD_ISA {
 namespace {

@@ -9,8 +9,8 @@
 
 #include "core/counters.h"
 #include "core/flags.h"
+#include "cpu/layer.h"
 #include "cpu/pack.h"
-#include "cpu/schedule.h"
 
 namespace frd::cpu::FRD_ISA {
 namespace {

@@ -4,8 +4,9 @@
 //     random_layers ISA FIRST COUNT THREADS [FILE]
 //
 // ISA is the number of an instruction set. Layers FIRST .. FIRST + COUNT are computed, each in float and in double, on
-// THREADS threads; FILE gets all their results as doubles. tests/kernels/test_cpu_standalone.py asks whether threads matter. A
-// change that should change no bit is checked by building this against both trees and comparing what they print.
+// THREADS threads; FILE gets all their results as doubles. tests/kernels/test_cpu_standalone.py asks whether threads
+// matter. A change that should change no bit is checked by building this against both trees and comparing what they
+// print.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -17,8 +18,8 @@
 
 #include "core/cells.h"
 #include "core/flags.h"
-#include "core/sequence.h"
-#include "cpu/schedule.h"
+#include "core/rows.h"
+#include "cpu/layer.h"
 
 namespace {
 

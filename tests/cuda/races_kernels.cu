@@ -9,7 +9,7 @@
 #undef FRD_INSTANTIATE
 #include "../../csrc/cuda/column_sums.cu"
 #undef FRD_INSTANTIATE
-#include "../../csrc/cuda/drop_rows.cu"
+#include "../../csrc/cuda/dropout.cu"
 #undef FRD_INSTANTIATE
 #include "../../csrc/cuda/gru_backward.cu"
 #undef FRD_INSTANTIATE
@@ -25,7 +25,7 @@
 #undef FRD_INSTANTIATE
 #include "../../csrc/cuda/lstm_projection_backward.cu"
 #undef FRD_INSTANTIATE
-#include "../../csrc/cuda/masked_weight.cu"
+#include "../../csrc/cuda/weights.cu"
 #undef FRD_INSTANTIATE
 #include "../../csrc/cuda/operand.cu"
 #undef FRD_INSTANTIATE

@@ -93,7 +93,7 @@ def test_wrappers_of_instructions_are_held_to_them(table):
 
 @pytest.mark.parametrize("kernel", kernels_of_the_sources())
 def test_blocks_are_as_large_as_the_budget_takes_them_for(table, script, kernel):
-    steps = (ROOT / "csrc/cuda/steps.h").read_text()
+    steps = (ROOT / "csrc/cuda/rows.h").read_text()
     units, rows = re.search(r"BLOCK_UNITS = (\d+), BLOCK_ROWS = (\d+);", steps).groups()
     assert int(units) * int(rows) == script.THREADS
     _, text = kernels_of_the_sources()[kernel]

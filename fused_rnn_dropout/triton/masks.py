@@ -1,4 +1,4 @@
-"""Which elements the sites inside a step drop, and what that does to a value; ``state_sites.py`` has their numbers."""
+"""Which elements the sites inside a step drop, and what that does to a value; ``sites.py`` has their numbers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from .philox import SEQ, below, philox
-from .state_sites import (
+from .sites import (
     ENTRY_SCALE,
     HIDDEN,
     HIDDEN_KEY,

@@ -8,7 +8,7 @@
 #include "core/counters.h"
 #include "core/flags.h"
 #include "core/sites.h"
-#include "cpu/schedule.h"
+#include "cpu/layer.h"
 #include "cpu/simd.h"
 
 namespace frd::cpu::FRD_ISA {

@@ -9,7 +9,7 @@
 #include "core/counters.h"
 #include "core/flags.h"
 #include "core/philox.h"
-#include "core/sequence.h"
+#include "core/rows.h"
 
 namespace frd::cpu {
 

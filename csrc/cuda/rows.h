@@ -1,7 +1,8 @@
 // Where the rows of a step lie, by value in a kernel's parameters: nothing is copied to the device for them.
 #pragma once
 
-#include "core/sequence.h"
+#include "core/philox.h"
+#include "core/rows.h"
 #include "cuda/platform.h"
 
 namespace frd::cuda {

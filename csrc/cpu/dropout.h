@@ -4,12 +4,12 @@
 #include <cstdint>
 
 #include "core/counters.h"
-#include "core/sequence.h"
+#include "core/rows.h"
+#include "cpu/layer.h"
+#include "cpu/masks.h"
 #include "cpu/pack.h"
 #include "cpu/profile.h"
-#include "cpu/schedule.h"
 #include "cpu/simd.h"
-#include "cpu/words.h"
 
 namespace frd::cpu::FRD_ISA {
 
