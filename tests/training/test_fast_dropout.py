@@ -89,8 +89,8 @@ def test_steps_of_a_plain_rnn() -> None:
         a = (x_t * mask(N, B, I, p=0.2)) @ w[0].t() + (h * mask(N, B, H)) @ w[1].t() + w[2] + w[3]
         h = a.tanh()
         steps.append(h)
-    # Units of h are taken as independent, which after the first step they are not.
-    for step, approximately in enumerate((0.02, 0.06)):
+    # A sum of this few terms is skew and no Gaussian; and units of h are taken as independent, which they are not.
+    for step, approximately in enumerate((0.05, 0.06)):
         assert_moments(fast.Moments(found.mean[step], found.variance[step]), steps[step], approximately)
     plain, right = frd.reference.rnn_tanh(x, h0, w)[0], torch.stack(steps, 1).mean(0)
     assert (found.mean - right).abs().max() < 0.5 * (plain - right).abs().max()
