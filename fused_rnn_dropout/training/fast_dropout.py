@@ -56,15 +56,19 @@ def dropped_linear(x: Moments, weight: Tensor, bias: Tensor | None, p: float) ->
     return Moments(F.linear(x.mean, weight, bias), spread)
 
 
+def _root(variance: Tensor) -> Tensor:
+    """The standard deviation; where it is 0 its gradient, which does not exist, is 0."""
+    noisy = variance > 0
+    return torch.where(noisy, torch.where(noisy, variance, 1.0).sqrt(), 0.0)
+
+
 def activated(x: Moments, function: Callable[[Tensor], Tensor]) -> Moments:
     """Moments of f(x) for a Gaussian x, by Gauss-Hermite quadrature.
 
     The papers have closed forms for them, such as sigmoid(m / sqrt(1 + pi v / 8)) for the mean of a sigmoid. Those for
     the variance are off by up to 0.027, which is more than a small variance is.
     """
-    noisy = x.variance > 0
-    # The root has no gradient at 0, where there is nothing to integrate either.
-    std = torch.where(noisy, torch.where(noisy, x.variance, 1.0).sqrt(), 0.0)
+    std = _root(x.variance)
     values = [function(x.mean + node * std) for node in _NODES]
     mean = sum(weight * value for weight, value in zip(_WEIGHTS, values, strict=True))
     spread = sum(weight * (value - mean).square() for weight, value in zip(_WEIGHTS, values, strict=True))
@@ -185,7 +189,7 @@ def dropconnect_inference(
         raise ValueError(f"samples should be at least 1, got {samples}")
     mean, variance = dropped_linear(Moments.of(x), weight, bias, p)
     noise = torch.randn((samples, *mean.shape), dtype=mean.dtype, device=mean.device, generator=generator)
-    return activation(mean + variance.sqrt() * noise).mean(0)
+    return activation(mean + _root(variance) * noise).mean(0)
 
 
 __all__ = ["Moments", "activated", "add", "dropconnect_inference", "dropped_linear", "fast_dropout_lstm",

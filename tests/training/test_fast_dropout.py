@@ -109,6 +109,14 @@ def test_without_dropout_it_is_the_layer(cell: str) -> None:
         found, right = fast.fast_dropout_rnn(x, h0, w), frd.reference.rnn_tanh(x, h0, w)[0]
     torch.testing.assert_close(found.mean, right, **EXACT)
     assert (found.variance < 1e-25).all()
+    for part in w:
+        part.requires_grad_()
+    if cell == "lstm":
+        outs = fast.fast_dropout_lstm(x, state, w).mean, frd.reference.lstm(x, state, w)[0]
+    else:
+        outs = fast.fast_dropout_rnn(x, h0, w).mean, frd.reference.rnn_tanh(x, h0, w)[0]
+    for mine, right in zip(*(torch.autograd.grad(out.square().sum(), w) for out in outs), strict=True):
+        torch.testing.assert_close(mine, right)
 
 
 def test_everything_dropped() -> None:
