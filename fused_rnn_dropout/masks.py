@@ -221,6 +221,39 @@ def locked(
     return factor(random, p_threshold, dtype)
 
 
+def embedding(
+    p_threshold: Tensor,
+    rng: Tensor,
+    ids: Tensor,
+    examples: Tensor | int,
+    steps: Tensor | int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Factor of each word of a batch, without a table of the vocabulary: 0, or 1/(1-p).
+
+    Args:
+        p_threshold: int64, 0-dim: round(p 2**32).
+        rng: int64[2].
+        ids: int64, any shape: the words.
+        examples: int64 that broadcasts to ``ids``; 0 where a mask is one for all examples.
+        steps: int64 that broadcasts to ``ids``, absolute; ``SEQ`` where a mask is one for all steps.
+        dtype: of the result.
+
+    Returns:
+        Factors of the shape of ``ids``.
+    """
+    row, step = (torch.as_tensor(value, dtype=torch.int64, device=ids.device) for value in (examples, steps))
+    call, of_call = (ids >> 3 & _WORD, row & _WORD, step & _WORD), key(rng)
+
+    def field(fourth: int) -> Tensor:
+        fields = _fields(philox((*call, torch.full_like(rng[0], fourth)), of_call))
+        return fields.gather(-1, (ids & 7).unsqueeze(-1)).squeeze(-1)
+
+    of_kind = stream(KIND["EMBEDDING"], 0)
+    random = field(of_kind) << 16 | field(of_kind | LOW)
+    return factor(random, p_threshold, dtype)
+
+
 def _weights(
     plan: Plan,
     rng: Tensor,

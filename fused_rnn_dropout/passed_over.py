@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,7 +12,7 @@ _NAMES = frozenset({"LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"})
 _CALLS = ("lstm", "gru")
 
 
-def reason_to_leave(module: nn.RNNBase, known: Container[type]) -> str | None:
+def reason_to_leave(module: Any, known: Container[type]) -> str | None:
     """Why a module that is an LSTM or GRU, but for its exact type, cannot be swapped; None where it can.
 
     Args:
@@ -22,7 +23,7 @@ def reason_to_leave(module: nn.RNNBase, known: Container[type]) -> str | None:
     if type(module) not in known:
         way = "".join(_way(module, theirs) for theirs in (nn.LSTM, nn.GRU) if theirs in known)
         return f"it is a subclass, {type(module).__qualname__}, whose own behaviour a swap would drop{way}"
-    names = module._flat_weights_names
+    names = getattr(module, "_flat_weights_names", None) or _names_of_cell(module)
     if any(name not in module._parameters for name in names):  # weight_norm, spectral_norm and prune work like this
         computed = ", ".join(name for name in names if name not in module._parameters)
         return f"a hook computes {computed}, which is no parameter of its own"
@@ -31,6 +32,10 @@ def reason_to_leave(module: nn.RNNBase, known: Container[type]) -> str | None:
     if module.__dict__.get("_compiled_call_impl") is not None:
         return "it was compiled with Module.compile()"
     return None
+
+
+def _names_of_cell(cell: nn.RNNCellBase) -> list[str]:
+    return ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if cell.bias else [])]
 
 
 def _way(module: nn.RNNBase, theirs: type[nn.RNNBase]) -> str:
@@ -66,7 +71,12 @@ def passed_over(module: nn.Module) -> str | None:
         called = None if inside else _calls(module)
         return called and f"its TorchScript calls {called} itself: convert the model before it is scripted or traced"
     if isinstance(module, nn.RNNCellBase):
-        return "it computes one step, and this package's modules whole sequences"
+        way = (
+            ""
+            if isinstance(module, nn.RNNCell)
+            else ". convert(model, cells=True) swaps it for one with the same sites"
+        )
+        return f"it computes one step, and this package's modules whole sequences{way}"
     if isinstance(module, nn.RNN):
         return "this package has an LSTM and a GRU alone"
     if type(module).__module__.startswith("torch.ao.") and type(module).__name__ in _NAMES:
