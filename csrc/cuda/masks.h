@@ -110,6 +110,7 @@ template <class S>
 FRD_INLINE Drawn drawn_at(const StateMasks<S>& masks, int64_t b, int64_t unit, int64_t t, int first = 0,
                           int last = NUM_STATE_SITES) {
   Drawn found = 0;
+  FRD_ROLLED
   for (int s = first; s < last; ++s) {
     const SiteDraw site = masks.per_step[s];
     if (site.threshold < 0) continue;

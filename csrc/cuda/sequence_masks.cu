@@ -4,6 +4,14 @@
 namespace frd::cuda {
 namespace {
 
+// Bit f at bit 0 of byte f.
+FRD_INLINE uint64_t spread(uint32_t bits) {
+  uint64_t found = 0;
+  FRD_UNROLL
+  for (int f = 0; f < FIELDS; ++f) found |= static_cast<uint64_t>(bits >> f & 1) << 8 * f;
+  return found;
+}
+
 // A thread takes the units of one call.
 template <class S>
 __global__ void sequence_masks_kernel(SequenceMasks<S> p) {
@@ -12,24 +20,21 @@ __global__ void sequence_masks_kernel(SequenceMasks<S> p) {
   if (unit >= p.width) return;
   FRD_EACH_ROW(b, 0, p.batch) {
     const uint32_t number = static_cast<uint32_t>(unit / FIELDS), example = example_of(p.example_ids, b);
-    uint8_t bits[FIELDS] = {};
-    const auto take = [&](uint32_t drawn, int bit) {
-      FRD_UNROLL
-      for (int i = 0; i < FIELDS; ++i) bits[i] |= static_cast<uint8_t>((drawn >> i & 1) << bit);
-    };
+    uint64_t bits = 0;  // byte i of unit + i
     for (int s = 0; s < NUM_STATE_SITES; ++s) {
       const SiteDraw site = p.state[s];
       if (site.threshold < 0) continue;
-      take(dropped_of_call(number, example, SEQ, site.stream, call.state, call.thresholds[site.threshold]), s);
+      bits |= spread(dropped_of_call(number, example, SEQ, site.stream, call.state, call.thresholds[site.threshold]))
+              << s;
     }
     if (p.hidden) {
       const uint32_t row = p.hidden_shared ? SEQ : example;
-      take(dropped_of_call(number, row, SEQ, p.hidden_stream, call.hidden, call.thresholds[SITE_HIDDEN_DROPOUT]),
-           NUM_STATE_SITES);
+      const uint64_t threshold = call.thresholds[SITE_HIDDEN_DROPOUT];
+      bits |= spread(dropped_of_call(number, row, SEQ, p.hidden_stream, call.hidden, threshold)) << NUM_STATE_SITES;
     }
     FRD_UNROLL
     for (int i = 0; i < FIELDS; ++i)
-      if (unit + i < p.width) p.bits[b * p.width + unit + i] = bits[i];
+      if (unit + i < p.width) p.bits[b * p.width + unit + i] = static_cast<uint8_t>(bits >> 8 * i);
   }
 }
 

@@ -70,7 +70,7 @@ def test_whether_the_output_is_the_h_that_backward_reads(cell: Cell, site: str) 
         "cell": {"cell_dropout": frd.CellDropout(0.5, scale="output")},
         "unzoned": {"zoneout_h": frd.Zoneout(0.5, output="unzoned")},
     }[site]
-    flags = {"none": 0, "cell": FLAG["CELL"], "unzoned": FLAG["UNZONED"]}[site]
+    flags = {"none": 0, "cell": FLAG["CELL"] | FLAG["CELL_SEQUENCE"], "unzoned": FLAG["UNZONED"]}[site]
     rnn = getattr(frd, cell.name)(3, 64, **sites)
     assert rnn._plan.eval_flags & ~FLAG["ZONEOUT_H"] == flags
     weights = [w.detach() for w in rnn._flat_weights]
