@@ -21,6 +21,7 @@ __global__ void sequence_masks_kernel(SequenceMasks<S> p) {
   FRD_EACH_ROW(b, 0, p.batch) {
     const uint32_t number = static_cast<uint32_t>(unit / FIELDS), example = example_of(p.example_ids, b);
     uint64_t bits = 0;  // byte i of unit + i
+    FRD_UNROLL
     for (int s = 0; s < NUM_STATE_SITES; ++s) {
       const SiteDraw site = p.state[s];
       if (site.threshold < 0) continue;
