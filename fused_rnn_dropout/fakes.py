@@ -16,6 +16,7 @@ from . import library
 from .cells import Cell
 from .layer_call import NEEDS_X, Direction, Keep, LayerCall, needed, needs_of
 from .library import register_fake
+from .sites import output_differs
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -38,7 +39,7 @@ def kept_dtypes(gpu: bool, dtype: torch.dtype) -> KeptDtypes:
 
 def states_apart(cell: Cell, gpu: bool, dtype: torch.dtype, flags: int) -> bool:
     """Whether the h that backward reads is another tensor than the output."""
-    return kept_dtypes(gpu, dtype).values != dtype or cell.output_differs(flags)
+    return kept_dtypes(gpu, dtype).values != dtype or output_differs(cell, flags)
 
 
 def _rows(x: Tensor) -> Any:

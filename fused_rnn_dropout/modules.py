@@ -9,17 +9,19 @@ nn.LSTM, which puts the mode in front of its arguments once more.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .arguments import Rng, check_rng
+from .cells import A_MODULE, CELLS
 from .held import Hold, Slot
 from .options import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
 from .rnn_base import RegularizedRNN
-from .sites import check_combination
+from .sites import SITE, check_combination, make_spec
 
 
 def _keep_order(cls: type, ours: type, theirs: type) -> None:
@@ -34,13 +36,28 @@ def _keep_order(cls: type, ours: type, theirs: type) -> None:
     order = cls.__mro__
     if theirs not in order or order.index(ours) < order.index(theirs):
         return
-    both = NNLSTM if ours is LSTM else NNGRU
+    both = next(row.both for row in CLASSES if row.ours is ours)
     if ours not in cls.__bases__:
         raise TypeError(
             f"{cls.__name__} would find nn.{theirs.__name__}'s forward before this package's: the class of its bases "
             f"that derives from {ours.__name__} should derive from {both.__name__}"
         )
     cls.__bases__ = tuple(both if base is ours else base for base in cls.__bases__)
+
+
+def _refuse(cell: str, unsupported: Mapping[str, Any]) -> None:
+    """Says why a constructor does not take these keyword arguments.
+
+    Raises:
+        ValueError: a projection, or a site that the cell does not have.
+        TypeError: any other.
+    """
+    if "proj_size" in unsupported:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+    for name in unsupported:
+        if name in SITE:
+            check_combination(cell, {name: make_spec(name, 0.0)}, num_layers=1, proj_size=0)
+        raise TypeError(f"{CELLS[cell].module} got an unexpected keyword argument {name!r}")
 
 
 class LSTM(RegularizedRNN):
@@ -162,23 +179,6 @@ class LSTM(RegularizedRNN):
         out, (h_n, c_n) = self._call(input, hx, rng, example_ids, step_offset)
         return out, (h_n, c_n)
 
-    def _states(self, hx: Any) -> tuple[Tensor, ...] | None:
-        if hx is None:
-            return None
-        if not isinstance(hx, (tuple, list)) or len(hx) != 2 or not all(isinstance(state, Tensor) for state in hx):
-            what = f"{type(hx).__name__} of length {len(hx)}" if isinstance(hx, (tuple, list)) else type(hx).__name__
-            raise TypeError(f"hx of an LSTM should be a tuple of two tensors (h_0, c_0), got {what}")
-        return hx[0], hx[1]
-
-    def _check_state_dims(self, states: tuple[Tensor, ...], batched: bool) -> None:
-        dims = 3 if batched else 2
-        if states[0].dim() != dims or states[1].dim() != dims:
-            kind = "batched 3-D" if batched else "unbatched 2-D"
-            raise RuntimeError(
-                f"For {kind} input, hx and cx should also be {dims}-D "
-                f"but got ({states[0].dim()}-D, {states[1].dim()}-D) tensors"
-            )
-
 
 class GRU(RegularizedRNN):
     """A drop-in for ``torch.nn.GRU`` with every RNN dropout inside the recurrence.
@@ -190,6 +190,8 @@ class GRU(RegularizedRNN):
     Args:
         reset_after: False applies the reset gate before the product; computed by ``backend="reference"`` only.
     """
+
+    _own_switches = types.MappingProxyType({"reset_after": True})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -221,12 +223,7 @@ class GRU(RegularizedRNN):
         reset_after: bool = True,
         **unsupported: Any,
     ) -> None:
-        if "proj_size" in unsupported:
-            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-        if "zoneout_c" in unsupported:
-            check_combination("GRU", {"zoneout_c": Zoneout(0.0)}, num_layers=num_layers, proj_size=0)
-        if unsupported:
-            raise TypeError(f"GRU got an unexpected keyword argument {next(iter(unsupported))!r}")
+        _refuse("GRU", unsupported)
         nn.RNNBase.__init__(
             self,
             "GRU",
@@ -283,19 +280,6 @@ class GRU(RegularizedRNN):
         out, (h_n,) = self._call(input, hx, rng, example_ids, step_offset)
         return out, h_n
 
-    def _states(self, hx: Any) -> tuple[Tensor, ...] | None:
-        if hx is None:
-            return None
-        if not isinstance(hx, Tensor):
-            raise TypeError(f"hx of a GRU should be one tensor h_0, got {type(hx).__name__}")
-        return (hx,)
-
-    def _check_state_dims(self, states: tuple[Tensor, ...], batched: bool) -> None:
-        dims = 3 if batched else 2
-        if states[0].dim() != dims:
-            kind = "batched 3-D" if batched else "unbatched 2-D"
-            raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {states[0].dim()}-D tensor")
-
 
 class NNLSTM(LSTM, nn.LSTM):  # type: ignore[misc]
     """An :class:`LSTM` that is an ``nn.LSTM`` too, for code that asks ``isinstance(module, nn.LSTM)``.
@@ -309,24 +293,35 @@ class NNGRU(GRU, nn.GRU):  # type: ignore[misc]
     """A :class:`GRU` that is an ``nn.GRU`` too: see :class:`NNLSTM`."""
 
 
+class Classes(NamedTuple):
+    """This package's class of a cell, torch.nn's, and the one that is both."""
+
+    ours: type[RegularizedRNN]
+    theirs: type[nn.RNNBase]
+    both: type[RegularizedRNN]
+
+
+CLASSES = (Classes(LSTM, nn.LSTM, NNLSTM), Classes(GRU, nn.GRU, NNGRU))
+
+
 def _layers_of(model: nn.Module, where: str) -> dict[str, RegularizedRNN]:
-    """Every LSTM and GRU of this package inside ``model`` by path, once each."""
+    """Every layer of this package inside ``model`` by path, once each."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{where} takes an nn.Module, got {type(model).__name__}")
     found = {path: module for path, module in model.named_modules() if isinstance(module, RegularizedRNN)}
     if not found:
-        raise ValueError(f"{where} found no fused_rnn_dropout.LSTM or GRU in the model: convert() makes them")
+        raise ValueError(f"{where} found no {A_MODULE} in the model: convert() makes them")
     return found
 
 
 def mc_dropout(model: nn.Module, on: bool = True) -> nn.Module:
-    """Switches MC dropout on or off in every LSTM and GRU of this package inside ``model``, and returns ``model``.
+    """Switches MC dropout on or off in every layer of this package inside ``model``, and returns ``model``.
 
     With ``mc`` masks stay on in eval (Gal & Ghahramani 2016), zoneout's included, and nothing else leaves eval mode.
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: ``model`` holds no LSTM or GRU of this package.
+        ValueError: ``model`` holds no layer of this package.
     """
     for module in _layers_of(model, "mc_dropout").values():
         module.mc = bool(on)
@@ -334,7 +329,7 @@ def mc_dropout(model: nn.Module, on: bool = True) -> nn.Module:
 
 
 def hold_masks(model: nn.Module, rng: Tensor | Mapping[str, Rng | None] | None = None) -> Hold:
-    """``with hold_masks(model):`` every LSTM and GRU inside ``model`` keeps its masks over all calls in the block.
+    """``with hold_masks(model):`` every layer of this package in ``model`` keeps its masks over all calls in the block.
 
     Each call of a layer goes on with the same pair of random numbers, and with the step after the last one of its call
     before. A sequence that comes one step at a time, or in chunks, so has the masks that it has in one piece: in a
@@ -357,7 +352,7 @@ def hold_masks(model: nn.Module, rng: Tensor | Mapping[str, Rng | None] | None =
         call uses.
 
     Raises:
-        TypeError, ValueError: ``model`` has no LSTM or GRU of this package; ``rng`` is none of these, names a path
+        TypeError, ValueError: ``model`` has no layer of this package; ``rng`` is none of these, names a path
             where none is, or is one pair for several layers, whose masks would be equal. A pair on another device than
             its layer, or a dict that lacks a group, raises at the call.
         RuntimeError: a call in the block that is recomputed inside a backward pass, exported, traced, captured in a
@@ -389,7 +384,7 @@ def _by_first_path(
     for path, value in rng.items():
         if path not in paths or paths[path] not in first:
             raise ValueError(
-                f"rng of hold_masks goes by module path, and at {path!r} there is no fused_rnn_dropout.LSTM or GRU; "
+                f"rng of hold_masks goes by module path, and at {path!r} there is no {A_MODULE}; "
                 f"those of this model are at {', '.join(map(repr, layers))}"
             )
         same = first[paths[path]]

@@ -1,6 +1,6 @@
 """What a site is: its row in the table, the counters its masks are a function of, and what may be combined with it.
 
-A *site* is a place in an LSTM or GRU where a mask applies. This file holds every table that the kernels share with
+A *site* is a place in a layer where a mask applies. This file holds every table that the kernels share with
 Python: the order of the thresholds, the bits of ``flags``, and the kinds of counters. ``csrc/core/counters.h`` and
 ``csrc/core/flags.h`` repeat them for C++, and a test compares the two.
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from .cells import CELLS, Cell
 from .options import (
     CellDropout,
     HiddenDropout,
@@ -90,13 +91,19 @@ def stream(kind: int, layer: int, direction: int = 0) -> int:
 
 
 class Site(NamedTuple):
-    """One row of the table of sites: its argument, its options, the rng group it draws from, the cells that have it."""
+    """One row of the table of sites: its argument, its options, the rng group it draws from, and the field of a cell's
+    row without which a cell does not have it.
+    """
 
     name: str
     spec: type
     group: str
     meaning: str
-    cells: tuple[str, ...] = ("LSTM", "GRU")
+    needs: str = ""
+
+    def fits(self, cell: str) -> bool:
+        """Whether ``cell``, a name of :data:`cells.CELLS`, has it."""
+        return not self.needs or getattr(CELLS[cell], self.needs)
 
 
 _DROP = "an element being zeroed"
@@ -109,8 +116,8 @@ SITES: tuple[Site, ...] = (
     Site("hidden_dropout", HiddenDropout, "hidden", "a unit being zeroed"),
     Site("weight_dropout", WeightDropout, "weight", "a weight being zeroed"),
     Site("update_dropout", UpdateDropout, "state", "a candidate unit being zeroed"),
-    Site("cell_dropout", CellDropout, "state", "a memory unit being zeroed"),
-    Site("zoneout_c", Zoneout, "state", "a unit keeping its old value", ("LSTM",)),
+    Site("cell_dropout", CellDropout, "state", "a memory unit being zeroed", "carries"),
+    Site("zoneout_c", Zoneout, "state", "a unit keeping its old value", "has_c"),
     Site("zoneout_h", Zoneout, "state", "a unit keeping its old value"),
 )
 """Every site, in the order of the thresholds tensor."""
@@ -118,6 +125,13 @@ SITES: tuple[Site, ...] = (
 SITE: dict[str, Site] = {site.name: site for site in SITES}
 SITE_INDEX: dict[str, int] = {site.name: index for index, site in enumerate(SITES)}
 SITE_NAMES: tuple[str, ...] = tuple(SITE)
+
+
+def sites_of(cell: str) -> tuple[str, ...]:
+    """The names of the sites that ``cell`` has."""
+    return tuple(site.name for site in SITES if site.fits(cell))
+
+
 GROUPS: tuple[str, ...] = ("input", "inter_layer", "output", "hidden", "weight", "state")
 """The keys that ``rng={"weight": r1, None: r2}`` takes: sites that draw from one pair of seeds."""
 
@@ -201,6 +215,11 @@ FLAG: dict[str, int] = {
 """Bits of the ``flags`` argument of the layer operators. Without MASKS_ON they compute what eval computes."""
 
 
+def output_differs(cell: Cell, flags: int) -> bool:
+    """Whether the output of a layer has other numbers than the h that its backward reads."""
+    return bool(flags & (FLAG["UNZONED"] | (FLAG["CELL"] if cell.scaled else 0)))
+
+
 @dataclass(frozen=True)
 class Plan:
     """Which sites are configured and with which options: all of a configuration but its rates.
@@ -224,7 +243,7 @@ class Plan:
 
     @staticmethod
     def make(cell: str, specs: dict[str, Spec], reset_after: bool = True) -> Plan:
-        """The plan of the configured ``specs`` (site name to options) for ``cell`` ("LSTM" or "GRU")."""
+        """The plan of the configured ``specs`` (site name to options) for ``cell``, a name of ``cells.CELLS``."""
         return Plan(cell, reset_after=reset_after, **{name: with_rate(spec, 0.0) for name, spec in specs.items()})  # type: ignore[arg-type]
 
     @cached_property
@@ -286,7 +305,7 @@ class Plan:
 
 
 def acting_in_eval(plan: Plan) -> tuple[str, ...]:
-    """The configured sites that change what eval computes, so that torch.nn's LSTM or GRU would not compute the same.
+    """The configured sites that change what eval computes, so that torch.nn's layer would not compute the same.
 
     Zoneout leaves its expectation there, and ``scale="paper"`` its scale, each at every step. Rates are no part of a
     plan: at rate 0 such a site changes nothing yet, until ``set_rate`` says otherwise. With masks on (training,
@@ -313,10 +332,10 @@ def check_combination(
             mask without a projection, or gate-shared zoneout together with another site on the cell.
     """
     for name in specs:
-        if cell not in SITE[name].cells:
+        if not SITE[name].fits(cell):
             raise ValueError(
-                f"{name} is not a site of a {cell}: it has no cell state; allowed sites are "
-                f"{', '.join(site.name for site in SITES if cell in site.cells)}"
+                f"{name} is not a site of {CELLS[cell].called}: it has no cell state; allowed sites are "
+                f"{', '.join(sites_of(cell))}"
             )
     if "dropout" in specs and "inter_layer_dropout" in specs:
         raise ValueError("dropout and inter_layer_dropout are the same site, between layers: give one of them")

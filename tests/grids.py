@@ -97,7 +97,7 @@ def name_of(cell: str) -> str:
 def fits(cell: str, sites: dict[str, Any]) -> bool:
     """Whether ``cell`` has all of ``sites`` with these options."""
     projection = any(isinstance(spec, WeightDropout) and spec.projection for spec in sites.values())
-    return all(name_of(cell) in SITE[name].cells for name in sites) and (cell == "LSTM_proj" or not projection)
+    return all(SITE[name].fits(name_of(cell)) for name in sites) and (cell == "LSTM_proj" or not projection)
 
 
 def all_sites(cell: str) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..cells import Cell
 from ..layer_call import NEEDS_X, Keep, Kept, needed
+from ..sites import output_differs
 from . import gru_sequence, gru_step, lstm_sequence, lstm_step, lstm_step_backward
 from .checks import check, check_device, check_floating, check_saved, check_shapes
 from .entry import enter_state, leave_state, operands
@@ -125,7 +126,7 @@ def forward(cell: Cell, layer: Layer, around: Surroundings, keep: int) -> tuple[
         h=p.sums(batch.batch, width),
         read=p.values(2, batch.batch, width),
         out=p.values(*batch.shape(width)),
-        states=p.values(rows, width) if keep and cell.output_differs(weights.flags) else None,
+        states=p.values(rows, width) if keep and output_differs(cell, weights.flags) else None,
         outputs=None if w_hr is None else p.values(batch.batch, units),
         gates=p.values(rows, cell.gates * units) if keep == Keep.ALL else None,
         beside=beside(rows, units) if keeps_beside else None,
@@ -188,7 +189,7 @@ def _check_backward(
 ) -> Tensor:  # fmt: skip
     """Returns the h that backward reads, (N, P)."""
     units, width, rows = layer.units, layer.h0.shape[1], p.batch.rows
-    apart = cell.output_differs(flags)
+    apart = output_differs(cell, flags)
     check(apart or y is not None, "y is needed where its h are not kept apart")
     check_floating(**grads)
     check_device(layer.x.device, **grads, **kept._asdict(), y=y)

@@ -157,7 +157,7 @@ def test_states_are_named(cell: str, backend: str) -> None:
 
 def test_inputs_that_are_no_tensors() -> None:
     for given in (None, [1.0, 2.0], "x", torch.randn(3, 3).numpy()):
-        with pytest.raises(TypeError, match="input of a LSTM should be a Tensor or a PackedSequence"):
+        with pytest.raises(TypeError, match="input of an LSTM should be a Tensor or a PackedSequence"):
             frd.LSTM(I, H)(given)
 
 
@@ -257,7 +257,7 @@ def test_what_is_not_dense(kind: str, cell: str, backend: str) -> None:
     for training in (True, False):
         rnn.train(training)
         for call in every_way_in(rnn, make(x)):
-            with pytest.raises(TypeError, match=f"(input of a {cell}|x) should be a dense tensor, got {message}"):
+            with pytest.raises(TypeError, match=f"(input of an? {cell}|x) should be a dense tensor, got {message}"):
                 call()
         if kind not in ("nested", "jagged"):  # torch cannot pack these
             with pytest.raises(TypeError, match=f"data of a PackedSequence should be a dense tensor, got {message}"):
@@ -272,7 +272,7 @@ def test_what_is_not_dense(kind: str, cell: str, backend: str) -> None:
             continue  # torch has none of one dimension
         rnn = getattr(frd, cell)(I, H, backend=backend)
         setattr(rnn, name, nn.Parameter(make(getattr(rnn, name).detach()), requires_grad=False))
-        with pytest.raises(TypeError, match=f"a weight of a {cell} should be a dense tensor, got {message}"):
+        with pytest.raises(TypeError, match=f"a weight of an? {cell} should be a dense tensor, got {message}"):
             rnn(x)
 
 
@@ -287,7 +287,9 @@ def test_weights_that_do_not_fit_the_others(cell: str, backend: str) -> None:
         with pytest.raises(RuntimeError, match="not at the same device, found input tensor at cpu and .* at meta"):
             rnn(x)
         setattr(rnn, name, nn.Parameter(weight.to(torch.complex64)))
-        with pytest.raises(TypeError, match=f"a weight of a {cell} should have a floating dtype, got torch.complex64"):
+        with pytest.raises(
+            TypeError, match=f"a weight of an? {cell} should have a floating dtype, got torch.complex64"
+        ):
             rnn(x)
     for wrong in (x.to(torch.complex64), x.to("meta")):
         theirs, ours = (
@@ -337,7 +339,7 @@ def test_refused_assignments() -> None:
         gru.zoneout_c = 0.5
     with pytest.raises(ValueError, match="'zoneout_c' is not a site of a GRU"):
         gru.set_rate("zoneout_c", 0.5)
-    with pytest.raises(ValueError, match="'weight_drop' is not a site of a LSTM"):
+    with pytest.raises(ValueError, match="'weight_drop' is not a site of an LSTM"):
         lstm.set_rate("weight_drop", 0.5)
     with pytest.raises(ValueError, match=_MEANT):
         lstm.set_rate("weight_dropout", 2)
