@@ -55,6 +55,21 @@ class Cell(NamedTuple):
         return not self.has_c
 
 
+def _rnn(number: int, nonlinearity: str) -> Cell:
+    return Cell(
+        f"RNN_{nonlinearity.upper()}",
+        number,
+        "RNN",
+        gates=1,
+        has_c=False,
+        projects=False,
+        apart=False,
+        carries=False,
+        kept="the candidate",
+        settings=types.MappingProxyType({"nonlinearity": nonlinearity}),
+    )
+
+
 CELLS: dict[str, Cell] = {
     "LSTM": Cell(
         "LSTM",
@@ -78,6 +93,8 @@ CELLS: dict[str, Cell] = {
         carries=True,
         kept="r, z, n and the recurrent part of n",
     ),
+    "RNN_TANH": _rnn(2, "tanh"),
+    "RNN_RELU": _rnn(3, "relu"),
 }
 """By name."""
 

@@ -1,7 +1,7 @@
-"""Drop-in ``LSTM`` and ``GRU``: torch.nn's modules with every dropout of the RNN literature as a keyword.
+"""Drop-in ``LSTM``, ``GRU`` and ``RNN``: torch.nn's modules with every dropout of the RNN literature as a keyword.
 
-Both derive from ``nn.RNNBase``, whose parameters, names and checks they keep, and not from ``nn.LSTM``, a subclass of
-which ``torch.compile(fullgraph=True)`` refuses. :class:`NNLSTM` and :class:`NNGRU` are torch.nn's too, at that price.
+They derive from ``nn.RNNBase``, whose parameters, names and checks they keep, and not from ``nn.LSTM``, a subclass of
+which ``torch.compile(fullgraph=True)`` refuses. :class:`NNLSTM` and its like are torch.nn's too, at that price.
 
 The constructors call ``nn.RNNBase.__init__`` by name: in a class that derives from nn.LSTM as well, ``super()`` is
 nn.LSTM, which puts the mode in front of its arguments once more.
@@ -281,6 +281,99 @@ class GRU(RegularizedRNN):
         return out, h_n
 
 
+class RNN(RegularizedRNN):
+    """A drop-in for ``torch.nn.RNN`` with every RNN dropout inside the recurrence.
+
+    As :class:`LSTM`, without ``proj_size``, ``zoneout_c`` and ``cell_dropout``: a step takes nothing over from the one
+    before but through the recurrent product. ``update_dropout`` sits on the candidate, tanh or relu of the sum.
+
+    Args:
+        nonlinearity: ``"tanh"`` or ``"relu"``.
+    """
+
+    _own_switches = types.MappingProxyType({"nonlinearity": "tanh"})
+    nonlinearity: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _keep_order(cls, RNN, nn.RNN)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        input_dropout: float | LockedDropout = 0.0,
+        inter_layer_dropout: float | LockedDropout = 0.0,
+        output_dropout: float | LockedDropout = 0.0,
+        hidden_dropout: float | HiddenDropout = 0.0,
+        weight_dropout: float | WeightDropout = 0.0,
+        update_dropout: float | UpdateDropout = 0.0,
+        zoneout_h: float | Zoneout = 0.0,
+        mc: bool = False,
+        backend: str | None = None,
+        recompute: bool = False,
+        **unsupported: Any,
+    ) -> None:
+        _refuse("RNN_TANH", unsupported)
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        nn.RNNBase.__init__(
+            self,
+            f"RNN_{nonlinearity.upper()}",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            0,
+            device,
+            dtype,
+        )
+        sites = {
+            "dropout": dropout,
+            "input_dropout": input_dropout,
+            "inter_layer_dropout": inter_layer_dropout,
+            "output_dropout": output_dropout,
+            "hidden_dropout": hidden_dropout,
+            "weight_dropout": weight_dropout,
+            "update_dropout": update_dropout,
+            "zoneout_h": zoneout_h,
+        }
+        self.nonlinearity = nonlinearity
+        self._configure(sites, mc=mc, backend=backend, recompute=recompute, stacklevel=2)
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        rng: Rng | None = None,
+        example_ids: Tensor | None = None,
+        step_offset: int | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Runs the layers over a batch of sequences: as :meth:`LSTM.forward`, with h_0 alone as ``hx``.
+
+        Returns:
+            The output, shaped as the input with directions * H features, and h_n, shaped as ``hx``.
+        """
+        out, (h_n,) = self._call(input, hx, rng, example_ids, step_offset)
+        return out, h_n
+
+    def _wrong_dims(self, input: Tensor) -> ValueError:
+        return ValueError(f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
+
+
 class NNLSTM(LSTM, nn.LSTM):  # type: ignore[misc]
     """An :class:`LSTM` that is an ``nn.LSTM`` too, for code that asks ``isinstance(module, nn.LSTM)``.
 
@@ -293,6 +386,10 @@ class NNGRU(GRU, nn.GRU):  # type: ignore[misc]
     """A :class:`GRU` that is an ``nn.GRU`` too: see :class:`NNLSTM`."""
 
 
+class NNRNN(RNN, nn.RNN):  # type: ignore[misc]
+    """An :class:`RNN` that is an ``nn.RNN`` too: see :class:`NNLSTM`."""
+
+
 class Classes(NamedTuple):
     """This package's class of a cell, torch.nn's, and the one that is both."""
 
@@ -301,7 +398,7 @@ class Classes(NamedTuple):
     both: type[RegularizedRNN]
 
 
-CLASSES = (Classes(LSTM, nn.LSTM, NNLSTM), Classes(GRU, nn.GRU, NNGRU))
+CLASSES = (Classes(LSTM, nn.LSTM, NNLSTM), Classes(GRU, nn.GRU, NNGRU), Classes(RNN, nn.RNN, NNRNN))
 
 
 def _layers_of(model: nn.Module, where: str) -> dict[str, RegularizedRNN]:
@@ -394,4 +491,4 @@ def _by_first_path(
     return given
 
 
-__all__ = ["GRU", "LSTM", "NNGRU", "NNLSTM", "RegularizedRNN", "hold_masks", "mc_dropout"]
+__all__ = ["GRU", "LSTM", "NNGRU", "NNLSTM", "NNRNN", "RNN", "RegularizedRNN", "hold_masks", "mc_dropout"]

@@ -40,6 +40,8 @@ class _Node(NamedTuple):
 _NODES = {
     "LSTM": _Node("LSTM", (0, 3, 1, 2)),  # i, o, f, c among i, f, g, o
     "GRU": _Node("GRU", (1, 0, 2), {"linear_before_reset": 1}),  # z, r, h among r, z, n
+    "RNN_TANH": _Node("RNN", (0,), {"activations": ["Tanh"]}),
+    "RNN_RELU": _Node("RNN", (0,), {"activations": ["Relu"]}),
 }
 
 _ACTING_FLAGS = {

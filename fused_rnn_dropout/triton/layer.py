@@ -8,6 +8,7 @@ order, and all but the first through U.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from torch import Tensor
 from ..cells import Cell
 from ..layer_call import NEEDS_X, Keep, Kept, needed
 from ..sites import output_differs
-from . import gru_sequence, gru_step, lstm_sequence, lstm_step, lstm_step_backward
+from . import gru_sequence, gru_step, lstm_sequence, lstm_step, lstm_step_backward, rnn_sequence, rnn_step
 from .checks import check, check_device, check_floating, check_saved, check_shapes
 from .entry import enter_state, leave_state, operands
 from .launch import TILES, precision, rows_of_chunk
@@ -39,6 +40,17 @@ class Kernels(NamedTuple):
     backward_steps: Callable[..., None]
 
 
+def _rnn(relu: bool) -> Kernels:
+    launchers = (
+        rnn_step.forward_step,
+        rnn_step.backward_step,
+        rnn_step.activate,
+        rnn_sequence.forward_steps,
+        rnn_sequence.backward_steps,
+    )
+    return Kernels(*(functools.partial(launcher, relu=relu) for launcher in launchers))
+
+
 KERNELS = {
     "LSTM": Kernels(
         lstm_step.forward_step,
@@ -54,6 +66,8 @@ KERNELS = {
         gru_sequence.forward_steps,
         gru_sequence.backward_steps,
     ),
+    "RNN_TANH": _rnn(relu=False),
+    "RNN_RELU": _rnn(relu=True),
 }
 
 
