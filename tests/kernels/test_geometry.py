@@ -33,6 +33,7 @@ from grids import (
     module,
     name_of,
     pack,
+    row_of,
     with_gradients,
 )
 from torch import Tensor, nn
@@ -267,7 +268,7 @@ def test_time_in_parts_backwards(cell: str, sites: str) -> None:
     rnn = module(cell, chosen, layers=1, bidirectional=False)
     x, states = inputs_for(rnn, 5, 3)
     rng = frd.draw_rng("cpu")
-    weights = [*rnn._flat_weights, *(() if rnn.proj_size or cell == "GRU" else (None,))]
+    weights = [*rnn._flat_weights, *([None] if row_of(cell).projects and not rnn.proj_size else [])]
 
     def run(x: Tensor, step_offset: int, *initial: Tensor) -> tuple[Tensor, ...]:
         tail = (None, None, rng, rng, rng, rnn._thresholds, x.dtype, rnn._plan.train_flags, 0, True, step_offset, False)
@@ -342,7 +343,7 @@ def test_expanded_inputs(cell: str) -> None:
         small = torch.randn(shape, dtype=torch.float64)
         state_shape = (4, 1, rnn.proj_size or 19)
         state = torch.randn(state_shape, dtype=torch.float64).expand(-1, 3, -1)
-        states = (state, torch.randn(4, 1, 19, dtype=torch.float64).expand(-1, 3, -1))[: 1 if cell == "GRU" else 2]
+        states = (state, torch.randn(4, 1, 19, dtype=torch.float64).expand(-1, 3, -1))[: row_of(cell).states]
         given = {"rng": frd.draw_rng("cpu")}
         got = call(rnn, small.expand(4, 3, 6), states, **given)
         want = call(rnn, small.expand(4, 3, 6).contiguous(), tuple(state.contiguous() for state in states), **given)
