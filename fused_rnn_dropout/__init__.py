@@ -14,11 +14,14 @@ if sys.version_info < (3, 10):  # noqa: UP036  a checkout is imported whatever p
 
 from . import library, flops, reference  # noqa: F401, I001  library first: it says what is wrong where it cannot be loaded
 from .arguments import draw_rng
+from .cell_modules import GRUCell, LSTMCell
 from .convert import convert, revert
 from .introspect import explain, export_masks
 from .library import library_paths
 from .modules import GRU, LSTM, NNGRU, NNLSTM, NNRNN, RNN, hold_masks, mc_dropout
 from .options import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
+
+from . import training  # isort: skip  # it is made of all of the above
 
 __version__ = "0.2.0.dev0"
 
@@ -27,6 +30,8 @@ flops.register()
 __all__ = [
     "GRU",
     "LSTM",
+    "GRUCell",
+    "LSTMCell",
     "NNGRU",
     "NNLSTM",
     "NNRNN",
@@ -46,4 +51,5 @@ __all__ = [
     "mc_dropout",
     "reference",
     "revert",
+    "training",
 ]

@@ -9,21 +9,24 @@ from typing import Any, TypeVar
 
 from torch import nn
 
+from .cell_modules import SITES_OF_CELLS, GRUCell, LSTMCell, RegularizedCell
 from .cells import A_MODULE, CELLS, ONE_OF_TORCHS
 from .modules import CLASSES, GRU
 from .passed_over import passed_over, reason_to_leave
 from .references import LIMIT, Walk
-from .rnn_base import DERIVED, RegularizedRNN
+from .rnn_base import DERIVED, Regularized, RegularizedRNN
 from .sites import SITE, SITE_NAMES, SITES, acting_in_eval, make_spec
 
 _OURS: dict[type, type[RegularizedRNN]] = {row.theirs: row.ours for row in CLASSES}
 _OURS_AND_TORCHS: dict[type, type[RegularizedRNN]] = {row.theirs: row.both for row in CLASSES}
 _TORCHS: dict[type, type[nn.RNNBase]] = {ours: row.theirs for row in CLASSES for ours in (row.ours, row.both)}
-_OWN_STATE = ("_sites", "_plan", "_reset_after", "mc", "backend", "recompute")
+_CELLS: dict[type, type[RegularizedCell]] = {nn.LSTMCell: LSTMCell, nn.GRUCell: GRUCell}
+_CELLS_OF_TORCH: dict[type, type[nn.RNNCellBase]] = {ours: theirs for theirs, ours in _CELLS.items()}
+_OWN_STATE = ("_sites", "_plan", "_reset_after", "mc", "backend", "recompute", "_lasting")
 _COPIED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_flat_weights", "_flat_weights_names",
            "_all_weights", "_flat_weight_refs")  # fmt: skip
 
-_RNN = TypeVar("_RNN", bound=nn.RNNBase)
+_RNN = TypeVar("_RNN", bound=nn.Module)
 
 
 def _slots(model: nn.Module) -> list[tuple[str, nn.Module | None, str, nn.Module]]:
@@ -36,7 +39,7 @@ def _slots(model: nn.Module) -> list[tuple[str, nn.Module | None, str, nn.Module
     return result
 
 
-def _transplant(old: nn.RNNBase, cls: type[_RNN], drop: tuple[str, ...] = ()) -> _RNN:
+def _transplant(old: nn.Module, cls: type[_RNN], drop: tuple[str, ...] = ()) -> _RNN:
     """A module of another class with everything that is set on ``old``: parameters, hooks, flags, attributes."""
     new = cls.__new__(cls)
     new.__dict__.update({name: value for name, value in old.__dict__.items() if name not in drop})
@@ -73,9 +76,10 @@ def _swap(
     for path, _, _, module in slots:
         if id(module) in made or registered[id(module)] != path:
             continue
-        reason = passed_over(module, tuple(mine)) if name == "convert" else None
+        known = not isinstance(module, Regularized)
+        reason = passed_over(module, tuple(mine)) if name == "convert" and known else None
         if wanted(module):
-            reason = reason_to_leave(module, mine)  # type: ignore[arg-type]
+            reason = reason_to_leave(module, mine)
             if reason is None:
                 made[id(module)] = build(path, module)
         if reason is not None:
@@ -94,7 +98,7 @@ def _swap(
         own = [id(parameter) for parameter in module.parameters()]
         if id(module) not in strangers:
             strangers[id(module)] = path, module
-            if own and parameters.issuperset(own) and reason_to_leave(module, mine) is None:  # type: ignore[arg-type]
+            if own and parameters.issuperset(own) and reason_to_leave(module, mine) is None:
                 made[id(module)] = build(path, module)
         return made.get(id(module))
 
@@ -139,6 +143,7 @@ def convert(
     backend: str | None = None,
     recompute: bool = False,
     nn_subclass: bool = False,
+    cells: bool = False,
     **sites: Any,
 ) -> nn.Module:
     """Swaps every ``nn.LSTM`` and ``nn.GRU`` inside ``model`` for this package's, in place.
@@ -151,7 +156,8 @@ def convert(
     like this only and whose parameters are not registered in the model; it is left as it is.
 
     Left alone, with a warning: subclasses, weights that are parametrised or computed by a hook (``weight_norm``,
-    pruning), modules with a replaced or compiled forward, cells, ``nn.RNN``, and what is traced, scripted or quantised.
+    pruning), modules with a replaced or compiled forward, cells (but see ``cells``), ``nn.RNN``, and what is traced,
+    scripted or quantised.
     Modules that are already of this package are left as they are, sites included.
 
     Args:
@@ -161,6 +167,8 @@ def convert(
         recompute: as in :class:`LSTM`.
         nn_subclass: make :class:`NNLSTM` and :class:`NNGRU`, which pass ``isinstance(module, nn.LSTM)``, at the price
             of a graph break under ``torch.compile``.
+        cells: swap ``nn.LSTMCell`` and ``nn.GRUCell`` too. In training their masks of a sequence need
+            :func:`hold_masks` around the loop over steps, or ``rng=`` in it.
         sites: rates or options objects by site, as in :class:`LSTM`: ``weight_dropout=0.5``.
 
     Returns:
@@ -173,40 +181,59 @@ def convert(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model should be an nn.Module, got {type(model).__name__}")
-    if not isinstance(nn_subclass, bool):
-        raise TypeError(f"nn_subclass should be of type bool, got: {type(nn_subclass).__name__}")
-    ours = _OURS_AND_TORCHS if nn_subclass else _OURS
+    for switch, value in (("nn_subclass", nn_subclass), ("cells", cells)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{switch} should be of type bool, got: {type(value).__name__}")
+    ours: dict[type, type[Regularized]] = {**(_OURS_AND_TORCHS if nn_subclass else _OURS), **(_CELLS if cells else {})}
     for name, value in sites.items():
         if name not in SITE:
             raise TypeError(f"convert got an unexpected site {name!r}; allowed are {', '.join(SITE_NAMES)}")
         make_spec(name, value)
     for name in sites:
-        lacking = {path or "the module itself": str(module.mode) for path, _, _, module in _slots(model)
-                   if type(module) in ours and not SITE[name].fits(str(module.mode))}  # fmt: skip
+        lacking = {path or "the module itself": _mode(module) for path, _, _, module in _slots(model)
+                   if type(module) in ours and not SITE[name].fits(_mode(module))}  # fmt: skip
         if lacking:
             called = " or ".join(dict.fromkeys(CELLS[cell].called for cell in lacking.values()))
             allowed = ", ".join(site.name for site in SITES if all(site.fits(cell) for cell in lacking.values()))
             raise ValueError(f"{name} is not a site of {called}, and the model has {', '.join(lacking)}; "
                              f"allowed sites are {allowed}")  # fmt: skip
 
-    def build(path: str, old: nn.RNNBase) -> nn.Module:
+    if cells:
+        _check_sites_of_cells(model, sites)
+
+    def build(path: str, old: Any) -> nn.Module:
         new = _transplant(old, ours[type(old)])
-        own = {"dropout": old.dropout, **sites}
+        own = dict(sites) if isinstance(new, RegularizedCell) else {"dropout": old.dropout, **sites}
         try:
             new._configure(own, mc=mc, backend=backend, recompute=recompute, stacklevel=4)
         except ValueError as error:
             raise ValueError(f"{path or 'the module'}: {error}") from error
-        if "dropout" in sites:
+        if "dropout" in own and "dropout" in sites:
             new._warn_of_one_layer(stacklevel=4)
         return new
 
     def wanted(module: nn.Module) -> bool:
-        return isinstance(module, tuple(ours)) and not isinstance(module, RegularizedRNN)
+        return isinstance(module, tuple(ours)) and not isinstance(module, Regularized)
 
     root, found = _swap("convert", model, wanted, ours, build, lambda: None)
-    if not found and not any(isinstance(module, RegularizedRNN) for module in model.modules()):
+    if not found and not any(isinstance(module, Regularized) for module in model.modules()):
         warnings.warn(f"convert found no {ONE_OF_TORCHS} in the model", stacklevel=2)
     return root
+
+
+def _mode(module: nn.Module) -> str:
+    """Which cell, a row of :data:`cells.CELLS`, one of torch.nn's layers or single-step cells computes."""
+    return str(_CELLS[type(module)].mode if type(module) in _CELLS else module.mode)
+
+
+def _check_sites_of_cells(model: nn.Module, sites: Mapping[str, Any]) -> None:
+    """Raises ``ValueError`` where a site is given that the model's cells do not have."""
+    for name in sites:
+        without = [path or "the module itself" for path, _, _, module in _slots(model) if type(module) in _CELLS
+                   and name not in SITES_OF_CELLS]  # fmt: skip
+        if without:
+            raise ValueError(f"{name} is not a site of a cell, and the model has {', '.join(without)}; allowed sites "
+                             f"are {', '.join(SITES_OF_CELLS)}")  # fmt: skip
 
 
 def revert(model: nn.Module, *, allow_change: bool = False) -> nn.Module:
@@ -233,18 +260,20 @@ def revert(model: nn.Module, *, allow_change: bool = False) -> nn.Module:
     if not isinstance(allow_change, bool):
         raise TypeError(f"allow_change should be of type bool, got: {type(allow_change).__name__}")
     changes: list[str] = []
+    theirs: dict[type, type[nn.Module]] = {**_TORCHS, **_CELLS_OF_TORCH}
 
-    def build(path: str, old: RegularizedRNN) -> nn.Module:
+    def build(path: str, old: Regularized) -> nn.Module:
         if isinstance(old, GRU) and not old.reset_after:
             raise ValueError(f"{path or 'the module'} has reset_after=False, which nn.GRU cannot compute")
         acting = old._plan.names if old.mc else acting_in_eval(old._plan)
         lost = [f"{name}={getattr(old, name):g}" for name in acting if getattr(old, name) > 0]
         if lost:
             changes.append(f"{path or 'the module'} ({', '.join([*lost, 'mc=True'] if old.mc else lost)})")
-        new = _transplant(old, _TORCHS[type(old)], drop=_OWN_STATE)
+        new = _transplant(old, theirs[type(old)], drop=_OWN_STATE)
         for name in DERIVED:
             new.__dict__.pop(name, None)
-        new.dropout = old.dropout
+        if isinstance(new, nn.RNNBase):
+            new.dropout = old.dropout
         return new
 
     def remark() -> str | None:
@@ -255,7 +284,7 @@ def revert(model: nn.Module, *, allow_change: bool = False) -> nn.Module:
             "revert(model, allow_change=True) is silent about it"
         )
 
-    root, found = _swap("revert", model, lambda module: isinstance(module, RegularizedRNN), _TORCHS, build, remark)
+    root, found = _swap("revert", model, lambda module: isinstance(module, Regularized), theirs, build, remark)
     if not found:
         warnings.warn(f"revert found no {A_MODULE} in the model", stacklevel=2)
     return root

@@ -11,7 +11,7 @@ import contextvars
 import threading
 import types
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,14 +21,30 @@ from .arguments import Rng, draw_rng
 from .library import lib, register_fake
 from .sites import SEQ
 
-if TYPE_CHECKING:
-    from .rnn_base import RegularizedRNN
+
+class Holdable(Protocol):
+    """What a hold asks of a module.
+
+    Attributes:
+        masks_on: whether a call now draws masks.
+        draws: whether a call with masks on has anything to draw.
+    """
+
+    _sites: Any  # one object, which the replicas of DataParallel share with their original
+
+    @property
+    def masks_on(self) -> bool: ...
+
+    @property
+    def draws(self) -> bool: ...
+
+    def device_of_masks(self) -> torch.device: ...
 
 
 class Slot:
     """Where one module of a hold stands: its pair, None until a masked call draws it, and the step of its next call."""
 
-    def __init__(self, module: RegularizedRNN, rng: Rng | None) -> None:
+    def __init__(self, module: Holdable, rng: Rng | None) -> None:
         self.module, self.rng = module, rng
         # A tensor, since compiled code takes a number that it finds outside for a constant; inside it may be a number.
         self.step: Tensor | int = (
@@ -138,7 +154,7 @@ def _seen(rng: Rng) -> Rng:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _find(module: RegularizedRNN) -> tuple[Hold, Slot] | None:
+def _find(module: Holdable) -> tuple[Hold, Slot] | None:
     """The innermost hold that names ``module``, and its slot there."""
     holds = _thread.holds if torch.compiler.is_compiling() else _context.get()
     found = None
@@ -150,8 +166,13 @@ def _find(module: RegularizedRNN) -> tuple[Hold, Slot] | None:
     return found
 
 
-def _draw(module: RegularizedRNN) -> Tensor:
-    device: torch.device = getattr(module, module._flat_weights_names[0]).device
+def is_held(module: Holdable) -> bool:
+    """Whether a hold names ``module`` here and now."""
+    return _find(module) is not None
+
+
+def _draw(module: Holdable) -> Tensor:
+    device = module.device_of_masks()
     if torch.compiler.is_compiling():
         return draw_rng(device)
     with torch.inference_mode(False):  # the next call may need a gradient
@@ -165,18 +186,19 @@ def _check_not_repeated(holds: tuple[Hold, ...]) -> None:
         recomputation.refuse()
 
 
-def _check_not_recorded(module: RegularizedRNN) -> None:
+def _check_not_recorded(module: Holdable) -> None:
     capturing = (
         not torch.compiler.is_compiling() and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
     )
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or capturing:
+        name = getattr(module, "mode", type(module).__name__)
         raise RuntimeError(
-            f"a held {module.mode} cannot be exported, traced or captured in a CUDA graph: the program would keep one "
+            f"a held {name} cannot be exported, traced or captured in a CUDA graph: the program would keep one "
             "step. Pass rng= and step_offset= to it, or leave hold_masks"
         )
 
 
-def _check_no_replica(module: RegularizedRNN) -> None:
+def _check_no_replica(module: Holdable) -> None:
     """DataParallel runs copies in threads of their own, which no hold reaches; it shares its module's dicts."""
     if getattr(module, "_is_replica", False):
         with _lock:
@@ -206,7 +228,7 @@ class Turn(NamedTuple):
             recomputation.leave_mark(self.slot.module, results)
 
 
-def begin(module: RegularizedRNN, rng: Rng | None, step_offset: int | None, steps: int) -> Turn:
+def begin(module: Holdable, rng: Rng | None, step_offset: int | None, steps: int) -> Turn:
     """What a call of ``module`` with these arguments and ``steps`` steps uses; a pair that is drawn for a hold is kept.
 
     Raises:
@@ -226,7 +248,7 @@ def begin(module: RegularizedRNN, rng: Rng | None, step_offset: int | None, step
     _check_not_recorded(module)
     if not compiling:
         _check_not_repeated((hold,))
-    if slot.rng is None and module._plan.names:
+    if slot.rng is None and module.draws:
         slot.rng = _draw(module)
     pair = slot.rng
     if compiling and not hold._traced and pair is not None:

@@ -21,12 +21,13 @@ from .arguments import (
     resolve_rng,
     result_dtypes,
 )
+from .cell_modules import RegularizedCell
 from .cells import A_MODULE, CELLS
 from .fakes import compute_dtype, kept_dtypes
 from .functional import split_weights
 from .layouts import NO_STEPS, check_dense, check_packed
 from .options import Spec, rate_of
-from .rnn_base import RegularizedRNN
+from .rnn_base import Regularized, RegularizedRNN
 from .sites import KIND, SITE_INDEX, make_spec, output_differs
 
 _BETWEEN = ("dropout", "inter_layer_dropout")
@@ -44,13 +45,15 @@ class _Input:
     packed: bool
 
 
-def _check_rnn(rnn: Any, where: str) -> RegularizedRNN:
-    if not isinstance(rnn, RegularizedRNN):
+def _check_rnn(rnn: Any, where: str) -> Any:
+    if not isinstance(rnn, Regularized):
         raise TypeError(f"{where} takes a {A_MODULE}, got {type(rnn).__name__}: convert() makes them")
     return rnn
 
 
 def _sizes(rnn: RegularizedRNN, x: Any) -> _Input:
+    if isinstance(rnn, RegularizedCell):
+        x = rnn.as_sequence(x)
     if isinstance(x, PackedSequence):
         check_packed(x)
         return _Input(x.data, x.batch_sizes.size(0), int(x.batch_sizes[0]), x.data.size(0), True)
@@ -87,7 +90,8 @@ def export_masks(
     """Every mask that ``rnn(x, rng=rng, ...)`` would use now, exactly as its backend makes it.
 
     Args:
-        rnn: an :class:`LSTM` or :class:`GRU` of this package.
+        rnn: an :class:`LSTM` or :class:`GRU` of this package, or a cell: then ``x`` is that of one step, and names have
+            no suffix of a layer.
         x: an input; only its shape, dtype and device matter.
         rng: as in the forward pass; drawn as it would draw if None.
         example_ids: int64 (B,), as in the forward pass.
@@ -143,7 +147,8 @@ def export_masks(
                 hidden_size=rnn.hidden_size, proj_size=rnn.proj_size, example_ids=examples, steps=steps, dtype=dtype,
                 masks_on=rnn.masks_on, words=words,
             )  # fmt: skip
-            result |= {f"{name}_l{layer}{'_reverse' if reverse else ''}": mask for name, mask in of_layer.items()}
+            suffix = "" if isinstance(rnn, RegularizedCell) else f"_l{layer}{'_reverse' if reverse else ''}"
+            result |= {f"{name}{suffix}": mask for name, mask in of_layer.items()}
     locked("output", "output_dropout", "OUTPUT", rnn.num_layers)
     return result
 

@@ -197,6 +197,36 @@ def locked(
     return factor(random, p_threshold, dtype)
 
 
+def embedding(
+    p_threshold: Tensor,
+    rng: Tensor,
+    ids: Tensor,
+    examples: Tensor | int,
+    steps: Tensor | int,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Factor of each word of a batch, without a table of the vocabulary: 0, or 1/(1-p).
+
+    Args:
+        p_threshold: int64, 0-dim: round(p 2**32).
+        rng: int64[2].
+        ids: int64, any shape: the words.
+        examples: int64 that broadcasts to ``ids``; 0 where a mask is one for all examples.
+        steps: int64 that broadcasts to ``ids``, absolute; ``SEQ`` where a mask is one for all steps.
+        dtype: of the result.
+
+    Returns:
+        Factors of the shape of ``ids``.
+    """
+    example, step, of_kind = (
+        torch.as_tensor(value, dtype=torch.int64, device=ids.device)
+        for value in (examples, steps, stream(KIND["EMBEDDING"], 0))
+    )
+    four = philox((ids >> 2 & _LOW, example & _LOW, step & _LOW, of_kind), key(rng))
+    random = torch.stack(four, dim=-1).gather(-1, (ids & 3).unsqueeze(-1)).squeeze(-1)
+    return factor(random, p_threshold, dtype)
+
+
 def _weights(
     plan: Plan,
     rng: Tensor,

@@ -22,6 +22,7 @@ from .held import Hold, Slot
 from .options import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
 from .rnn_base import RegularizedRNN
 from .sites import SITE, check_combination, make_spec
+from .thresholds import Thresholds
 
 
 def _keep_order(cls: type, ours: type, theirs: type) -> None:
@@ -401,11 +402,11 @@ class Classes(NamedTuple):
 CLASSES = (Classes(LSTM, nn.LSTM, NNLSTM), Classes(GRU, nn.GRU, NNGRU), Classes(RNN, nn.RNN, NNRNN))
 
 
-def _layers_of(model: nn.Module, where: str) -> dict[str, RegularizedRNN]:
-    """Every layer of this package inside ``model`` by path, once each."""
+def _layers_of(model: nn.Module, where: str) -> dict[str, Any]:
+    """Every module of this package that draws masks inside ``model`` by path, once each: layers, and what is around."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{where} takes an nn.Module, got {type(model).__name__}")
-    found = {path: module for path, module in model.named_modules() if isinstance(module, RegularizedRNN)}
+    found = {path: module for path, module in model.named_modules() if isinstance(module, Thresholds)}
     if not found:
         raise ValueError(f"{where} found no {A_MODULE} in the model: convert() makes them")
     return found
@@ -415,6 +416,7 @@ def mc_dropout(model: nn.Module, on: bool = True) -> nn.Module:
     """Switches MC dropout on or off in every layer of this package inside ``model``, and returns ``model``.
 
     With ``mc`` masks stay on in eval (Gal & Ghahramani 2016), zoneout's included, and nothing else leaves eval mode.
+    Modules of :mod:`training` that draw masks, such as ``EmbeddingDropout``, are switched too.
 
     Raises:
         TypeError: ``model`` is no module.
@@ -431,6 +433,8 @@ def hold_masks(model: nn.Module, rng: Tensor | Mapping[str, Rng | None] | None =
     Each call of a layer goes on with the same pair of random numbers, and with the step after the last one of its call
     before. A sequence that comes one step at a time, or in chunks, so has the masks that it has in one piece: in a
     decoder's loop, recurrent policies, truncated backpropagation, in code that does not know ``rng``.
+
+    Modules of :mod:`training` that draw masks, such as ``EmbeddingDropout``, are held as layers are.
 
     Layers count apart, each by the steps of its own calls, a packed input by its longest row. Calls with masks off do
     not count. A call with ``rng`` is as outside the block; one with ``step_offset`` alone uses the held pair at that
@@ -471,9 +475,7 @@ def hold_masks(model: nn.Module, rng: Tensor | Mapping[str, Rng | None] | None =
     return Hold({path: Slot(module, given.get(path)) for path, module in layers.items()})
 
 
-def _by_first_path(
-    model: nn.Module, layers: Mapping[str, RegularizedRNN], rng: Mapping[Any, Any]
-) -> dict[str, Rng | None]:
+def _by_first_path(model: nn.Module, layers: Mapping[str, Any], rng: Mapping[Any, Any]) -> dict[str, Rng | None]:
     """``rng`` of :func:`hold_masks`, checked, under the path that comes first of each module that has several."""
     paths = dict(model.named_modules(remove_duplicate=False))
     first = {module: path for path, module in layers.items()}

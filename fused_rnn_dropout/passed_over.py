@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,8 +15,8 @@ _NAMES = frozenset({"LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"})
 _CALLS = tuple(name.lower() for name in CELLS)
 
 
-def reason_to_leave(module: nn.RNNBase, known: Container[type]) -> str | None:
-    """Why a recurrent layer that is known, but for its exact type, cannot be swapped; None where it can.
+def reason_to_leave(module: Any, known: Container[type]) -> str | None:
+    """Why a recurrent layer or cell that is known, but for its exact type, cannot be swapped; None where it can.
 
     Args:
         known: the classes that can be.
@@ -25,7 +26,7 @@ def reason_to_leave(module: nn.RNNBase, known: Container[type]) -> str | None:
     if type(module) not in known:
         way = "".join(_way(module, theirs) for theirs in (getattr(nn, name) for name in MODULES) if theirs in known)
         return f"it is a subclass, {type(module).__qualname__}, whose own behaviour a swap would drop{way}"
-    names = module._flat_weights_names
+    names = getattr(module, "_flat_weights_names", None) or _names_of_cell(module)
     if any(name not in module._parameters for name in names):  # weight_norm, spectral_norm and prune work like this
         computed = ", ".join(name for name in names if name not in module._parameters)
         return f"a hook computes {computed}, which is no parameter of its own"
@@ -34,6 +35,10 @@ def reason_to_leave(module: nn.RNNBase, known: Container[type]) -> str | None:
     if module.__dict__.get("_compiled_call_impl") is not None:
         return "it was compiled with Module.compile()"
     return None
+
+
+def _names_of_cell(cell: nn.RNNCellBase) -> list[str]:
+    return ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if cell.bias else [])]
 
 
 def _way(module: nn.RNNBase, theirs: type[nn.RNNBase]) -> str:
@@ -73,7 +78,9 @@ def passed_over(module: nn.Module, known: tuple[type, ...]) -> str | None:
         called = None if inside else _calls(module)
         return called and f"its TorchScript calls {called} itself: convert the model before it is scripted or traced"
     if isinstance(module, nn.RNNCellBase):
-        return "it computes one step, and this package's modules whole sequences"
+        has = not isinstance(module, nn.RNNCell)
+        way = ". convert(model, cells=True) swaps it for one with the same sites" if has else ""
+        return f"it computes one step, and this package's modules whole sequences{way}"
     if isinstance(module, nn.RNNBase) and not isinstance(module, (*known, RegularizedRNN)):
         return "this package has no such cell"
     if type(module).__module__.startswith("torch.ao.") and type(module).__name__ in _NAMES:

@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import functional, held, ops
+from . import functional, held
 from .arguments import Rng, check_backend
 from .cells import CELLS
 from .layouts import check_dense, check_packed
 from .options import Spec, rate_of, with_rate
 from .sites import SITE, SITE_NAMES, SITES, Plan, check_combination, make_spec, sites_of, threshold
+from .thresholds import Thresholds
 
 _BETWEEN_LAYERS = ("dropout", "inter_layer_dropout")
 
@@ -25,12 +26,12 @@ DERIVED = ("_plan", "_thresholds", "_placed", "__module__")
 
 
 def _site_property(name: str) -> property:
-    def read(self: RegularizedRNN) -> float:
+    def read(self: Regularized) -> float:
         if not SITE[name].fits(self.mode):
             raise AttributeError(f"{CELLS[self.mode].called} has no {name}")
         return rate_of(self._sites[name]) if name in self._sites else 0.0
 
-    def assign(self: RegularizedRNN, value: Any) -> None:
+    def assign(self: Regularized, value: Any) -> None:
         if "_sites" in self.__dict__:
             self._assign(name, value)
         # else: RNNBase's constructor stores `dropout` before it has checked it; ours configures every site at its end.
@@ -38,24 +39,20 @@ def _site_property(name: str) -> property:
     return property(read, assign, doc=f"The rate of {name}: {SITE[name].meaning}. Takes a rate or an options object.")
 
 
-def _is_real(tensor: Tensor) -> bool:
-    """Whether a module may keep it: not a tensor of tracing or of a torch.func transform, which ends with them."""
-    return torch.compiler.is_dynamo_compiling() or (type(tensor) is Tensor and not ops.functorch_active())
+class Regularized(Thresholds):
+    """What layers and single-step cells share: sites as attributes, and their thresholds."""
 
-
-class RegularizedRNN(nn.RNNBase):
-    """What the layers of every cell share: sites as attributes, their thresholds, and the forward pass."""
-
+    mode: str
+    num_layers: int
+    proj_size: int
+    dropout: float
+    _flat_weights_names: list[str]
     mc: bool
     backend: str | None
     recompute: bool
     _own_switches: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})  # of a class, shown where not the default
     _sites: dict[str, Spec]  # the only truth about rates; replaced, never changed, as replicas share it
     _plan: Plan
-    # The rates as operators read them, on the device of the last call; None where no real tensor could be made yet.
-    # Neither a buffer nor a parameter: whoever allocates, averages or copies those would move the rates.
-    _thresholds: Tensor | None
-    _placed: dict[torch.device, Tensor]  # every such tensor: a captured graph reads its own for ever
 
     # ---------------------------------------------------------------------------------------------------------------
     # Configuration
@@ -168,64 +165,34 @@ class RegularizedRNN(nn.RNNBase):
         """Whether a forward pass now draws masks: in training, and in eval with ``mc``."""
         return self.training or self.mc
 
-    # ---------------------------------------------------------------------------------------------------------------
-    # The rates as a tensor
-    # ---------------------------------------------------------------------------------------------------------------
+    @property
+    def draws(self) -> bool:
+        """Whether a call with masks on has anything to draw."""
+        return bool(self._plan.names)
+
+    def device_of_masks(self) -> torch.device:
+        """Where a hold draws the pair of this module."""
+        return getattr(self, self._flat_weights_names[0]).device
 
     def _rates(self) -> list[int]:
         return [threshold(rate_of(self._sites[name])) if name in self._sites else 0 for name in SITE_NAMES]
 
     def _set_sites(self, specs: dict[str, Spec]) -> None:
-        """Takes new options, and writes what rates differ in place: compiled code and captured graphs read it there."""
         before, self._sites = self._rates(), specs
-        if self.__dict__.get("_is_replica", False):
-            # One of DataParallel's, which lives for a call: it reads its original's tensors, and must not write them.
-            self._forget_thresholds()
-        changed = [(i, new) for i, (old, new) in enumerate(zip(before, self._rates(), strict=True)) if old != new]
-        # Filled, since a copy from the host would make it wait for the device.
-        for thresholds in list(self._placed.values()):
-            for index, rate in changed:
-                thresholds[index].fill_(rate)
-
-    def _forget_thresholds(self) -> None:
-        self._thresholds, self._placed = None, {}
-
-    def _place_thresholds(self) -> None:
-        """Sees to a tensor of rates where the weights are now, so that no call has to make it."""
-        first = next(self.parameters(), None)  # FSDP takes a module's parameters away
-        if first is not None:
-            self._thresholds_on(first.device)
-
-    def _thresholds_on(self, device: torch.device) -> Tensor:
-        """The rates where a call computes. A loader may have put the weights elsewhere, and told nobody."""
-        thresholds = self._thresholds
-        if thresholds is not None and thresholds.device == device:
-            return thresholds
-        thresholds = self._placed.get(device)
-        if thresholds is None:
-            with torch.inference_mode(False):  # it must take new rates anywhere
-                thresholds = torch.tensor(self._rates(), dtype=torch.int64, device=device)
-            if not _is_real(thresholds):
-                return thresholds
-            self._placed[device] = thresholds
-        self._thresholds = thresholds
-        return thresholds
+        self._write_rates(before)
 
     # ---------------------------------------------------------------------------------------------------------------
     # What nn.Module does with a module
     # ---------------------------------------------------------------------------------------------------------------
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        result = super()._apply(fn, recurse)
-        self._place_thresholds()
-        return result
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._place_thresholds()  # assign=True takes parameters off the meta device
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name not in DERIVED}
+        inherited: Any = getattr(super(), "__getstate__", None)  # nn.Module has none before Python 3.11
+        state = self.__dict__ if inherited is None else inherited()
+        return {name: value for name, value in state.items() if name not in DERIVED}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         state = {name: value for name, value in state.items() if name not in DERIVED}
@@ -272,9 +239,9 @@ class RegularizedRNN(nn.RNNBase):
             "fused_rnn_dropout.revert(model)"
         )
 
-    # ---------------------------------------------------------------------------------------------------------------
-    # Forward
-    # ---------------------------------------------------------------------------------------------------------------
+
+class RegularizedRNN(Regularized, nn.RNNBase):
+    """What :class:`LSTM` and :class:`GRU` share: the forward pass over sequences."""
 
     def _call(
         self,
@@ -394,7 +361,7 @@ class RegularizedRNN(nn.RNNBase):
 
 
 for _site in SITES:
-    setattr(RegularizedRNN, _site.name, _site_property(_site.name))
+    setattr(Regularized, _site.name, _site_property(_site.name))
 
 
-__all__ = ["RegularizedRNN"]
+__all__ = ["Regularized", "RegularizedRNN"]

@@ -70,7 +70,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(8, "WEIGHT_IH", "column/4", "row", "SEQ or example", _COLUMNS),
     Kind(9, "WEIGHT_HR", "column/4", "row", "SEQ or example", _COLUMNS),
     Kind(10, "WEIGHT_ROW", "row/4", "0 W_hh, 1 W_ih, 2 W_hr", "SEQ", _ROWS),
-    Kind(11, "EMBEDDING", "word/4", "0 or example", "SEQ", _ROWS),
+    Kind(11, "EMBEDDING", "word/4", "0 or example", "SEQ or step", _ROWS),
 )
 """The counter table. ``counter = (a, b, c, stream)`` with ``stream = kind | direction << 8 | layer << 16``."""
 

@@ -1,0 +1,160 @@
+"""Monte Carlo dropout at test time: the mean of the predictions of several masks (Gal & Ghahramani 2016)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..rnn_base import Regularized
+from ..thresholds import Thresholds
+from .embedding_dropout import EmbeddingDropout
+from .rated import configured
+
+
+@torch.no_grad()
+def mc_predict(
+    model: nn.Module,
+    *inputs: Tensor,
+    samples: int = 100,
+    batch_dim: int = 1,
+    together: int | None = None,
+    power: float = 1.0,
+    temperature: float = 1.0,
+    multiplier: float | Mapping[str, float] = 1.0,
+) -> Tensor:
+    """Probabilities averaged over ``samples`` forward passes of ``model`` with masks on, everything else in eval.
+
+    With p_k = softmax(logits_k / temperature): mean_k p_k. It is probabilities that are averaged, not logits. With
+    another ``power`` a the result is (mean_k p_k^a)^(1/a), normalised again; a = 0 is the geometric mean. Tuning
+    multiplier, power and temperature on validation data is the eval tuning of Melis et al. 2018.
+
+    Samples are rows: the batch is repeated, and row b of sample k has the counters of example k B + b, so that one call
+    has the masks of many samples. Masks of weights, of word types, and those that a batch shares are the same for a
+    whole call: samples that share them would be no independent samples. With such a site each sample gets a call.
+
+    Only masks of this package are on: ``nn.Dropout`` and batch norm stay in eval. Zoneout is sampled, not its
+    expectation. Where a model carries a state over segments, one mask should last for all of them:
+    ``hold_masks(mc_dropout(model))`` around the loop does that, sample by sample.
+
+    Args:
+        model: returns logits (*, V), or a tuple whose first element they are, with the batch in dimension
+            ``batch_dim``.
+        inputs: tensors with the batch in dimension ``batch_dim``.
+        samples: K, at least 1.
+        batch_dim: of inputs and logits; 1 for (T, B), 0 for (B, T).
+        together: samples in one call, at most; all if None. Memory grows with it.
+        power: see above.
+        temperature: above 0.
+        multiplier: on every configured rate while this runs, or by site: ``{"embedding_dropout": 0.0}`` leaves words
+            alone, as the paper's script does. Rates are cut at 1.
+
+    Returns:
+        (*, V): float32, or float64 for float64 logits.
+
+    Raises:
+        ValueError: an argument out of range; a model without a configured site of this package, or ``inputs`` that do
+            not have one number of rows.
+        TypeError: ``model`` is no module, or takes or returns something else.
+    """
+    for name, value, fine in (
+        ("samples", samples, samples >= 1),
+        ("together", together, together is None or together >= 1),
+        ("temperature", temperature, temperature > 0),
+    ):
+        if not fine:
+            raise ValueError(f"{name} should be {'above 0' if name == 'temperature' else 'at least 1'}, got {value}")
+    sites = configured(model)
+    if not sites:
+        raise ValueError("the model has no site of this package configured, so that all samples would be equal")
+    for given in inputs:
+        if not isinstance(given, Tensor):
+            raise TypeError(f"inputs should be tensors, got {type(given).__name__}")
+    rows = {given.size(batch_dim) if given.dim() > batch_dim else -1 for given in inputs}
+    if len(rows) != 1 or rows == {-1}:
+        shapes = ", ".join(str(tuple(given.shape)) for given in inputs)
+        raise ValueError(
+            f"inputs should have one number of rows in dimension {batch_dim}, got shapes {shapes or 'none'}"
+        )
+    batch = rows.pop()
+    most = 1 if any(_one_mask_a_call(module) for module in model.modules()) else together or samples
+    total: Tensor | None = None
+    with _masks_on(model), _scaled(model, sites, multiplier):
+        done = 0
+        while done < samples:
+            count = min(most, samples - done)
+            repeated = [given.repeat([count if d == batch_dim else 1 for d in range(given.dim())]) for given in inputs]
+            logs = _log_probabilities(model(*repeated), temperature)
+            parts = logs.unflatten(batch_dim, (count, batch))
+            parts = parts.sum(batch_dim) if power == 0 else (power * parts).logsumexp(batch_dim)
+            if total is None:
+                total = parts
+            else:
+                total = total + parts if power == 0 else torch.logaddexp(total, parts)
+            done += count
+    assert total is not None
+    # The number of samples is a factor that normalising takes away.
+    return (total / (samples if power == 0 else power)).softmax(-1)
+
+
+def _log_probabilities(result: Any, temperature: float) -> Tensor:
+    logits = result[0] if isinstance(result, (tuple, list)) else result
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"model should return logits, or a tuple that begins with them, got {type(logits).__name__}")
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return (logits / temperature).log_softmax(-1)
+
+
+def _one_mask_a_call(module: nn.Module) -> bool:
+    """Whether a configured site of a module has a mask that does not depend on the example."""
+    if isinstance(module, EmbeddingDropout):
+        return module.draws and module.per == "type"
+    if not isinstance(module, Regularized):
+        return False
+    weight = module.sites.get("weight_dropout")
+    of_weights = weight is not None and not getattr(weight, "per_example", False)
+    return of_weights or any(getattr(spec, "batch_shared", False) for spec in module.sites.values())
+
+
+@contextmanager
+def _masks_on(model: nn.Module) -> Iterator[None]:
+    modules: list[Any] = list(model.modules())
+    before = [(module, module.training, getattr(module, "mc", False)) for module in modules]
+    model.eval()
+    try:
+        for module in modules:
+            if isinstance(module, Thresholds):
+                module.mc = True
+        yield
+    finally:
+        for module, training, mc in before:
+            module.training = training
+            if isinstance(module, Thresholds):
+                module.mc = mc
+
+
+@contextmanager
+def _scaled(
+    model: nn.Module, sites: Mapping[tuple[str, str], float], multiplier: float | Mapping[str, float]
+) -> Iterator[None]:
+    """Every rate times its multiplier."""
+    by_site = multiplier if isinstance(multiplier, Mapping) else {site: multiplier for _, site in sites}
+    unknown = sorted(set(by_site) - {site for _, site in sites})
+    if unknown:
+        raise ValueError(f"multiplier names {', '.join(unknown)}, which no module of the model has configured")
+    if any(not factor >= 0 for factor in by_site.values()):
+        raise ValueError(f"multiplier should be at least 0, got {multiplier}")
+    modules: dict[str, Any] = dict(model.named_modules())
+    try:
+        for (path, site), rate in sites.items():
+            modules[path].set_rate(site, min(1.0, rate * by_site.get(site, 1.0)))
+        yield
+    finally:
+        for (path, site), rate in sites.items():
+            modules[path].set_rate(site, rate)
+
+
+__all__ = ["mc_predict"]
