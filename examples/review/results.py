@@ -29,7 +29,7 @@ Line: TypeAlias = dict[str, Any]
 
 
 class ResultsError(Exception):
-    """A file of results cannot be read or written; the message says where and why."""
+    """Results are not what they should be; the message says where and why."""
 
 
 def _whole_lines(path: Path) -> list[str]:
@@ -38,7 +38,7 @@ def _whole_lines(path: Path) -> list[str]:
         text = path.read_text("utf-8")
     except FileNotFoundError:
         return []
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ResultsError(f"{path}: {error}") from error
     return text[: text.rfind("\n") + 1].splitlines()
 
@@ -47,7 +47,8 @@ def load(path: Path) -> list[Line]:
     """Every line of a file; none where there is no file.
 
     Raises:
-        ResultsError: the file cannot be read, or one of its lines is no result.
+        OSError: the file cannot be read.
+        ResultsError: one of its lines is no result.
     """
     found = []
     for number, text in enumerate(_whole_lines(path), 1):
@@ -67,34 +68,27 @@ def of_grid(lines: Iterable[Line], rows: Iterable[Row]) -> dict[tuple[str, int],
 
 
 def append(path: Path, line: Line) -> None:
-    """Adds a line, whole or not at all for whoever reads at the same time.
-
-    Raises:
-        ResultsError: the file cannot be written.
-    """
+    """Adds a line, whole or not at all for whoever reads at the same time. Raises ``OSError`` where it cannot."""
     data = (json.dumps(line) + "\n").encode()
-    try:
-        with path.open("a+b") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)  # what a killed process left of a line
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise ResultsError(f"{path}: {error.strerror or error}") from error
+    with path.open("a+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)  # what a killed process left of a line
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
 def claim(path: Path, row: str, seed: int) -> Iterator[bool]:
-    """Yields whether this process alone has the cell; the system ends the claim when the process ends, however."""
+    """Yields whether this process alone has the cell; the system ends the claim when the process ends, however.
+
+    Raises:
+        OSError: the folder of locks, beside the results, cannot be written.
+    """
     folder = path.with_suffix(".locks")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / f"{row}, seed {seed}").open("w")
-    except OSError as error:
-        raise ResultsError(f"{folder}: {error.strerror or error}") from error
-    with file:
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{row}, seed {seed}").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

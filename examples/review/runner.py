@@ -62,7 +62,7 @@ def run(grid: Grid, path: Path, display: Display) -> int:
     """Runs what is missing in ``path`` and not claimed by another runner; returns how many cells this one ran.
 
     Raises:
-        CorpusError, ResultsError: the text or the file of results is not as it should be.
+        CorpusError, ResultsError, OSError: the text or the file of results is not as it should be.
         Interrupted: by Ctrl-C. The cell that was being run is lost, every finished one is in ``path``.
     """
     ran = 0

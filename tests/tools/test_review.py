@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -74,7 +75,8 @@ def measured(tmp_path_factory) -> Path:
     """Results of the tiny grid, by two runners that start at the same time."""
     path = tmp_path_factory.mktemp("review") / "results.jsonl"
     command = [sys.executable, "-m", "examples.review", "--results", str(path), "--tiny", "run"]
-    both = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}  # a runner takes one all the same
+    both = [subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     shown = [process.communicate(timeout=300)[0] for process in both]
     assert [process.returncode for process in both] == [0, 0]
     assert sum(text.count("bits per character in epoch") for text in shown) == len(CELLS)
@@ -145,6 +147,20 @@ def test_a_claimed_cell_is_left_to_its_runner(trained, tmp_path):
     with results.claim(path, *CELLS[1]) as ours:
         assert ours
         assert program.main(["--results", str(path), "--tiny", "run"]) == 0
+    assert trained == [CELLS[0], *CELLS[2:]]
+
+
+def test_a_cell_that_was_finished_in_the_meantime_is_not_run_again(trained, tmp_path, monkeypatch):
+    """Another runner finishes a cell after this one has read the results and before it claims the cell."""
+    path, claim = tmp_path / "results.jsonl", results.claim
+
+    def late(path, row, seed):
+        if (row, seed) == CELLS[1]:
+            results.append(path, line(row, seed, [3.0], of=TINY))
+        return claim(path, row, seed)
+
+    monkeypatch.setattr(results, "claim", late)
+    assert program.main(["--results", str(path), "--tiny", "run"]) == 0
     assert trained == [CELLS[0], *CELLS[2:]]
 
 
@@ -307,15 +323,15 @@ def test_tables_between_the_markers_of_a_page(tmp_path):
     page.write_text("".join(f"Prose.\n<!-- review {name}: begin -->old<!-- review {name}: end -->\n" for name in names))
     path = tmp_path / "results.jsonl"
     for seed in (1, 2):
-        results.append(path, line("none", seed, [3.0, 2.5 + seed, 3.5]))
-        results.append(path, line("awd sites", seed, [3.0, 2.25 + seed, 3.5], mc=2.0))
+        results.append(path, line("none", seed, [3.0, 2.5 + seed / 10, 3.5]))
+        results.append(path, line("awd sites", seed, [3.0, 3.0, 2.25 + seed / 10], mc=2.0))
     assert program.main(["--results", str(path), "table", str(page)]) == 0
     text = page.read_text()
     assert "old" not in text and text.count("Prose.") == len(names)
     assert "4 of 349 cells were run" in text
     row = next(one for one in text.splitlines() if one.startswith("| awd sites "))
     assert [cell.strip() for cell in row.strip("|").split("|")][:8] == [
-        "awd sites", "3.000 ± 0.000", "-0.000 ± 0.000", "1", "3.000", "0.500", "-1.000", "2",
+        "awd sites", "2.400 ± 0.635", "-0.250 ± 0.000", "3", "1.900", "0.500", "-0.400", "2",
     ]  # fmt: skip
     assert "`weight_dropout by row 0.5`" in text, "what was not run is said"
     page.write_text("no markers")
@@ -368,6 +384,8 @@ def test_claims_are_answered_yes_no_or_not_run():
     (claim,) = (name for name in verdicts([]) if "per step is better" in name)
     assert verdicts(pair)[claim] == "yes"
     assert verdicts(pair[:4])[claim] == "not run yet", "one seed of both says nothing"
+    vague = [line(step, seed, [2.1 - 0.1 * seed + 0.01 * seed]) for seed in (1, 2, 3)] + pair[3:]
+    assert verdicts(vague)[claim] == "no", "0 is within the interval"
     swapped = [one | {"row": step if one["row"] == sequence else sequence} for one in pair]
     assert verdicts(swapped)[claim] == "no"
 
