@@ -58,8 +58,8 @@ def _forward(summary: Summary, sweeps: dict[str, Sweep]) -> Iterator[Answer]:
 
 
 def _width(summary: Summary, sweeps: dict[str, Sweep]) -> Answer:
-    claim = "the best rate rises with H (weight_dropout, H 128, 256, 384)"
-    found = [_rates(summary, sweeps.get(f"weight_dropout{width}")) for width in (", H 128", "", ", H 384")]
+    claim = "the best rate rises with H (weight_dropout, H 128, 256, 512)"
+    found = [_rates(summary, sweeps.get(f"weight_dropout{width}")) for width in (", H 128", "", ", H 512")]
     if None in found:
         return _answer(claim, None, "")
     best = [best_rate(summary, rows) for rows in found if rows]

@@ -163,7 +163,7 @@ def _other_sweeps(made: _Builder) -> None:
     forward = "locked in 0.2, out 0.5"
     for site in ("weight_dropout", "hidden_dropout", "update_dropout", "cell_dropout"):
         made.sweep(f"{site} with {forward}", _with_forward(site), base=forward)
-    for hidden in (128, 384):
+    for hidden in (128, 512):
         base = made.row(f"none, H {hidden}", {}, 3, hidden=hidden)
         made.sweep(f"weight_dropout, H {hidden}", lambda p: {"weight_dropout": p}, base, hidden=hidden)
     made.row("none, 2 layers", {}, 3, layers=2)

@@ -20,7 +20,8 @@ def _panels(count: int, *, sharey: bool) -> tuple[Any, list[Any]]:
 
     columns = min(count, 4)
     rows = math.ceil(count / columns)
-    figure = Figure(figsize=(3.2 * columns + 0.4, 2.6 * rows + 0.5), layout="constrained")
+    size = (max(7.0, 3.2 * columns + 0.4), 2.6 * rows + 0.5)  # wide enough for its title
+    figure = Figure(figsize=size, layout="constrained")
     axes = list(figure.subplots(rows, columns, sharey=sharey, squeeze=False).flat)
     for unused in axes[count:]:
         unused.remove()

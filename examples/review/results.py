@@ -119,7 +119,7 @@ def provenance() -> dict[str, Any]:
     """What a line says of where it comes from: commit, whether sources differ from it, machine, versions, threads."""
     return _sources() | {
         "machine": f"{processor()}, {ops.cpu_isa()}, {os.cpu_count()} cores",
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),

@@ -74,7 +74,7 @@ SECTIONS: dict[str, Mapping[str, str]] = {
         NONE: "",
         "none, Adam 0.008": "",
         "none, H 128": "",
-        "none, H 384": "",
+        "none, H 512": "",
         "none, 2 layers": "",
         "none, GRU": "",
         "weight_dropout 0.5, GRU": "",
