@@ -108,12 +108,16 @@ def _monte_carlo(summary: Summary) -> Iterator[Answer]:
 
 def _depth(summary: Summary) -> Answer:
     claim = "masks per step hurt more, against masks per sequence, with two layers than with one (rate 0.5)"
-    pairs = (("input, output per step 0.5", "input, output locked 0.5"),
-             ("all places per step 0.5, 2 layers", "all places per sequence 0.5, 2 layers"))  # fmt: skip
-    one, two = (summary.difference(*pair, "best") for pair in pairs)
-    if one is None or two is None:
+    rows = ("all places per step 0.5, 2 layers", "all places per sequence 0.5, 2 layers", "input, output per step 0.5",
+            "input, output locked 0.5")  # fmt: skip
+    found = [summary.rows.get(row, {}) for row in rows]
+    seeds = sorted(set.intersection(*map(set, found)))
+    if len(seeds) < 2:
         return _answer(claim, None, "")
-    return _answer(claim, two.mean > one.mean, f"{one.text('+')} with one, {two.text('+')} with two")
+    best = [[figures[seed]["best"] for seed in seeds] for figures in found]
+    more = Estimate.of([(a - b) - (c - d) for a, b, c, d in zip(*best, strict=True)])
+    assert more.half is not None
+    return _answer(claim, more.mean - more.half > 0, f"{more.text('+')} more (n {more.count})")
 
 
 def answers(summary: Summary, grid: Grid) -> list[Answer]:

@@ -390,6 +390,20 @@ def test_claims_are_answered_yes_no_or_not_run():
     assert verdicts(swapped)[claim] == "no"
 
 
+@pytest.mark.parametrize(
+    ("more", "verdict"), [([0.1, 0.11, 0.12], "yes"), ([0.3, -0.2, 0.1], "no"), ([0.1], "not run yet")]
+)
+def test_claim_of_depth_compares_differences(more, verdict):
+    """Each seed's loss per step less that per sequence, with two layers less with one."""
+    lines = []
+    for seed, extra in enumerate(more, 1):
+        for row, loss in (("all places per step 0.5, 2 layers", 2.5 + extra), ("input, output per step 0.5", 2.5),
+                          ("all places per sequence 0.5, 2 layers", 2.0), ("input, output locked 0.5", 2.0)):  # fmt: skip
+            lines.append(line(row, seed, [loss]))
+    (answer,) = (one for one in claims.answers(Summary(lines), STUDY) if "two layers" in one.claim)
+    assert answer.verdict == verdict
+
+
 def test_the_page_is_what_the_results_say(tmp_path):
     """``python -m examples.review table docs/review.md`` brings it up to date."""
     page = tmp_path / "review.md"
