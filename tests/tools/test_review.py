@@ -391,14 +391,19 @@ def test_claims_are_answered_yes_no_or_not_run():
 
 
 @pytest.mark.parametrize(
-    ("more", "verdict"), [([0.1, 0.11, 0.12], "yes"), ([0.3, -0.2, 0.1], "no"), ([0.1], "not run yet")]
+    ("more", "verdict"),
+    [([0.1, 0.11, 0.12], "yes"), ([-0.1, -0.11, -0.12], "no"), ([0.3, -0.2, 0.1], "no"), ([0.1], "not run yet")],
 )
 def test_claim_of_depth_compares_differences(more, verdict):
     """Each seed's loss per step less that per sequence, with two layers less with one."""
     lines = []
     for seed, extra in enumerate(more, 1):
-        for row, loss in (("all places per step 0.5, 2 layers", 2.5 + extra), ("input, output per step 0.5", 2.5),
-                          ("all places per sequence 0.5, 2 layers", 2.0), ("input, output locked 0.5", 2.0)):  # fmt: skip
+        for row, loss in (
+            ("all places per step 0.5, 2 layers", 2.5 + extra),
+            ("all places per sequence 0.5, 2 layers", 2.0),
+            ("input, output per step 0.5", 2.5),
+            ("input, output locked 0.5", 2.0),
+        ):
             lines.append(line(row, seed, [loss]))
     (answer,) = (one for one in claims.answers(Summary(lines), STUDY) if "two layers" in one.claim)
     assert answer.verdict == verdict
