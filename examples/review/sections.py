@@ -63,6 +63,8 @@ SECTIONS: dict[str, Mapping[str, str]] = {
         "awd without weight_dropout": "68.9",
         **{f"awd without {extra}": "62.7" if extra == "embedding_dropout" else "60.3 (both)" for extra in AWD_EXTRAS},
         "awd, NT-ASGD": "without: 63.7",
+        "embedding_dropout 0.1": "",
+        "AR, TAR 2": "",
     },
     "fraternal": {
         "weight_dropout 0.5": "PTB test perplexity 58.8 (AWD-LSTM)",
