@@ -190,8 +190,8 @@ def convert(
             raise TypeError(f"convert got an unexpected site {name!r}; allowed are {', '.join(SITE_NAMES)}")
         make_spec(name, value)
     for name in sites:
-        lacking = {path or "the module itself": _mode(module) for path, _, _, module in _slots(model)
-                   if type(module) in ours and not SITE[name].fits(_mode(module))}  # fmt: skip
+        lacking = {path or "the module itself": str(module.mode) for path, _, _, module in _slots(model)
+                   if type(module) in _OURS and not SITE[name].fits(str(module.mode))}  # fmt: skip
         if lacking:
             called = " or ".join(dict.fromkeys(CELLS[cell].called for cell in lacking.values()))
             allowed = ", ".join(site.name for site in SITES if all(site.fits(cell) for cell in lacking.values()))
@@ -219,11 +219,6 @@ def convert(
     if not found and not any(isinstance(module, Regularized) for module in model.modules()):
         warnings.warn(f"convert found no {ONE_OF_TORCHS} in the model", stacklevel=2)
     return root
-
-
-def _mode(module: nn.Module) -> str:
-    """Which cell, a row of :data:`cells.CELLS`, one of torch.nn's layers or single-step cells computes."""
-    return str(_CELLS[type(module)].mode if type(module) in _CELLS else module.mode)
 
 
 def _check_sites_of_cells(model: nn.Module, sites: Mapping[str, Any]) -> None:
