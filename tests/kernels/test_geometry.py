@@ -31,7 +31,6 @@ from grids import (
     leaves_of,
     measure,
     module,
-    name_of,
     pack,
     row_of,
     with_gradients,
@@ -41,6 +40,8 @@ from torch.utils.checkpoint import checkpoint
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import ops
+from fused_rnn_dropout.layer_call import REVERSE, Keep, LayerCall
+from fused_rnn_dropout.sites import GROUPS
 
 pytestmark = pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout")
 
@@ -268,11 +269,15 @@ def test_time_in_parts_backwards(cell: str, sites: str) -> None:
     rnn = module(cell, chosen, layers=1, bidirectional=False)
     x, states = inputs_for(rnn, 5, 3)
     rng = frd.draw_rng("cpu")
-    weights = [*rnn._flat_weights, *([None] if row_of(cell).projects and not rnn.proj_size else [])]
+    pairs = rng.expand(len(GROUPS), 2)
 
     def run(x: Tensor, step_offset: int, *initial: Tensor) -> tuple[Tensor, ...]:
-        tail = (None, None, rng, rng, rng, rnn._thresholds, x.dtype, rnn._plan.train_flags, 0, True, step_offset, False)
-        return getattr(ops, name_of(cell).lower())(x, *initial, *weights, *tail)
+        call = LayerCall(
+            row_of(cell).number, x, initial, rnn._flat_weights, None, None, pairs, rnn._thresholds, x.dtype,
+            rnn._plan.train_flags, 0, REVERSE, step_offset, schedule=0, keep=Keep.ALL,
+        )  # fmt: skip
+        y, last = ops.layer(*call)
+        return y, *last
 
     initial = [state[0] for state in states]
     whole = run(x, 7, *initial)
