@@ -5,9 +5,18 @@ The equations stand in :mod:`reference`, in ``triton/cells.py`` and in ``csrc/co
 
 from __future__ import annotations
 
+import enum
 import types
 from collections.abc import Mapping
 from typing import NamedTuple
+
+
+class Keep(enum.IntEnum):
+    """What a forward keeps for its backward: all that this reads, or the states, out of which it computes the rest."""
+
+    NOTHING = 0
+    ALL = 1
+    STATES = 2
 
 
 class Cell(NamedTuple):
@@ -53,6 +62,12 @@ class Cell(NamedTuple):
     def scaled(self) -> bool:
         """Whether h is the memory: kept unscaled, and seen by whoever reads it times the scale of cell dropout."""
         return not self.has_c
+
+    def keeps_beside(self, keep: int) -> bool:
+        """Whether a forward keeps (rows, H) beside the gates, or in their place: c after each step, or what the last
+        gate takes apart, which is computed again where the gates are.
+        """
+        return keep != Keep.NOTHING if self.has_c else self.apart and keep == Keep.ALL
 
 
 def _rnn(number: int, nonlinearity: str) -> Cell:
@@ -111,4 +126,4 @@ A_MODULE = _listed([f"fused_rnn_dropout.{MODULES[0]}", *MODULES[1:]])
 ONE_OF_TORCHS = _listed([f"nn.{name}" for name in MODULES])
 """The same of torch.nn's."""
 
-__all__ = ["A_MODULE", "CELLS", "MODULES", "ONE_OF_TORCHS", "Cell"]
+__all__ = ["A_MODULE", "CELLS", "MODULES", "ONE_OF_TORCHS", "Cell", "Keep"]

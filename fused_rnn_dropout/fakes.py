@@ -77,11 +77,12 @@ def _register_layer(prefix: str, on_gpu: Callable[[Tensor], bool]) -> None:
         cell, gpu, rows = call.row, on_gpu(call.x), _rows(call.x)
         values, memory = kept_dtypes(gpu, call.dtype)
         all_of_it = call.keep == Keep.ALL
-        beside = call.keep if cell.has_c else cell.apart and all_of_it
         states = call.keep and states_apart(cell, gpu, call.dtype, call.flags)
         return (
             call.x.new_empty((rows, cell.gates * direction.units) if all_of_it else 0, dtype=values),
-            call.x.new_empty((rows, direction.units) if beside else 0, dtype=memory if cell.has_c else values),
+            call.x.new_empty(
+                (rows, direction.units) if cell.keeps_beside(call.keep) else 0, dtype=memory if cell.has_c else values
+            ),
             call.x.new_empty((rows, direction.h0.shape[1]) if states else 0, dtype=values),
         )
 
