@@ -1,4 +1,4 @@
-"""One step of an LSTM and of a GRU with every state site, forward and backward, for a block of units.
+"""One step of an LSTM, of a GRU and of a plain RNN with every state site, forward and backward, for a block of units.
 
 ``csrc/core/cells`` in Triton; docs/semantics.md has the equations. Everything here is in registers and in the type that
 the cell computes in.
@@ -105,3 +105,36 @@ def gru_backward(r, z, n, u, h, dh_new, update, memory, numbers, FLAGS: tl.const
     dr = dn * u * r * (1.0 - r)
     dz = e * (h - candidate) * z * (1.0 - z)
     return dr, dz, dn, dn * r, e * z
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# RNN
+# --------------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def rnn_candidate(a, RELU: tl.constexpr):
+    """The activated pre-activation; NaN stays NaN, as in torch.relu."""
+    if RELU:
+        a = tl.where(a <= 0, 0.0, a)
+    else:
+        a = tanh(a)
+    return a
+
+
+@triton.jit
+def rnn_forward(a, update, numbers, RELU: tl.constexpr, FLAGS: tl.constexpr):
+    """In: the pre-activation. Out: the candidate, and the new h before zoneout."""
+    candidate = rnn_candidate(a, RELU)
+    return candidate, drop_update(candidate, update, numbers, FLAGS)
+
+
+@triton.jit
+def rnn_backward(candidate, dh_new, update, numbers, RELU: tl.constexpr, FLAGS: tl.constexpr):
+    """The gradient at the pre-activation, from the candidate and the gradient at the new h."""
+    da = drop_update(dh_new, update, numbers, FLAGS)
+    if RELU:
+        da = tl.where(candidate <= 0, 0.0, da)
+    else:
+        da = da * (1.0 - candidate * candidate)
+    return da
