@@ -69,7 +69,7 @@ ALL_SITES = sum(
     )
 )
 """The most that one kernel draws: masks per step, masks per sequence, and those of hidden dropout."""
-SITES_OF_AN_RNN = ALL_SITES - FLAG["CELL"] - FLAG["ZONEOUT_C"]
+SITES_OF_AN_RNN = ALL_SITES - FLAG["CELL"] - FLAG["CELL_SEQUENCE"] - FLAG["ZONEOUT_C"]
 
 STEP = {"H": 1150, "P": 400, "WIDTH": 1150, "FLAGS": ALL_SITES, "BLOCK": launch.BLOCKS.step}
 SMALL = launch.TILES
