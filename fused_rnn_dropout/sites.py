@@ -434,7 +434,7 @@ def check_combination(
         raise ValueError("weight_dropout has projection=True, but proj_size is 0: there is no projection to drop")
     zoneout = specs.get("zoneout_c")
     if isinstance(zoneout, Zoneout) and zoneout.gate_shared:
-        others = [name for name in ("zoneout_h", "cell_dropout", "update_dropout") if name in specs]
+        others = [site.name for site in STATE_SITES if site.name != "zoneout_c" and site.name in specs]
         if others:
             raise ValueError(f"zoneout_c with gate_shared=True cannot be combined with {', '.join(others)}")
     if "inter_layer_dropout" in specs and num_layers == 1:

@@ -68,7 +68,7 @@ def _of_elements(bits, number, unit, example):
     """The bit of each element of a block among those of its call; byte ``number`` has its site's."""
     _, like = tl.broadcast(unit, example)
     each = tl.reshape(tl.broadcast_to(bits[:, None], (bits.numel, FIELDS)), like.shape)
-    return (each >> (unit % FIELDS + FIELDS * number).to(tl.uint32)) & 1 != 0
+    return (each >> (unit % FIELDS + FIELDS * number).to(bits.dtype)) & 1 != 0
 
 
 @triton.jit
@@ -98,9 +98,10 @@ def state_masks(keys, thresholds, unit, example, step, stream, FLAGS: tl.constex
             limit = tl.where(site == number, tl.load(thresholds + threshold_of(FLAGS, number)), limit)
             if per_step(FLAGS, number):
                 steps = tl.where(site == number, step.to(tl.uint32), steps)
+        wide: tl.constexpr = tl.uint32 if drawing(FLAGS) <= 4 else tl.uint64  # a byte for each site
         call, of_call = _calls(unit, example)
         of_sites = dropped_of_calls(call[None, :], of_call[None, :], steps, fourth, limit, k0, k1)
-        bits = tl.sum(of_sites << (site * FIELDS).to(tl.uint32), axis=0)
+        bits = tl.sum(of_sites.to(wide) << (site * FIELDS).to(wide), axis=0)
     update = _of_state(bits, unit, example, FLAGS, "UPDATE")
     memory = _of_state(bits, unit, example, FLAGS, "CELL")
     zone_c = _of_state(bits, unit, example, FLAGS, "ZONEOUT_C")
