@@ -49,15 +49,15 @@ def rnn_forward_kernel(
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < active) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    update, _, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
 
     sum_ = tl.load(rec + at, inside, other=0.0)
     a = pre_activation(pre, sum_, b_ih, b_hh, (pre_row0 + b) * H + unit, unit, inside)
-    candidate, h_new = rnn_forward(a, update, numbers, RELU, FLAGS)
+    candidate, h_new = rnn_forward(a, drops, numbers, RELU, FLAGS)
     if gates is not None:
         tl.store(gates + row * H + unit, candidate, inside)
     finish(
-        h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, inside, H,
+        h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, stream, drops, inside, H,
         FLAGS,
     )  # fmt: skip
 
@@ -102,11 +102,11 @@ def activate(p: Pass, pre: Tensor, rec: Tensor, gates: Tensor, *, relu: bool) ->
 
 @triton.jit
 def at_gate(
-    dh_new, gates, dgates, numbers, unit, row, update, inside, RELU: tl.constexpr, H: tl.constexpr, FLAGS: tl.constexpr
+    dh_new, gates, dgates, numbers, unit, row, drops, inside, RELU: tl.constexpr, H: tl.constexpr, FLAGS: tl.constexpr
 ):
     """From the gradient at the new h to that at the pre-activation."""
     candidate = tl.load(gates + row * H + unit, inside, other=0.0).to(dh_new.dtype)
-    tl.store(dgates + row * H + unit, rnn_backward(candidate, dh_new, update, numbers, RELU, FLAGS), inside)
+    tl.store(dgates + row * H + unit, rnn_backward(candidate, dh_new, drops, numbers, RELU, FLAGS), inside)
 
 
 @triton.jit(
@@ -136,12 +136,12 @@ def rnn_backward_kernel(
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < tl.maximum(active, sent)) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    update, _, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
-        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, inside, H, FLAGS
+        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, H, FLAGS
     )
-    at_gate(dh_new, gates, dgates, numbers, unit, row, update, inside & (b < active), RELU, H, FLAGS)
+    at_gate(dh_new, gates, dgates, numbers, unit, row, drops, inside & (b < active), RELU, H, FLAGS)
 
 
 def backward_step(k: Backward, rec: Tensor, sites: Sites, batch: Batch, t: int, *, relu: bool) -> None:
