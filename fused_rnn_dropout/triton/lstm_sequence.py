@@ -80,9 +80,7 @@ def lstm_sequence_forward_kernel(
                 g = dot(operand, tl.load(w + 2 * H * H, fits, other=0.0), g, PRECISION)
                 o = dot(operand, tl.load(w + 3 * H * H, fits, other=0.0), o, PRECISION)
 
-            drops = state_masks(
-                keys, thresholds, unit, example, step_offset + t, stream, FLAGS
-            )
+            drops = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
             p = (row - chunk_row) * (4 * H) + unit
             i = pre_activation(pre, i, b_ih, b_hh, p, unit, inside)
             f = pre_activation(pre, f, b_ih, b_hh, p + H, unit + H, inside)
@@ -171,9 +169,7 @@ def lstm_sequence_backward_kernel(
                 later = tl.load(dgates + (after_row0 + b) * (4 * H) + k, (b < sent) & (k < 4 * H), other=0.0)
                 w = tl.load(w_hh + k_ * H + unit, (k_ < 4 * H) & (unit < H), other=0.0)
                 sum_ = dot(later, w, sum_, PRECISION)
-            drops = state_masks(
-                keys, thresholds, unit, example, step_offset + t, stream, FLAGS
-            )
+            drops = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
             dh_new = at_h(
                 sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, H,
                 FLAGS,

@@ -178,9 +178,7 @@ def lstm_projected_backward_kernel(
 ):
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < active) & (unit < H)
-    drops = state_masks(
-        keys, thresholds, unit, examples(example_ids, b, inside), step, stream, FLAGS
-    )
+    drops = state_masks(keys, thresholds, unit, examples(example_ids, b, inside), step, stream, FLAGS)
     at_gates(
         tl.load(dh_new + at, inside, other=0.0), gates, cells, c0, dc, dgates, outputs, numbers, b, unit, row0 + b,
         before_row0, continued, drops, inside, H, FLAGS,
