@@ -91,14 +91,15 @@ def stream(kind: int, layer: int, direction: int = 0) -> int:
 
 
 class Site(NamedTuple):
-    """One row of the table of sites: its argument, its options, the rng group it draws from, and the field of a cell's
-    row without which a cell does not have it.
+    """One row of the table of sites: its argument, its options, the rng group it draws from, the bit of ``flags`` that
+    says that it is configured inside a layer, and the field of a cell's row without which a cell does not have it.
     """
 
     name: str
     spec: type
     group: str
     meaning: str
+    flag: str = ""
     needs: str = ""
 
     def fits(self, cell: str) -> bool:
@@ -113,12 +114,12 @@ SITES: tuple[Site, ...] = (
     Site("input_dropout", LockedDropout, "input", _DROP),
     Site("inter_layer_dropout", LockedDropout, "inter_layer", _DROP),
     Site("output_dropout", LockedDropout, "output", _DROP),
-    Site("hidden_dropout", HiddenDropout, "hidden", "a unit being zeroed"),
-    Site("weight_dropout", WeightDropout, "weight", "a weight being zeroed"),
-    Site("update_dropout", UpdateDropout, "state", "a candidate unit being zeroed"),
-    Site("cell_dropout", CellDropout, "state", "a memory unit being zeroed", "carries"),
-    Site("zoneout_c", Zoneout, "state", "a unit keeping its old value", "has_c"),
-    Site("zoneout_h", Zoneout, "state", "a unit keeping its old value"),
+    Site("hidden_dropout", HiddenDropout, "hidden", "a unit being zeroed", "HIDDEN"),
+    Site("weight_dropout", WeightDropout, "weight", "a weight being zeroed", "WEIGHT_HH"),
+    Site("update_dropout", UpdateDropout, "state", "a candidate unit being zeroed", "UPDATE"),
+    Site("cell_dropout", CellDropout, "state", "a memory unit being zeroed", "CELL", "carries"),
+    Site("zoneout_c", Zoneout, "state", "a unit keeping its old value", "ZONEOUT_C", "has_c"),
+    Site("zoneout_h", Zoneout, "state", "a unit keeping its old value", "ZONEOUT_H"),
 )
 """Every site, in the order of the thresholds tensor."""
 
