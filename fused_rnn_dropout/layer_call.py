@@ -13,8 +13,9 @@ from .sites import FLAG, SITES
 
 _CELLS = tuple(CELLS.values())
 _INSIDE = [site for site in SITES if site.flag]
-_ABSENT = [sum(FLAG[site.flag] for site in _INSIDE if not site.fits(name)) for name in CELLS]
-"""Of each cell, the bits of ``flags`` of the sites that it does not have, which its kernels pass over."""
+_PRESENT = [[site.name for site in _INSIDE if site.fits(name)] for name in CELLS]
+_ABSENT = [[site for site in _INSIDE if not site.fits(name)] for name in CELLS]
+"""Of each cell, the sites inside a layer that it does not have: its kernels pass over their bits of ``flags``."""
 
 FORWARD, REVERSE, BOTH = 1, 2, 3
 """The ``directions`` of a layer."""
@@ -115,14 +116,12 @@ class LayerCall(NamedTuple):
             f"{', then w_hr where there is a projection,' if row.projects else ','} of each direction, got "
             f"{len(self.weights)} tensors for {count}",
         )
-        if self.flags & _ABSENT[self.cell]:
-            allowed = [site.name for site in _INSIDE if site.fits(row.name)]
-            others = [site.name for site in _INSIDE if not site.fits(row.name) and self.flags & FLAG[site.flag]]
-            _check(
-                False,
-                f"flags must be of sites that cell {self.cell} has: {', '.join(allowed)}; got that of "
-                f"{', '.join(others)}",
-            )
+        others = [site.name for site in _ABSENT[self.cell] if self.flags & FLAG[site.flag]]
+        _check(
+            not others,
+            f"flags must be of sites that cell {self.cell} has: {', '.join(_PRESENT[self.cell])}; got that of "
+            f"{', '.join(others)}",
+        )
         _check(
             "w_hr" in _WEIGHTS[each] or not self.flags & FLAG["WEIGHT_HR"],
             f"flags must not have WEIGHT_HR where weights hold no w_hr, got {self.flags}",

@@ -51,10 +51,11 @@ inline void check_sites(int64_t cell, bool projects, int64_t flags) {
   for (int site = 0; site < NUM_SITES; ++site) {
     if (!SITE_FLAGS[site]) continue;
     const bool has = CELLS[cell].has_site(site);
-    if (has || (flags & SITE_FLAGS[site])) (has ? allowed : others).append(", ").append(SITE_NAMES[site]);
+    std::string& names = has ? allowed : others;
+    if (has || (flags & SITE_FLAGS[site])) names.append(names.empty() ? "" : ", ").append(SITE_NAMES[site]);
   }
-  STD_TORCH_CHECK(others.empty(), "flags must be of sites that cell ", cell, " has: ", allowed.substr(2),
-                  "; got that of ", others.substr(std::min<size_t>(2, others.size())));
+  STD_TORCH_CHECK(others.empty(), "flags must be of sites that cell ", cell, " has: ", allowed, "; got that of ",
+                  others);
   STD_TORCH_CHECK(projects || !(flags & FLAG_WEIGHT_HR),
                   "flags must not have WEIGHT_HR where weights hold no w_hr, got ", flags);
 }

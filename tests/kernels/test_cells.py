@@ -95,12 +95,10 @@ def test_operators_refuse_the_flags_of_sites_that_their_cell_does_not_have(
 
     assert others or cell.name == "LSTM"
     for given in [[site] for site in others] + [others] * bool(others):
-        names = ", ".join(site.name for site in given)
-        flags = sum(FLAG[site.flag] for site in given)
-        for beside in (0, FLAG["HIDDEN"] | FLAG["MASKS_ON"]):
-            refused(
-                flags | beside, f"flags must be of sites that cell {cell.number} has: {allowed}; got that of {names}"
-            )
+        got, flags = ", ".join(site.name for site in given), sum(FLAG[site.flag] for site in given)
+        message = f"flags must be of sites that cell {cell.number} has: {allowed}; got that of {got}"
+        refused(flags, message)
+        refused(flags | FLAG["HIDDEN"] | FLAG["MASKS_ON"], message)
     projection = FLAG["WEIGHT_HR"] | FLAG["WEIGHT_HH"]
     refused(projection, f"flags must not have WEIGHT_HR where weights hold no w_hr, got {projection}")
 
