@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 import warnings
@@ -18,6 +19,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fused_rnn_dropout as frd
+from fused_rnn_dropout.cell_modules import SITES_OF_CELLS
 from fused_rnn_dropout.cells import MODULES
 from fused_rnn_dropout.sites import SITE_NAMES
 
@@ -223,6 +225,17 @@ def test_a_refused_assignment_changes_nothing() -> None:
         with pytest.raises((TypeError, ValueError)):
             setattr(rnn, name, value)
         assert (dict(rnn.sites), rnn._plan, rnn._thresholds.tolist()) == before
+
+
+@pytest.mark.parametrize("module", [frd.LSTM, frd.GRU, frd.RNN, frd.LSTMCell, frd.GRUCell])
+def test_a_constructor_takes_each_site_that_its_cell_has(module: Any) -> None:
+    """Under its name, in the order of the table, and gives it to the module."""
+    inside = SITES_OF_CELLS if issubclass(module, nn.RNNCellBase) else SITE_NAMES
+    expected = [name for name in inside if has(module.__name__.removesuffix("Cell"), name)]
+    assert [name for name in inspect.signature(module.__init__).parameters if name in SITE_NAMES] == expected
+    layers = {} if issubclass(module, nn.RNNCellBase) else {"num_layers": 2}
+    for name in expected:
+        assert list(module(I, H, **layers, **{name: 0.3}).sites) == [name]
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
