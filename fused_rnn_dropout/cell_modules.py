@@ -70,10 +70,7 @@ class RegularizedCell(Regularized, nn.RNNCellBase):
         return [getattr(self, name) for name in self._flat_weights_names]
 
     def _commit(self, specs: dict[str, Spec], stacklevel: int = 1) -> None:
-        called, allowed = (
-            f"{CELLS[self.mode].called}Cell",
-            [name for name in sites_of(self.mode) if name in SITES_OF_CELLS],
-        )
+        allowed = [name for name in sites_of(self.mode) if name in SITES_OF_CELLS]
         for name, spec in specs.items():
             if name not in SITES_OF_CELLS:
                 raise ValueError(
