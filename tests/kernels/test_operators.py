@@ -775,7 +775,7 @@ BAD |= {
 BAD |= {
     "LSTM-c0_rows": Bad("layer", _longer("c0"), "h0|c0", {"cell": "LSTM"}),
     "LSTM-c0_1d": Bad("layer", _put(c0=torch.randn(H)), "c0", {"cell": "LSTM"}),
-    "LSTM-no_projection": Bad("layer", _cut("weights"), "h0 must have as many units", _projected),
+    "LSTM-no_projection": Bad("layer", _cut("weights"), "h0 must have as many units", _projected | {"masks": NO_SITES}),
     "LSTM-w_hr_rows": Bad("layer", _longer("w_hr"), "w_hr has a shape", _projected),
     "LSTM-wide_projection": Bad("layer", _wide_projection, "h0|w_hr|proj", _projected),
     "LSTM-rng_none_for_w_hr": Bad(

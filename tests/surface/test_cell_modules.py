@@ -113,7 +113,7 @@ def test_bad_input_in_torchs_words(cell: str) -> None:
             mine(*given)
         assert str(found.value) == str(right.value)
     for given, error, message in (
-        ((x.tolist(),), TypeError, "input of a .*Cell should be a Tensor, got list"),
+        ((x.tolist(),), TypeError, "input of an? .*Cell should be a Tensor, got list"),
         ((x.to_sparse(),), TypeError, "should be a dense tensor"),
         ((x, [1, 2, 3]), TypeError, "hx of an? .*Cell should be"),
         ((x, tuple(s.float() for s in hx(B, H)) if pair else hx(B, H).float()), RuntimeError, "not the same dtype"),
@@ -224,11 +224,12 @@ def test_sites_that_a_step_has_not(cell: str) -> None:
             build(cell, **{name: 0.1})
         for configure in (lambda: mine.set_rate(name, 0.1), lambda: setattr(mine, name, 0.1)):  # noqa: B023
             with pytest.raises(
-                ValueError, match=rf"{name} is not a site of an? {cell}Cell.*allowed sites are input_drop"
-            ):
+                ValueError, match=rf"{name} is not a site of an? {cell}Cell.*sites are input_d"
+            ) as refused:
                 configure()
+            assert ("zoneout_c" in str(refused.value)) == (cell == "LSTM")
         assert not mine.sites
-    with pytest.raises(ValueError, match="zoneout_h of a .*Cell has no output='unzoned'"):
+    with pytest.raises(ValueError, match="zoneout_h of an? .*Cell has no output='unzoned'"):
         build(cell, zoneout_h=frd.Zoneout(0.1, output="unzoned"))
     with pytest.raises(ValueError, match="zoneout_c of an LSTMCell has no gate_shared=True"):
         build("LSTM", zoneout_c=frd.Zoneout(0.1, gate_shared=True), backend="reference")
