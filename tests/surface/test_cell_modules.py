@@ -267,6 +267,11 @@ def test_compiled(cell: str) -> None:
     assert counter.frame_count == 1
 
 
+@pytest.mark.parametrize("cell", CELLS)
+def test_explained_under_its_own_name(cell: str) -> None:
+    assert frd.explain(build(cell), torch.randn(B, I, dtype=torch.float64)).module.startswith(f"{cell}Cell({I}, {H}")
+
+
 def test_mc_dropout_reaches_cells() -> None:
     mine, x = build("GRU", zoneout_h=0.5).eval(), torch.randn(B, I, dtype=torch.float64)
     frd.mc_dropout(nn.Sequential(mine))
