@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fused_rnn_dropout import __version__
+from fused_rnn_dropout.cells import MODULES
 from fused_rnn_dropout.program import run_program
 
 from . import floor, gpu, memory, plots
@@ -17,8 +18,6 @@ from .profile import profile
 from .report import criteria_table, into_pages, report
 from .run import DTYPES, Settings, load, run
 from .shapes import QUICK, SHAPES
-
-_CELLS = ("LSTM", "GRU")
 
 
 def _choice(kind: str, allowed: Sequence[str]) -> Any:
@@ -41,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     commands = made.add_subparsers(dest="command", metavar="[report | pages | profile | floor]")
     shapes, contenders = [shape.name for shape in SHAPES], list(BY_NAME)
     made.add_argument("--shapes", type=_choice("shape", shapes), help=", ".join(shapes))
-    made.add_argument("--cells", type=_choice("cell", _CELLS), default=_CELLS)
+    made.add_argument("--cells", type=_choice("cell", MODULES), default=MODULES)
     made.add_argument("--tasks", type=_choice("task", TASKS), default=TASKS, help=", ".join(TASKS))
     made.add_argument(
         "--contenders",
@@ -70,13 +69,13 @@ def parser() -> argparse.ArgumentParser:
     pages.add_argument("root", type=Path, nargs="?", default=Path("."), help="the checkout (default: here)")
     taken_apart = commands.add_parser("profile", help="where the time of our own calls goes")
     taken_apart.add_argument("--shapes", type=_choice("shape", shapes), default=tuple(shapes))
-    taken_apart.add_argument("--cells", type=_choice("cell", _CELLS), default=_CELLS)
+    taken_apart.add_argument("--cells", type=_choice("cell", MODULES), default=MODULES)
     taken_apart.add_argument("--task", choices=TASKS, default="train")
     taken_apart.add_argument("--threads", type=int, default=2)
     least = commands.add_parser("floor", help="what a GPU cannot do without, by arithmetic alone; needs no GPU")
     least.add_argument("page", type=Path, nargs="?", help="put the tables between the markers of this page")
     least.add_argument("--shapes", type=_choice("shape", shapes), default=tuple(shapes))
-    least.add_argument("--cells", type=_choice("cell", _CELLS), default=_CELLS)
+    least.add_argument("--cells", type=_choice("cell", MODULES), default=MODULES)
     least.add_argument("--dtypes", type=_choice("dtype", tuple(floor.BYTES)), default=tuple(floor.BYTES))
     return made
 

@@ -12,10 +12,12 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import cudnn_library, library
+from fused_rnn_dropout.cells import ONE_OF_TORCHS
+from fused_rnn_dropout.sites import SITE
 
 from . import baselines
 from .loops import Loop, WeightDrop
-from .shapes import Shape
+from .shapes import Shape, row_of
 
 TASKS = ("train", "forward", "eval")
 """Forward and backward; forward that keeps what backward needs; eval under no_grad."""
@@ -29,13 +31,13 @@ RATES = {
     "zoneout_h": 0.1,
     "output_dropout": 0.2,
 }
-"""Every site that one layer has and that can be on beside the others; a GRU has no ``zoneout_c``."""
+"""Every site that one layer has and that can be on beside the others; not every cell has ``zoneout_c``."""
 
 ONLY_LINEAR = ("input_dropout", "weight_dropout", "output_dropout")
 
 
 def rates_of(cell: str) -> dict[str, float]:
-    return {name: rate for name, rate in RATES.items() if cell == "LSTM" or name != "zoneout_c"}
+    return {name: rate for name, rate in RATES.items() if SITE[name].fits(row_of(cell).name)}
 
 
 def _ours(cell: str, shape: Shape, names: tuple[str, ...] | None = (), **options: Any) -> nn.Module:
@@ -89,7 +91,7 @@ class Contender(NamedTuple):
 _ALL = ("large", "small", "other", "packed")
 
 CONTENDERS = (
-    Contender("torch", "nn.LSTM or nn.GRU, no dropout", _torch, kinds=_ALL, graph=True),
+    Contender("torch", f"{ONE_OF_TORCHS}, no dropout", _torch, kinds=_ALL, graph=True),
     Contender("none", "ours, no site", _ours),
     Contender("weights", "ours, sites on weights, input and output", lambda c, s: _ours(c, s, ONLY_LINEAR)),
     Contender("all", "ours, every site", lambda c, s: _ours(c, s, None), kinds=_ALL),
@@ -184,7 +186,7 @@ _TORCH_ON_GPU = (
     ),
     Contender(
         "torch-float16",
-        "nn.LSTM or nn.GRU in float16, for which cuDNN has persistent kernels",
+        f"{ONE_OF_TORCHS} in float16, for which cuDNN has persistent kernels",
         _torch,
         graph=True,
         dtype="float16",

@@ -11,7 +11,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import NamedTuple
 
-from .shapes import Shape
+from fused_rnn_dropout.cells import Cell
+
+from .shapes import Shape, row_of
 
 STATE = 4
 """Bytes of a number of the running state, which is float32 for float32, bfloat16 and float16."""
@@ -47,7 +49,8 @@ class Layer(NamedTuple):
     """A cell on a shape, with values of ``e`` bytes.
 
     ``states_apart``: whether h is stored beside the output, since backward cannot read it from there: with
-    ``Zoneout(output="unzoned")`` on h, and for a GRU with cell dropout, which the sites above are not.
+    ``Zoneout(output="unzoned")`` on h, and with cell dropout where h is the memory, which the
+    sites above are not.
     """
 
     cell: str
@@ -61,8 +64,22 @@ class Layer(NamedTuple):
         return self.e if self.states_apart else 0
 
     @property
+    def row(self) -> Cell:
+        return row_of(self.cell)
+
+    @property
     def gates(self) -> int:
-        return 4 if self.cell == "LSTM" else 3
+        return self.row.gates
+
+    @property
+    def wide(self) -> int:
+        """Values of a unit and a step that are kept, and gradients that are sent on: of gates, and of what is apart."""
+        return self.row.gates + self.row.apart
+
+    @property
+    def before(self) -> int:
+        """Bytes of the memory before a step that its backward reads."""
+        return 0 if not self.row.carries else STATE if self.row.has_c else self.e
 
     @property
     def rows(self) -> int:
@@ -104,13 +121,12 @@ class Layer(NamedTuple):
     @property
     def kept(self) -> int:
         """Bytes kept for backward beside the input and h, which is the output or, ``states_apart``, takes its place."""
-        wide = 4 * self.e + (STATE if self.cell == "LSTM" else 0)  # gates and c; r, z, n and u
-        return self.rows * self.shape.units * wide
+        return self.rows * self.shape.units * self.wide * self.e + self.kept_states
 
     @property
     def kept_states(self) -> int:
         """The same with ``recompute=True``."""
-        return self.rows * self.shape.units * (STATE if self.cell == "LSTM" else 0)
+        return self.rows * self.shape.units * (STATE if self.row.has_c else 0)
 
 
 def _product(layer: Layer, name: str, m: int, k: int, n: int, times: int = 1, out: int | None = None) -> Work:
@@ -159,10 +175,10 @@ def _once(layer: Layer) -> list[Work]:
 def _gradients(layer: Layer, out: int | None = None) -> list[Work]:
     """The products of all steps after the last one."""
     N, I, H, G = layer.rows, layer.shape.inputs, layer.shape.units, layer.gates
-    if G == 4 or out is not None:
+    if not layer.row.apart or out is not None:
         of_input = [_product(layer, "dW", G * H, N, I, out=out)]
-    else:  # rows of r and z, and rows of n
-        of_input = [_product(layer, "dW", rows * H, N, I) for rows in (2, 1)]
+    else:  # the rows of the last gate by themselves
+        of_input = [_product(layer, "dW", rows * H, N, I) for rows in (G - 1, 1)]
     return [_product(layer, "dx", N, G * H, I), *of_input, _product(layer, "dU", G * H, N, H, out=out)]
 
 
@@ -170,12 +186,12 @@ def alternating(layer: Layer) -> tuple[list[Work], list[Work]]:
     """``csrc/cuda/schedules/alternating.cpp``: forward and backward."""
     shape, e, s = layer.shape, layer.e, STATE
     N, B, I, H, G, sizes = layer.rows, shape.batch, shape.inputs, shape.units, layer.gates, layer.sizes()
-    lstm = layer.cell == "LSTM"
-    more = layer.stored_state
-    # LSTM: W x, U h, c twice, h twice, a byte of masks, the operand, out, gates. GRU: the same without c, and u.
-    forward = more + (8 * e + 4 * s + 1 + 2 * e + 4 * e if lstm else 6 * e + 2 * s + 1 + 2 * e + 4 * e)
-    backward = 2 * e + 4 * s + 4 * e + s + 1 + 4 * e if lstm else 2 * e + 2 * s + 5 * e + 1 + 4 * e
-    far = (4 * e + 4 * e + s + e, e + 4 * e + s + 4 * e) if lstm else (3 * e + 4 * e + e, e + 5 * e + 4 * e)
+    row, more, kept, before = layer.row, layer.stored_state, layer.wide * e, layer.before
+    # W x, U h, each state twice, a byte of masks, the operand, out, what is kept of the gates.
+    forward = more + 2 * G * e + 2 * s * row.states + 1 + 2 * e + kept
+    # Gradients at out and through U, each state's twice, what was kept, a byte of masks, gradients of the gates.
+    backward = 2 * e + 2 * s * row.states + kept + before + 1 + kept
+    far = (G * e + kept + s * row.has_c + e, e + kept + before + kept)
     first = [
         *_sites_around(layer, layer.pieces),
         *_once(layer),
@@ -185,16 +201,16 @@ def alternating(layer: Layer) -> tuple[list[Work], list[Work]]:
         *_pointwise(sizes, H, "step", forward, far[0] + more, 2 * G * s),
     ]
     sums = 2 if N > COLUMN_SUM_ROWS else 1  # the second pass sums what the blocks of the first one leave
-    columns = (4 * H,) if lstm else (2 * H, H, 3 * H)
+    columns = ((G - 1) * H, H, G * H) if row.apart else (G * H,)
     last = [
         *_sites_around(layer, layer.pieces),
         *_once(layer),
-        *([] if lstm else [_kernel("masked_weight", G * H * I, 2 * e, e)]),  # W with its rows in another order
+        *([_kernel("masked_weight", G * H * I, 2 * e, e)] * row.apart),  # W with its rows in another order
         _kernel("operand", N * H / layer.pieces, 2 * e + 1, 2 * e, layer.pieces),
         *_steps(layer, sizes, "through U", G * H, H, e),
         *_pointwise(sizes, H, "step", backward, far[1]),
         _kernel("leave", B * H, 2 * s + e + 1, 0),
-        *([_kernel("leave", B * H, 2 * s + 1, 0)] if lstm else []),  # of c, which no product read
+        *([_kernel("leave", B * H, 2 * s + 1, 0)] * row.has_c),  # of c, which no product read
         *_gradients(layer),
         _kernel("masked_weight", G * H * H, 2 * e, e),
         *[_kernel("column_sums", N * width, e, e) for width in columns],
@@ -244,11 +260,11 @@ def _input_products(layer: Layer) -> list[Work]:
 def _triton(layer: Layer, steps: tuple[list[Work], list[Work]]) -> tuple[list[Work], list[Work]]:
     """What both schedules of Triton's share, around their steps."""
     e, s, H = layer.e, STATE, layer.shape.units
-    state, lstm = layer.shape.batch * H, layer.cell == "LSTM"
+    state, has_c = layer.shape.batch * H, layer.row.has_c
     around = [*_sites_around(layer, layer.runs), *_triton_once(layer)]
     # Of c neither is what a product reads written, nor the gradient of that read.
-    enters = [*([_kernel("enter", state, 2 * s, 0)] if lstm else []), _kernel("enter", state, 2 * s + e, 0)]
-    leaves = [_kernel("leave", state, 3 * s, 0), *([_kernel("leave", state, 2 * s, 0)] if lstm else [])]
+    enters = [*([_kernel("enter", state, 2 * s, 0)] * has_c), _kernel("enter", state, 2 * s + e, 0)]
+    leaves = [_kernel("leave", state, 3 * s, 0), *([_kernel("leave", state, 2 * s, 0)] * has_c)]
     first = [*around, *enters, *_input_products(layer), *steps[0]]
     last = [
         *around,
@@ -264,11 +280,10 @@ def _triton(layer: Layer, steps: tuple[list[Work], list[Work]]) -> tuple[list[Wo
 def triton_alternating(layer: Layer) -> tuple[list[Work], list[Work]]:
     """Triton's step kernels between torch's products, which write sums of the state's type."""
     e, s, H, G, sizes = layer.e, STATE, layer.shape.units, layer.gates, layer.sizes()
-    lstm = layer.cell == "LSTM"
-    more = layer.stored_state
-    forward = more + (8 * s + 4 * s + 2 * e + 4 * e + s if lstm else 6 * s + 2 * s + 2 * e + 4 * e)
-    backward = s + e + 4 * s + 4 * e + s + 4 * e if lstm else s + e + 2 * s + 5 * e + 4 * e
-    far = (4 * s + 4 * e + s + e, e + 4 * e + s + 4 * e) if lstm else (3 * s + 4 * e + e, e + 5 * e + 4 * e)
+    row, more, kept, before = layer.row, layer.stored_state, layer.wide * e, layer.before
+    forward = more + 2 * G * s + 2 * s * row.states + 2 * e + kept + s * row.has_c
+    backward = s + e + 2 * s * row.states + kept + before + kept
+    far = (G * s + kept + s * row.has_c + e, e + kept + before + kept)
     first = [
         *_steps(layer, sizes, "U h", H, G * H, s),
         *_pointwise(sizes, H, "step", forward, far[0] + more, 2 * G * s),
@@ -280,11 +295,11 @@ def triton_alternating(layer: Layer) -> tuple[list[Work], list[Work]]:
 def triton_sequence(layer: Layer) -> tuple[list[Work], list[Work]]:
     """Triton's whole-sequence kernels: a program does all steps of 16 rows, and reads all of U at each of them."""
     e, s, H, G = layer.e, STATE, layer.shape.units, layer.gates
-    lstm, programs, steps = layer.cell == "LSTM", -(-layer.shape.batch // TILE_ROWS), len(layer.sizes())
-    more = layer.stored_state
-    forward = more + (4 * s + 4 * s + 2 * e + 4 * e + s if lstm else 3 * s + 2 * s + 2 * e + 4 * e)
-    backward = e + 4 * s + 4 * e + s + 4 * e if lstm else e + 2 * s + 5 * e + 4 * e
-    far = (4 * s + 4 * e + s + e, e + 4 * e + s + 4 * e) if lstm else (3 * s + 4 * e + e, e + 5 * e + 4 * e)
+    programs, steps = -(-layer.shape.batch // TILE_ROWS), len(layer.sizes())
+    row, more, kept, before = layer.row, layer.stored_state, layer.wide * e, layer.before
+    forward = more + G * s + 2 * s * row.states + 2 * e + kept + s * row.has_c
+    backward = e + 2 * s * row.states + kept + before + kept
+    far = (G * s + kept + s * row.has_c + e, e + kept + before + kept)
 
     def whole(name: str, moved: float, far: float, times: int) -> Work:
         flops = 2.0 * programs * TILE_ROWS * steps * G * H * H / times

@@ -72,7 +72,8 @@ def footprint(layer: Layer) -> float:
     """Bytes that a forward and backward keep or write: weights, input, output, what is kept, gradients of gates."""
     shape = layer.shape
     weights = layer.gates * shape.units * (shape.inputs + shape.units) * layer.e
-    return 2 * weights + layer.kept + layer.rows * (2 * shape.inputs + 2 * shape.units + 4 * shape.units) * layer.e
+    values = 2 * shape.inputs + (2 + layer.wide) * shape.units
+    return 2 * weights + layer.kept + layer.rows * values * layer.e
 
 
 def floor(name: str, layer: Layer, gpu: Gpu, dtype: str, latency: float) -> float:

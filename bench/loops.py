@@ -1,4 +1,4 @@
-"""What people write today: an RNN as a Python loop with its dropouts, and weight drop around torch's own LSTM."""
+"""What people write today: an RNN as a Python loop with its dropouts, and weight drop around torch's own layers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-Step = Callable[..., Any]
+from .shapes import row_of
+
+Step = Callable[..., tuple[Tensor, ...]]
 
 
 def _zone(keep: float, old: Tensor, new: Tensor, training: bool) -> Tensor:
@@ -48,21 +50,33 @@ def gru_step(
     hidden: Tensor | None,
     rates: dict[str, float],
     training: bool,
-) -> Tensor:
-    """One step: ``projected`` (B, 3H) is W x + b_ih; returns h."""
+) -> tuple[Tensor]:
+    """One step: ``projected`` (B, 3H) is W x + b_ih; returns h alone."""
     read = h if hidden is None else h * hidden
     input_r, input_z, input_n = projected.chunk(3, 1)
     r, z, n = torch.addmm(b_hh, read, w_hh.t()).chunk(3, 1)
     reset, keep = torch.sigmoid(input_r + r), torch.sigmoid(input_z + z)
     candidate = F.dropout(torch.tanh(input_n + reset * n), rates["update_dropout"], training)
-    return _zone(rates["zoneout_h"], h, (1 - keep) * candidate + keep * h, training)
+    return (_zone(rates["zoneout_h"], h, (1 - keep) * candidate + keep * h, training),)
+
+
+def rnn_step(
+    projected: Tensor, h: Tensor, w_hh: Tensor, hidden: Tensor | None, rates: dict[str, float], training: bool
+) -> tuple[Tensor]:
+    """One step: ``projected`` (B, H) is W x + b; returns h alone."""
+    read = h if hidden is None else h * hidden
+    candidate = F.dropout(torch.tanh(projected + read @ w_hh.t()), rates["update_dropout"], training)
+    return (_zone(rates["zoneout_h"], h, candidate, training),)
+
+
+STEPS: dict[str, Step] = {"LSTM": lstm_step, "GRU": gru_step, "RNN": rnn_step}
 
 
 class Loop(nn.Module):
     """One layer as a loop over time, its product with the inputs taken out of the loop.
 
     Args:
-        cell: "LSTM" or "GRU".
+        cell: of :data:`STEPS`.
         inputs, units: widths.
         rates: by the names of the library's sites; those that are missing are 0.
         careful: whether the steps of that product are taken apart by one ``unbind``. Published loops index it at each
@@ -85,9 +99,9 @@ class Loop(nn.Module):
         compiled: bool = False,
     ) -> None:
         super().__init__()
-        gates = 4 if cell == "LSTM" else 3
+        self.row, self.units, self.careful = row_of(cell), units, careful
+        gates = self.row.gates
         names = ("input_dropout", "output_dropout", "hidden_dropout", "weight_dropout", "update_dropout")
-        self.cell, self.units, self.careful = cell, units, careful
         self.rates = {name: rates.get(name, 0.0) for name in (*names, "zoneout_c", "zoneout_h")}
         bound = 1 / math.sqrt(units)
         for name, shape in (
@@ -97,8 +111,7 @@ class Loop(nn.Module):
             ("bias_hh_l0", (gates * units,)),
         ):
             self.register_parameter(name, nn.Parameter(torch.empty(shape).uniform_(-bound, bound)))
-        step: Step = lstm_step if cell == "LSTM" else gru_step
-        self.step = torch.compile(step, dynamic=False) if compiled else step
+        self.step = torch.compile(STEPS[cell], dynamic=False) if compiled else STEPS[cell]
 
     def _mask(self, name: str, like: Tensor) -> Tensor | None:
         """One mask for all steps: (B, width)."""
@@ -113,22 +126,20 @@ class Loop(nn.Module):
         if mask is not None:
             x = x * mask
         w_hh = F.dropout(self.weight_hh_l0, self.rates["weight_dropout"], self.training)
-        h = c = x.new_zeros(x.size(1), self.units)
-        hidden = self._mask("hidden_dropout", h)
-        lstm = self.cell == "LSTM"
-        bias = self.bias_ih_l0 + self.bias_hh_l0 if lstm else self.bias_ih_l0
+        state = (x.new_zeros(x.size(1), self.units),) * self.row.states
+        hidden = self._mask("hidden_dropout", state[0])
+        bias, recurrent = self.bias_ih_l0 + self.bias_hh_l0, (w_hh,)
+        if self.row.apart:
+            bias, recurrent = self.bias_ih_l0, (w_hh, self.bias_hh_l0)
         outputs = []
         projections = F.linear(x, self.weight_ih_l0, bias)
         steps = projections.unbind(0) if self.careful else (projections[t] for t in range(len(projections)))
         for projected in steps:
-            if lstm:
-                h, c = self.step(projected, h, c, w_hh, hidden, self.rates, self.training)
-            else:
-                h = self.step(projected, h, w_hh, self.bias_hh_l0, hidden, self.rates, self.training)
-            outputs.append(h)
+            state = self.step(projected, *state, *recurrent, hidden, self.rates, self.training)
+            outputs.append(state[0])
         out = torch.stack(outputs)
-        mask = self._mask("output_dropout", h)
-        return (out if mask is None else out * mask), ((h, c) if lstm else h)
+        mask = self._mask("output_dropout", state[0])
+        return (out if mask is None else out * mask), (state if self.row.has_c else state[0])
 
 
 class WeightDrop(nn.Module):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fused_rnn_dropout.cells import MODULES
+
 from .contenders import BY_NAME as CONTENDERS
 from .criteria import ratio
 from .report import shapes_of
@@ -35,6 +37,11 @@ def draw(results: dict[str, Any], folder: Path) -> list[Path]:
     return [_ratios(results, folder / "ratios.png"), _memory(results, folder / "memory.png")]
 
 
+def _cells(results: dict[str, Any], of: str) -> list[str]:
+    """Those that were measured, one at least: a column of plots for each."""
+    return [cell for cell in MODULES if any(entry["cell"] == cell for entry in results[of])] or [MODULES[0]]
+
+
 def _bars(axes: Any, labels: list[str], series: list[tuple[str, list[Any]]]) -> None:
     """Groups of bars from intervals, or None where nothing was measured."""
     width = 0.8 / max(1, len(series))
@@ -57,10 +64,12 @@ def _ratios(results: dict[str, Any], path: Path) -> Path:
 
     shapes = [shape for shape in shapes_of(results) if shape.kind != "packed"]
     labels = [shape.name for shape in shapes]
+    cells = _cells(results, "timings")
     over_ours = {key: ratio("train", key, "all") for key, _ in _TODAYS}
-    todays = [(k, n) for k, n in _TODAYS if any(over_ours[k](results, c, s) for c in ("LSTM", "GRU") for s in shapes)]
-    figure, grid = plt.subplots(2, 2, figsize=(15, 8), constrained_layout=True)
-    for column, cell in enumerate(("LSTM", "GRU")):
+    todays = [(k, n) for k, n in _TODAYS if any(over_ours[k](results, c, s) for c in cells for s in shapes)]
+    size = (7.5 * len(cells), 8)
+    figure, grid = plt.subplots(2, len(cells), figsize=size, constrained_layout=True, squeeze=False)
+    for column, cell in enumerate(cells):
         above, below = grid[0][column], grid[1][column]
         _bars(above, labels, [(f"ours, {n}", [ratio("train", k, "torch")(results, cell, s) for s in shapes])
                               for k, n in _SERIES])  # fmt: skip
@@ -88,8 +97,10 @@ def _memory(results: dict[str, Any], path: Path) -> Path:
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(entry["contender"] for entry in results["memory"]))
-    figure, grid = plt.subplots(1, 2, figsize=(15, 4.5), constrained_layout=True)
-    for axes, cell in zip(grid, ("LSTM", "GRU"), strict=True):
+    cells = _cells(results, "memory")
+    size = (7.5 * len(cells), 4.5)
+    figure, [grid] = plt.subplots(1, len(cells), figsize=size, constrained_layout=True, squeeze=False)
+    for axes, cell in zip(grid, cells, strict=True):
         mib = {(e["shape"], e["contender"]): e["mib"] for e in results["memory"] if e["cell"] == cell}
         labels = [shape.name for shape in shapes_of(results)]
         width = 0.8 / max(1, len(names))

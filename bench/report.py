@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from fused_rnn_dropout.cells import MODULES
+
 from . import gpu, paths
 from .contenders import BY_NAME as CONTENDERS
 from .criteria import Measure, judged, packed, peak, ratio, verdicts
@@ -210,7 +212,7 @@ def _ratios(results: dict[str, Any], columns: Sequence[tuple[str, Measure]], sha
     """A row for each cell and shape, without the columns and rows for which nothing was measured."""
     rows = {
         (cell, shape): [brief(measure(results, cell, shape)) for _, measure in columns]
-        for cell in ("LSTM", "GRU")
+        for cell in MODULES
         for shape in shapes or shapes_of(results)
     }
     found = [index for index in range(len(columns)) if any(values[index] for values in rows.values())]
@@ -226,7 +228,7 @@ def _ratios(results: dict[str, Any], columns: Sequence[tuple[str, Measure]], sha
     )
 
 
-_MEANING = "Ratios of medians; torch is `nn.LSTM` or `nn.GRU` **without any dropout**, and above 1 we are slower."
+_MEANING = "Ratios of medians; torch is `torch.nn`'s layer **without any dropout**, and above 1 we are slower."
 
 
 def short(results: dict[str, Any]) -> str:
@@ -244,7 +246,7 @@ def summary(results: dict[str, Any]) -> str:
     ]
     if todays := _ratios(results, _TODAYS):
         lines += ["What people train with today over ours, forward and backward; above 1 we are faster:", todays]
-    for cell in ("LSTM", "GRU"):
+    for cell in MODULES:
         for shape in shapes_of(results):
             value = packed(results, cell, shape) if shape.kind == "packed" else None
             if value is not None:

@@ -1,8 +1,15 @@
-"""The shapes that are measured: one layer, one direction, float32."""
+"""The shapes that are measured, one layer in one direction, and the cells."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+from fused_rnn_dropout.cells import CELLS, Cell
+
+
+def row_of(module: str) -> Cell:
+    """Of the table of cells, by the name of a class: with its default nonlinearity, where it has several."""
+    return next(row for row in CELLS.values() if row.module == module)
 
 
 class Shape(NamedTuple):
@@ -41,7 +48,7 @@ class Shape(NamedTuple):
 
     def flops(self, cell: str, task: str) -> float:
         """Floating-point operations of the layer's matrix products; backward has twice those of forward."""
-        gates = 4 if cell == "LSTM" else 3
+        gates = row_of(cell).gates
         forward = 2.0 * self.rows * self.useful() * (self.inputs + self.units) * gates * self.units
         return 3 * forward if task == "train" else forward
 

@@ -16,7 +16,7 @@ from .cells import CELLS
 from .layouts import check_dense
 from .options import CellDropout, HiddenDropout, LockedDropout, Spec, UpdateDropout, WeightDropout, Zoneout
 from .rnn_base import Regularized, RegularizedRNN
-from .sites import SITES, Plan
+from .sites import SITES, Plan, sites_of
 
 SITES_OF_CELLS = tuple(site.name for site in SITES if not site.between and site.group != "output")
 """The sites of a step: a cell has no place between layers, and the h that it returns is the one that recurs."""
@@ -40,6 +40,11 @@ class RegularizedCell(Regularized, nn.RNNCellBase):
     _lasting: tuple[str, ...]
 
     _run: Any = RegularizedRNN._run  # a layer's, which reads the attributes above
+
+    @property
+    def _called(self) -> str:
+        """Its class with an article, for messages."""
+        return f"{CELLS[self.mode].called}Cell"
 
     def _build(
         self,
@@ -65,16 +70,17 @@ class RegularizedCell(Regularized, nn.RNNCellBase):
         return [getattr(self, name) for name in self._flat_weights_names]
 
     def _commit(self, specs: dict[str, Spec], stacklevel: int = 1) -> None:
+        allowed = [name for name in sites_of(self.mode) if name in SITES_OF_CELLS]
         for name, spec in specs.items():
             if name not in SITES_OF_CELLS:
                 raise ValueError(
-                    f"{name} is not a site of a {self.mode}Cell, whose h is returned and recurs alike; allowed sites "
-                    f"are {', '.join(SITES_OF_CELLS)}"
+                    f"{name} is not a site of {self._called}, whose h is returned and recurs alike; allowed sites are "
+                    f"{', '.join(allowed)}"
                 )
             if isinstance(spec, Zoneout) and (spec.gate_shared or spec.output != "zoned"):
                 option = "gate_shared=True" if spec.gate_shared else "output='unzoned'"
                 raise ValueError(
-                    f"{name} of a {self.mode}Cell has no {option}: it needs more of the step before than the state"
+                    f"{name} of {self._called} has no {option}: it needs more of the step before than the state"
                 )
         super()._commit(specs, stacklevel=stacklevel + 1)
 
@@ -89,12 +95,12 @@ class RegularizedCell(Regularized, nn.RNNCellBase):
             TypeError: no tensor, or one that is not dense.
             ValueError: another number of dimensions, in ``nn.LSTMCell``'s words.
         """
-        called = f"{self.mode}Cell"
+        called = f"input of {self._called}"
         if not isinstance(input, Tensor):
-            raise TypeError(f"input of a {called} should be a Tensor, got {type(input).__name__}")
-        check_dense(f"input of a {called}", input)
+            raise TypeError(f"{called} should be a Tensor, got {type(input).__name__}")
+        check_dense(called, input)
         if input.dim() not in (1, 2):
-            raise ValueError(f"{called}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+            raise ValueError(f"{self.mode}Cell: Expected input to be 1D or 2D, got {input.dim()}D instead")
         if input.size(-1) != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {input.size(-1)} expected {self.input_size}")
         return input.unsqueeze(0) if input.dim() == 2 else input[None, None]
@@ -116,7 +122,7 @@ class RegularizedCell(Regularized, nn.RNNCellBase):
         if self._lasting and self.masks_on and rng is None and not held.is_held(self):
             lasts, its = ("last", "their") if len(self._lasting) > 1 else ("lasts", "its")
             raise RuntimeError(
-                f"{' and '.join(self._lasting)} of a {self.mode}Cell {lasts} for a sequence, and this call is one step "
+                f"{' and '.join(self._lasting)} of {self._called} {lasts} for a sequence, and this call is one step "
                 f"of it: call it inside `with hold_masks(model):`, which keeps {its} mask, or pass the sequence's rng= "
                 "and the step as step_offset="
             )

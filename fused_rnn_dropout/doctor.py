@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from . import library
+from .cells import MODULES
 
 
 def self_check() -> dict[str, float]:
@@ -25,7 +26,8 @@ def self_check() -> dict[str, float]:
     import fused_rnn_dropout as frd
 
     largest = {}
-    for cell in (frd.LSTM, frd.GRU):
+    for name in MODULES:
+        cell = getattr(frd, name)
         torch.manual_seed(0)
         sites: dict[str, Any] = {"input_dropout": 0.3, "weight_dropout": 0.5, "update_dropout": 0.2, "zoneout_h": 0.1}
         fused = cell(5, 7, 2, bidirectional=True, dtype=torch.float64, backend="cpu", **sites)
@@ -38,7 +40,7 @@ def self_check() -> dict[str, float]:
             out, _ = rnn(given, rng=rng)
             out.square().sum().backward()
             results.append([out.detach(), given.grad, *(weight.grad for weight in rnn.parameters())])
-        largest[cell.__name__] = max(
+        largest[name] = max(
             float((ours - theirs).abs().max() / theirs.abs().max()) for ours, theirs in zip(*results, strict=True)
         )
     return largest

@@ -30,7 +30,7 @@ from .arguments import (
 )
 from .cells import CELLS
 from .fakes import compute_dtype
-from .layer_call import BOTH, FORWARD, Keep
+from .layer_call import BOTH, FORWARD, Keep, side_by_side
 from .layouts import NO_STEPS, exporting, known
 from .options import LockedDropout
 from .sites import KIND, SITE, SITE_INDEX, Plan, stream
@@ -109,14 +109,8 @@ def _each_direction(run: OneDirection) -> Callable[..., LayerResults]:
         call: Call, x: Tensor, states: Sequence[Tensor], directions: Sequence[Weights], number: int
     ) -> LayerResults:
         of_each = CELLS[call.cell].states
-        outs: list[Tensor] = []
-        finals: list[Tensor] = []
-        for index, weights in enumerate(directions):
-            own = states[index * of_each : (index + 1) * of_each]
-            out, *last = run(call, x, own, weights, number, index == 1)
-            outs.append(out)
-            finals += last
-        return outs[0] if len(outs) == 1 else torch.cat(outs, -1), finals
+        own = [states[start : start + of_each] for start in range(0, len(states), of_each)]
+        return side_by_side([run(call, x, own[i], w, number, i == 1) for i, w in enumerate(directions)])
 
     return layer
 

@@ -306,7 +306,7 @@ def explain(rnn: RegularizedRNN, x: Tensor | PackedSequence) -> Explanation:
     kind = "packed " if size.packed else ""
     given = f"{kind}T={size.steps} B={size.batch} {str(size.data.dtype)[6:]} on {size.data.device}"
     return Explanation(
-        f"{CELLS[rnn.mode].module}({rnn.extra_repr()})",
+        f"{type(rnn).__name__}({rnn.extra_repr()})",
         given,
         backend,
         f"{schedule.name}: {schedule.says}" + (f" ({reason})" if reason else ""),

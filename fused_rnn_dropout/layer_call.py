@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .cells import CELLS, Cell, Keep
+from .sites import FLAG, SITES
 
 _CELLS = tuple(CELLS.values())
-
+_INSIDE = [site for site in SITES if site.flag]
+_PRESENT = [[site.name for site in _INSIDE if site.fits(name)] for name in CELLS]
+_ABSENT = [[site for site in _INSIDE if not site.fits(name)] for name in CELLS]
+"""Of each cell, the sites inside a layer that it does not have: its kernels pass over their bits of ``flags``."""
 
 FORWARD, REVERSE, BOTH = 1, 2, 3
 """The ``directions`` of a layer."""
@@ -49,9 +54,14 @@ class Direction(NamedTuple):
     w_hr: Tensor | None = None
 
     @property
+    def states(self) -> tuple[Tensor, ...]:
+        """h0 and, where there is one, c0."""
+        return (self.h0,) if self.c0 is None else (self.h0, self.c0)
+
+    @property
     def units(self) -> Any:
         """The width H of the memory."""
-        return (self.h0 if self.c0 is None else self.c0).shape[1]
+        return self.states[-1].shape[1]
 
 
 class Kept(NamedTuple):
@@ -111,6 +121,16 @@ class LayerCall(NamedTuple):
             "weights must hold w_ih and w_hh, then b_ih and b_hh where there are biases"
             f"{', then w_hr where there is a projection,' if row.projects else ','} of each direction, got "
             f"{len(self.weights)} tensors for {count}",
+        )
+        others = [site.name for site in _ABSENT[self.cell] if self.flags & FLAG[site.flag]]
+        _check(
+            not others,
+            f"flags must be of sites that cell {self.cell} has: {', '.join(_PRESENT[self.cell])}; got that of "
+            f"{', '.join(others)}",
+        )
+        _check(
+            "w_hr" in _WEIGHTS[each] or not self.flags & FLAG["WEIGHT_HR"],
+            f"flags must not have WEIGHT_HR where weights hold no w_hr, got {self.flags}",
         )
 
     @property
@@ -175,6 +195,17 @@ class LayerCall(NamedTuple):
         return found
 
 
+_columns = functools.partial(torch.cat, dim=-1)
+
+
+def side_by_side(
+    results: Sequence[Sequence[Any]], join: Callable[[list[Any]], Any] = _columns
+) -> tuple[Any, list[Any]]:
+    """y and the last states of a layer, from those of its directions; ``join`` puts two outputs side by side."""
+    outs = [out for out, *_ in results]
+    return outs[0] if len(outs) == 1 else join(outs), [state for _, *states in results for state in states]
+
+
 def needs_of(needs: int, index: int) -> int:
     """The ``needs`` of one direction: the bits of its own weights, in the place where those of the first one are."""
     of_weights = NEEDS_W_IH | NEEDS_W_HH | NEEDS_BIAS | NEEDS_W_HR
@@ -186,4 +217,4 @@ def needed(needs: int, name: str) -> bool:
     return bool(needs & _NEEDS_WEIGHT[name])
 
 
-__all__ = ["BOTH", "FORWARD", "REVERSE", "Direction", "Keep", "Kept", "LayerCall", "needed", "needs_of"]
+__all__ = ["BOTH", "FORWARD", "REVERSE", "Direction", "Keep", "Kept", "LayerCall", "needed", "needs_of", "side_by_side"]

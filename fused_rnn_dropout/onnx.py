@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .layer_call import Direction, LayerCall
+from .layer_call import Direction, LayerCall, side_by_side
 from .library import argument_names
 from .sites import ACTING_IN_EVAL, FLAG, SITES, Plan, acting_in_eval
 
@@ -209,14 +209,12 @@ def operator(name: str, args: dict[str, Any]) -> Any:
         _refuse_dropout(args["site"])
     call = LayerCall(**args)
     _check_operator(call)
-    outs, last = [], []
-    for d in call.each():
-        states = [d.h0] if d.c0 is None else [d.h0, d.c0]
+
+    def one(d: Direction) -> tuple[Tensor, ...]:
         weights = (d.w_ih, d.w_hh, d.b_ih, d.b_hh)
-        out, *of_direction = layer(call.row.name, call.x, states, *weights, call.dtype, d.reverse)
-        outs.append(out)
-        last += of_direction
-    return outs[0] if len(outs) == 1 else torch.cat(outs, -1), last
+        return layer(call.row.name, call.x, d.states, *weights, call.dtype, d.reverse)
+
+    return side_by_side([one(direction) for direction in call.each()])
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -258,12 +256,9 @@ def _symbolic(name: str, names: Sequence[str], g: Any, *values: Any) -> Any:
         _refuse_dropout(_constant(args["site"]))
     call = _call(args)
     _check_operator(call)
-    outs, last = [], []
-    for direction in call.each():
-        out, *of_direction = _symbolic_direction(g, call, direction)
-        outs.append(out)
-        last += of_direction
-    return outs[0] if len(outs) == 1 else g.op("Concat", *outs, axis_i=2), g.op("prim::ListConstruct", *last)
+    of_each = [_symbolic_direction(g, call, direction) for direction in call.each()]
+    y, last = side_by_side(of_each, lambda outs: g.op("Concat", *outs, axis_i=2))
+    return y, g.op("prim::ListConstruct", *last)
 
 
 def _symbolic_direction(g: Any, call: LayerCall, d: Direction) -> list[Any]:
@@ -288,7 +283,6 @@ def _symbolic_direction(g: Any, call: LayerCall, d: Direction) -> list[Any]:
     none.setType(torch._C.OptionalType.ofTensor())
     if d.b_ih is not None:
         bias = shaped(g.op("Concat", gates(d.b_ih), gates(d.b_hh), axis_i=0), 1, 2 * rows)
-    states = [d.h0] if d.c0 is None else [d.h0, d.c0]
     results = g.op(
         node.kind,
         g.op("Cast", call.x, to_i=1),
@@ -296,8 +290,8 @@ def _symbolic_direction(g: Any, call: LayerCall, d: Direction) -> list[Any]:
         shaped(gates(w_hh), 1, rows, hidden),
         bias,
         none,
-        *(shaped(g.op("Cast", state, to_i=1), 1, -1, hidden) for state in states),
-        outputs=1 + len(states),
+        *(shaped(g.op("Cast", state, to_i=1), 1, -1, hidden) for state in d.states),
+        outputs=1 + len(d.states),
         hidden_size_i=hidden,
         direction_s="reverse" if d.reverse else "forward",
         **{f"{name}_{'i' if isinstance(value, int) else 's'}": value for name, value in node.attributes.items()},

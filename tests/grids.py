@@ -20,11 +20,14 @@ from fused_rnn_dropout import CellDropout, HiddenDropout, LockedDropout, UpdateD
 from fused_rnn_dropout.cells import Cell
 from fused_rnn_dropout.sites import SITE
 
-CELLS = ("LSTM", "LSTM_proj", "GRU", "RNN_TANH", "RNN_RELU")
+CELLS = tuple(cell for row in cells.CELLS.values() for cell in (row.name, f"{row.name}_proj")[: 1 + row.projects])
 """``LSTM_proj`` is an LSTM with ``proj_size``."""
 
 ONLY_AS_A_WHOLE = ("RNN_RELU",)
 """Cells that tests of single sites leave out: it is an RNN_TANH with another activation, which knows of no site."""
+
+UNPROJECTED = tuple(cell for cell in CELLS if cell in cells.CELLS and cell not in ONLY_AS_A_WHOLE)
+"""For tests of the equations of a cell: each once, without a projection."""
 
 RATES: dict[str, float] = {
     "dropout": 0.45,

@@ -165,8 +165,10 @@ def check_fakes() -> None:
     import torch
     from torch._subclasses.fake_tensor import FakeTensorMode
 
+    from fused_rnn_dropout.cells import MODULES
+
     count = 0
-    for cell in ("LSTM", "GRU", "RNN"):
+    for cell in MODULES:
         more: list[dict[str, Any]] = [{}, {"bidirectional": True}, {"recompute": True}, {"bias": False}]
         if cell == "LSTM":
             more += [{"proj_size": 4}, {"proj_size": 4, "bidirectional": True}]

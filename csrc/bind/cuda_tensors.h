@@ -19,17 +19,6 @@
 
 namespace frd::bind {
 
-template <class T>
-inline constexpr ScalarType scalar_type = std::is_same_v<T, double>   ? ScalarType::Double
-                                          : std::is_same_v<T, float>  ? ScalarType::Float
-                                          : std::is_same_v<T, __half> ? ScalarType::Half
-                                                                      : ScalarType::BFloat16;
-
-// The type that a layer with results of type `dtype` keeps its memory in.
-inline ScalarType state_type(ScalarType dtype) {
-  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-}
-
 inline cuda::Type type_of(ScalarType dtype) {
   switch (dtype) {
   case ScalarType::Double:

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <optional>
+#include <string>
 #include <vector>
 
 #include "bind/arguments.h"
@@ -44,6 +45,21 @@ inline Keep check_keep(int64_t keep) {
   return static_cast<Keep>(keep);
 }
 
+// The kernels of a cell pass over the bits of a site that it does not have.
+inline void check_sites(int64_t cell, bool projects, int64_t flags) {
+  std::string allowed, others;
+  for (int site = 0; site < NUM_SITES; ++site) {
+    if (!SITE_FLAGS[site]) continue;
+    const bool has = CELLS[cell].has_site(site);
+    std::string& names = has ? allowed : others;
+    if (has || (flags & SITE_FLAGS[site])) names.append(names.empty() ? "" : ", ").append(SITE_NAMES[site]);
+  }
+  STD_TORCH_CHECK(others.empty(), "flags must be of sites that cell ", cell, " has: ", allowed, "; got that of ",
+                  others);
+  STD_TORCH_CHECK(projects || !(flags & FLAG_WEIGHT_HR),
+                  "flags must not have WEIGHT_HR where weights hold no w_hr, got ", flags);
+}
+
 // The arguments that the operators share, in the order of their schemas.
 struct LayerCall {
   int64_t cell;
@@ -69,6 +85,7 @@ struct LayerCall {
                     "weights must hold w_ih and w_hh, then b_ih and b_hh where there are biases",
                     info.projects ? ", then w_hr where there is a projection," : ",", " of each direction, got ",
                     weights.size(), " tensors for ", count);
+    check_sites(cell, projects, flags);
     std::vector<Direction> found;
     for (size_t i = 0; i < count; ++i) {
       const Tensor *s = &states[i * of_states], *w = &weights[i * of_weights];

@@ -21,7 +21,12 @@ struct CellInfo {
   bool has_c;     // the memory is c, of H units; h may then have fewer
   bool projects;  // there may be a W_hr
   bool apart;     // the last gate takes U h + b_hh apart from W x + b_ih, so that the two have gradients of their own
+  bool carries;   // a step adds to what the memory was
 
+  // Whether it has a site, a row of the thresholds.
+  constexpr bool has_site(int site) const {
+    return site == SITE_CELL_DROPOUT ? carries : site == SITE_ZONEOUT_C ? has_c : true;
+  }
   // Whether h is the memory, so that it is kept unscaled and seen scaled.
   constexpr bool scaled() const { return !has_c; }
   // Numbers of a unit and a step that backward sends on: the gates' gradients, and that of what the last gate takes
@@ -38,10 +43,10 @@ struct CellInfo {
 
 enum Cell : int { LSTM, GRU, RNN_TANH, RNN_RELU, NUM_CELLS };
 inline constexpr CellInfo CELLS[NUM_CELLS] = {
-    {.name = "LSTM", .gates = 4, .has_c = true, .projects = true, .apart = false},
-    {.name = "GRU", .gates = 3, .has_c = false, .projects = false, .apart = true},
-    {.name = "RNN_TANH", .gates = 1, .has_c = false, .projects = false, .apart = false},
-    {.name = "RNN_RELU", .gates = 1, .has_c = false, .projects = false, .apart = false},
+    {.name = "LSTM", .gates = 4, .has_c = true, .projects = true, .apart = false, .carries = true},
+    {.name = "GRU", .gates = 3, .has_c = false, .projects = false, .apart = true, .carries = true},
+    {.name = "RNN_TANH", .gates = 1, .has_c = false, .projects = false, .apart = false, .carries = false},
+    {.name = "RNN_RELU", .gates = 1, .has_c = false, .projects = false, .apart = false, .carries = false},
 };
 
 }  // namespace frd

@@ -54,4 +54,8 @@ inline constexpr uint32_t FLAG_ZONEOUT_H_SHARED = 1u << 16;
 inline constexpr uint32_t FLAG_UNZONED = 1u << 17;
 inline constexpr uint32_t FLAG_MASKS_ON = 1u << 18;
 
+// The bit by which each site inside a layer is configured; none of those around it.
+inline constexpr uint32_t SITE_FLAGS[NUM_SITES] = {
+    0, 0, 0, 0, FLAG_HIDDEN, FLAG_WEIGHT_HH, FLAG_UPDATE, FLAG_CELL, FLAG_ZONEOUT_C, FLAG_ZONEOUT_H};
+
 }  // namespace frd

@@ -8,9 +8,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fused_rnn_dropout.cells import MODULES
+
 State: TypeAlias = Tensor | tuple[Tensor, ...] | None
 
-CELLS = {"lstm": nn.LSTM, "gru": nn.GRU}
+CELLS = {name.lower(): getattr(nn, name) for name in MODULES}
 
 
 class LanguageModel(nn.Module):
@@ -18,7 +20,7 @@ class LanguageModel(nn.Module):
 
     Args:
         tokens: size of the vocabulary.
-        cell: ``"lstm"`` or ``"gru"``.
+        cell: of :data:`CELLS`.
         width: units of the embedding and of each layer.
         layers: layers of the RNN.
         spread: standard deviation of the embedding at the start, which is the decoder's weight too (Press & Wolf 2017).

@@ -40,7 +40,7 @@ class Settings:
         batch: parallel sequences.
         steps: length of a segment; the state is carried over, the gradient is not.
         rate: Adam's learning rate, constant.
-        cell: ``"lstm"`` or ``"gru"``.
+        cell: of :data:`model.CELLS`.
         text: the user's own file, or None for the addresses.
         spread: standard deviation of the embedding at the start.
         clip: largest norm of the gradient.

@@ -12,8 +12,6 @@ from .results import Line
 _T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Student's t that 95 % of the values lie below in magnitude, by number of values."""
 
-MEASURES = ("best", "epoch", "final", "train", "gap", "masked", "mc")
-
 
 def measures(line: Line) -> dict[str, float]:
     """The figures of a run: best validation loss and its epoch; at the end the validation and the training loss and

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..layer_call import Direction, Keep, Kept, LayerCall, needs_of
+from ..layer_call import Direction, Keep, Kept, LayerCall, needs_of, side_by_side
 from ..schedules import SCHEDULES, SEQUENCE, sequence_obstacle
 from ..sites import GROUPS, SEQ, SITES
 from . import layer as run
@@ -126,15 +126,9 @@ def _columns(tensor: Tensor | None, call: LayerCall, index: int) -> Tensor | Non
 
 def _forward(call: LayerCall, keep: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     call.check()
-    outs: list[Tensor] = []
-    last: list[Tensor] = []
-    kept: list[Tensor] = []
-    for direction in call.each():
-        out, finals, of_direction = run.forward(call.row, *_surroundings(call, direction), keep)
-        outs.append(out)
-        last += finals
-        kept += of_direction
-    return outs[0] if len(outs) == 1 else torch.cat(outs, -1), last, kept
+    of_each = [run.forward(call.row, *_surroundings(call, direction), keep) for direction in call.each()]
+    y, last = side_by_side([(out, *finals) for out, finals, _ in of_each])
+    return y, last, [tensor for _, _, kept in of_each for tensor in kept]
 
 
 @_on_its_device

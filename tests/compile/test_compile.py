@@ -12,6 +12,7 @@ import torch
 import torch._functorch.config
 import torch._inductor.config
 import torch.nn.functional as F
+from grids import has
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounter, CompileCounterWithBackend
 from torch.export import Dim, export
@@ -20,13 +21,13 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 import fused_rnn_dropout as frd
+from fused_rnn_dropout.cells import MODULES
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
 ]
 
-CELLS = ("LSTM", "GRU")
 T, B, I, H = 4, 3, 5, 6
 LENGTHS = {"sorted": torch.tensor([4, 3, 1]), "unsorted": torch.tensor([2, 4, 3])}
 SITES: dict[str, Any] = {
@@ -54,7 +55,7 @@ def nothing_compiled() -> Iterator[None]:
 
 
 def build(cell: str, layers: int = 2, **kwargs: Any) -> nn.Module:
-    sites = {name: value for name, value in SITES.items() if cell == "LSTM" or name != "zoneout_c"}
+    sites = {name: value for name, value in SITES.items() if has(cell, name)}
     return getattr(frd, cell)(I, H, layers, **{**sites, **kwargs})
 
 
@@ -101,7 +102,7 @@ def assert_equal(mine: list[Tensor], expected: list[Tensor]) -> None:
 
 @pytest.mark.parametrize("form", ["padded", "batch_first", "unbatched", "sorted", "unsorted"])
 @pytest.mark.parametrize("with_state", [True, False], ids=["hx", "zeros"])
-@pytest.mark.parametrize(("cell", "proj"), [("LSTM", 0), ("LSTM", 3), ("GRU", 0)])
+@pytest.mark.parametrize(("cell", "proj"), [("LSTM", 3), *((cell, 0) for cell in MODULES)])
 def test_a_whole_graph_with_every_site(cell: str, proj: int, with_state: bool, form: str) -> None:
     kwargs: dict[str, Any] = {"proj_size": proj} if proj else {}
     rnn = build(cell, bidirectional=True, batch_first=form == "batch_first", recompute=with_state, **kwargs)
@@ -115,7 +116,7 @@ def test_a_whole_graph_with_every_site(cell: str, proj: int, with_state: bool, f
     )
 
 
-@pytest.mark.parametrize(("cell", "form"), [("LSTM", "padded"), ("GRU", "unsorted")])
+@pytest.mark.parametrize(("cell", "form"), [("LSTM", "padded"), ("GRU", "unsorted"), ("RNN", "padded")])
 def test_inductor(cell: str, form: str) -> None:
     rnn = build(cell)
     x, given = make_input(form)
@@ -126,7 +127,7 @@ def test_inductor(cell: str, form: str) -> None:
         torch.testing.assert_close(a, b)  # inductor adds up the gradients in its own order
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_training_eval_and_mc_are_other_graphs(cell: str) -> None:
     rnn, (x, _) = build(cell), make_input()
     counter = CompileCounterWithBackend("aot_eager")
@@ -143,7 +144,7 @@ def test_training_eval_and_mc_are_other_graphs(cell: str) -> None:
         assert torch.equal(flat(compiled(x, rng=RNG))[0], seen[1])
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_other_arguments_of_the_forward(cell: str) -> None:
     rnn, (x, given) = build(cell), make_input("unsorted")
     rng = {"weight": RNG + 1, "state": RNG + 2, None: RNG}
@@ -155,7 +156,7 @@ def test_other_arguments_of_the_forward(cell: str) -> None:
     assert not torch.equal(flat(mine)[0], flat(rnn(given, rng=RNG, example_ids=ids, step_offset=9))[0])
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_autocast_inside_the_graph(cell: str) -> None:
     rnn, (x, _) = build(cell), make_input()
     compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
@@ -167,7 +168,7 @@ def test_autocast_inside_the_graph(cell: str) -> None:
     assert_equal(results_and_gradients(mine, leaves), results_and_gradients(expected, leaves))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_weights_given_from_outside(cell: str) -> None:
     rnn, (x, _) = build(cell), make_input()
     weights = {name: (weight + 0.1).detach().requires_grad_() for name, weight in rnn.named_parameters()}
@@ -182,7 +183,7 @@ def test_weights_given_from_outside(cell: str) -> None:
     assert not torch.equal(mine[0], flat(rnn(x, rng=RNG))[0])
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_errors_keep_their_words(cell: str) -> None:
     rnn = build(cell)
     compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
@@ -274,7 +275,7 @@ def test_the_same_seed_alone_draws_the_same(cell: str, backend: str) -> None:
     assert torch.equal(*after)  # the generator has moved on by the same amount
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_nothing_is_drawn_where_no_mask_is(cell: str) -> None:
     rnn, (x, _) = build(cell), make_input()
     compiled = torch.compile(rnn, fullgraph=True, backend="aot_eager")
@@ -308,7 +309,7 @@ def test_a_partitioner_that_recomputes(budget: float, given: bool) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_no_rate_compiles_anything_again(cell: str) -> None:
     rnn, (x, _) = build(cell), make_input()
     counter = CompileCounterWithBackend("aot_eager")
@@ -330,7 +331,7 @@ def test_no_rate_compiles_anything_again(cell: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "aot_eager_decomp_partition", "inductor"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_a_rate_that_moves_between_forward_and_backward(cell: str, backend: str) -> None:
     """Backward reads the rates of its forward, wherever the partitioner cuts the graph."""
     rnn, (x, _) = build(cell), make_input()
@@ -344,7 +345,7 @@ def test_a_rate_that_moves_between_forward_and_backward(cell: str, backend: str)
         torch.testing.assert_close(a, b)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_offsets_and_lengths_become_dynamic(cell: str) -> None:
     """One compilation more for the first change of each, none for the second: segments of any length, any number."""
     rnn = build(cell)
@@ -398,7 +399,7 @@ def random_batches(count: int) -> Iterator[PackedSequence]:
 
 
 @pytest.mark.parametrize("with_state", [False, True], ids=["zeros", "hx"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_packed_batches_of_any_kind(cell: str, with_state: bool) -> None:
     """With sizes marked as unknown there are two graphs, for batches that come sorted and that do not."""
     rnn = build(cell)
@@ -438,7 +439,7 @@ def test_a_state_of_another_batch_than_the_packed_input() -> None:
             compiled(given, torch.zeros(2, 4, H), rng=RNG)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_packed_batches_in_any_order_of_rows(cell: str) -> None:
     """Without dynamic=True, batches that all come with enforce_sorted=False stay within the limit too."""
     rnn = build(cell)
@@ -499,7 +500,7 @@ DYNAMIC = {0: Dim("T", min=1, max=100), 1: Dim("B", min=1, max=100)}
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["nonstrict", "strict"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_an_exported_program_trains(cell: str, strict: bool) -> None:
     model, x = Regressor(cell), torch.randn(T, B, I)
     program = export(model, (x, RNG), strict=strict, dynamic_shapes=(DYNAMIC, None))
@@ -536,7 +537,7 @@ def test_an_exported_program_draws_anew_at_each_call(strict: bool) -> None:
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["nonstrict", "strict"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_export_for_inference(cell: str, strict: bool) -> None:
     model, x = Regressor(cell).eval(), torch.randn(T, B, I)
     with torch.no_grad():
@@ -568,7 +569,7 @@ def test_export_with_decompositions_for_inference() -> None:
 
 @pytest.mark.parametrize("given", [True, False], ids=["rng", "drawn"])
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not_reentrant"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_a_checkpoint_draws_the_same_masks_again(cell: str, use_reentrant: bool, given: bool) -> None:
     rnn, (x, _) = build(cell), make_input()
     rng = RNG if given else None

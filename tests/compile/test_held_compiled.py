@@ -16,13 +16,13 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
 import fused_rnn_dropout as frd
+from fused_rnn_dropout.cells import MODULES
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
 ]
 
-CELLS = ("LSTM", "GRU")
 T, B, I, H = 14, 3, 5, 6
 SITES: dict[str, Any] = {
     "input_dropout": 0.2,
@@ -73,7 +73,7 @@ def assert_close(mine: Tensor, expected: Tensor, x: Tensor) -> None:
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["rng", "drawn"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_steps_compile_nothing_again(cell: str, given: bool) -> None:
     """Twice at most, for a state without a history and one with it; a second sequence finds all compiled."""
     rnn, x = build(cell), make_input()
@@ -87,7 +87,7 @@ def test_steps_compile_nothing_again(cell: str, given: bool) -> None:
         assert counter.frame_count == 2
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_chunks_of_any_length(cell: str) -> None:
     rnn, x = build(cell), make_input()
     counter = CompileCounterWithBackend("aot_eager")
@@ -109,7 +109,7 @@ class Model(nn.Module):
         return x, first, second
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_layers_of_a_compiled_model_count_apart(cell: str) -> None:
     model, x = Model(cell), make_input()
     counter = CompileCounterWithBackend("aot_eager")
@@ -130,7 +130,7 @@ def test_layers_of_a_compiled_model_count_apart(cell: str) -> None:
 
 
 @pytest.mark.parametrize("given", [True, False], ids=["rng", "drawn"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_a_hold_inside_compiled_code(cell: str, given: bool) -> None:
     rnn, x = build(cell), make_input()
 

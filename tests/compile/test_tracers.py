@@ -13,14 +13,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fused_rnn_dropout as frd
+from fused_rnn_dropout.cells import MODULES
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
     pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),
 ]
-
-CELLS = ["LSTM", "GRU"]
-TORCHS = {"LSTM": nn.LSTM, "GRU": nn.GRU}
 
 
 class Model(nn.Module):
@@ -48,7 +46,7 @@ def build(kind: str, **options: Any) -> nn.Module:
     if kind == "subclass":
         return Mine(6, 8, **options, **sites)
     cell, way = kind.split()
-    rnn: nn.Module = TORCHS[cell](6, 8, **options)
+    rnn: nn.Module = getattr(nn, cell)(6, 8, **options)
     if way == "built":
         return getattr(frd, cell)(6, 8, **options, **sites)
     rnn = frd.convert(rnn, nn_subclass=way == "nn_subclass", **sites)
@@ -58,7 +56,7 @@ def build(kind: str, **options: Any) -> nn.Module:
 
 
 WAYS = ["built", "converted", "nn_subclass", "copied", "pickled"]
-KINDS = [*(f"{cell} {way}" for cell in CELLS for way in WAYS), "subclass"]
+KINDS = [*(f"{cell} {way}" for cell in MODULES for way in WAYS), "subclass"]
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -92,7 +90,7 @@ def test_fx_masks_are_those_of_the_module() -> None:
     assert torch.equal(traced.eval()(x), model.eval()(x))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_fx_of_the_module_itself_says_what_to_trace(cell: str) -> None:
     with pytest.raises(TypeError, match=f"cannot trace into a {cell}: trace a module that holds it.*is_leaf_module"):
         torch.fx.symbolic_trace(build(f"{cell} built"))
@@ -136,7 +134,7 @@ def test_the_ways_that_script_names_are_open() -> None:
 
 
 @pytest.mark.parametrize("options", [{}, {"bidirectional": True, "batch_first": True, "bias": False}], ids=str)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_a_trace_serves_any_number_of_steps_and_rows(cell: str, options: dict[str, Any]) -> None:
     """Saved and loaded; without states, whose zeros depend on the batch."""
     rnn = build(f"{cell} built", **options).eval()
@@ -176,7 +174,7 @@ X, LENGTHS = torch.randn(4, 3, 6), torch.tensor([4, 3, 1])
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["non-strict", "strict"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_export_of_a_batch_that_was_packed_outside(cell: str, strict: bool) -> None:
     model = Packed(build(f"{cell} built")).eval()
     packed = pack_padded_sequence(X, LENGTHS)

@@ -105,7 +105,8 @@ void layer(Cell cell, bool projected, bool again) {
   const Surroundings around{nullptr, &n, allocate, multiply};
   const CellInfo& info = CELLS[cell];
   const int64_t N = T * B, p = projected ? P : H, GH = info.gates * H;
-  const uint32_t flags = SITES | (info.has_c ? FLAG_ZONEOUT_C : 0) | (projected ? FLAG_WEIGHT_HR : 0);
+  const uint32_t flags = (info.carries ? SITES : SITES & ~FLAG_CELL) | (info.has_c ? FLAG_ZONEOUT_C : 0) |
+                         (projected ? FLAG_WEIGHT_HR : 0);
   LayerInputs<float> inputs;
   inputs.cell = cell;
   inputs.sequence = {T, B, N, nullptr, nullptr, !info.has_c}, inputs.random = random_of(n, flags);
@@ -167,6 +168,8 @@ int main(int count, char** arguments) {
                          {"LSTM, gates again", false, [] { layer(LSTM, false, true); }},
                          {"GRU", false, [] { layer(GRU, false, false); }},
                          {"GRU, gates again", false, [] { layer(GRU, false, true); }},
+                         {"RNN", false, [] { layer(RNN_TANH, false, false); }},
+                         {"RNN, gates again", false, [] { layer(RNN_RELU, false, true); }},
                          {"dropout per sequence", false, [] { dropout(false); }},
                          {"dropout per step", false, [] { dropout(true); }},
                          {"sums of columns", false, [] { columns([](auto p) { return column_sums(p, nullptr); }); }},

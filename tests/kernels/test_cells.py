@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from targets import CPU, CUDA, TRITON, Target, on
 from torch import nn
 
 import fused_rnn_dropout as frd
@@ -30,7 +31,7 @@ def test_numbers_are_places_in_the_table() -> None:
 def test_the_table_of_the_kernels_says_the_same() -> None:
     """In the same order, field by field, of the fields that both have."""
     shown = [re.findall(r"\.(\w+) = ([^,}]+)", row) for row in re.findall(r"\{(\.name = .*?)\}", TABLE.read_text())]
-    names = ["name", "gates", "has_c", "projects", "apart"]
+    names = ["name", "gates", "has_c", "projects", "apart", "carries"]
     ours = [[(name, json.dumps(getattr(cell, name))) for name in names] for cell in CELLS.values()]
     assert shown == ours
 
@@ -60,6 +61,46 @@ def test_no_operator_is_of_one_cell(cell: Cell, prefix: str) -> None:
 def test_sites_of_a_memory_that_is_not_there(cell: Cell) -> None:
     absent = [site.name for site in SITES if not site.fits(cell.name)]
     assert absent == ["cell_dropout"] * (not cell.carries) + ["zoneout_c"] * (not cell.has_c)
+
+
+def _without_kernels(cell: Cell, flags: int, device: str) -> dict[str, tuple[Any, ...]]:
+    """Arguments of the operators of a layer: for ``layer_backward`` nothing that a forward kept."""
+    h, gates = torch.zeros(2, 5, device=device), cell.gates * 5
+    weights = [torch.zeros(gates, 3, device=device), torch.zeros(gates, 5, device=device)]
+    rng = torch.zeros(len(GROUPS), 2, dtype=torch.int64, device=device)
+    rates = torch.zeros(len(SITES), dtype=torch.int64, device=device)
+    shared = LayerCall(
+        cell.number, torch.zeros(4, 2, 3, device=device), [h] * cell.states, weights, None, None, rng, rates,
+        torch.float32, flags, 0, FORWARD, 0, 0, Keep.ALL,
+    )  # fmt: skip
+    return {"layer": shared, "layer_forward": shared, "layer_backward": (None, [], *shared, None, [], 0)}
+
+
+@rows
+@pytest.mark.parametrize("fake", [False, True], ids=["real", "fake"])
+@on(CPU, CUDA, TRITON)
+def test_operators_refuse_the_flags_of_sites_that_their_cell_does_not_have(
+    target: Target, cell: Cell, fake: bool
+) -> None:
+    """The kernels would pass over them without a word."""
+    inside = [site for site in SITES if site.flag]
+    allowed = ", ".join(site.name for site in inside if site.fits(cell.name))
+    others = [site for site in inside if not site.fits(cell.name)]
+    prefix = "triton_" if target.backend == "triton" else ""
+
+    def refused(flags: int, message: str) -> None:
+        for name, args in _without_kernels(cell, flags, "meta" if fake else target.device).items():
+            with pytest.raises(RuntimeError, match=re.escape(message)):
+                getattr(torch.ops.fused_rnn_dropout, prefix + name)(*args)
+
+    assert others or cell.name == "LSTM"
+    for given in [[site] for site in others] + [others] * bool(others):
+        got, flags = ", ".join(site.name for site in given), sum(FLAG[site.flag] for site in given)
+        message = f"flags must be of sites that cell {cell.number} has: {allowed}; got that of {got}"
+        refused(flags, message)
+        refused(flags | FLAG["HIDDEN"] | FLAG["MASKS_ON"], message)
+    projection = FLAG["WEIGHT_HR"] | FLAG["WEIGHT_HH"]
+    refused(projection, f"flags must not have WEIGHT_HR where weights hold no w_hr, got {projection}")
 
 
 @rows

@@ -14,7 +14,8 @@ from torch import Tensor
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import masks
-from fused_rnn_dropout.sites import FLAG, KIND, SITE_INDEX, keep_scale, stream, threshold
+from fused_rnn_dropout.cells import CELLS
+from fused_rnn_dropout.sites import FLAG, KIND, SITE, SITE_INDEX, SITES, keep_scale, stream, threshold
 
 ROOT = Path(__file__).resolve().parents[2]
 TYPES = {"f32": np.float32, "i64": np.int64}
@@ -83,16 +84,18 @@ def thresholds() -> Tensor:
 
 def prepared(cell: str) -> list[tuple[str, Tensor | None]]:
     names = ["HIDDEN", "WEIGHT_HH", "UPDATE", "CELL", "CELL_SEQUENCE", "ZONEOUT_H", "MASKS_ON"]
-    flags = sum(FLAG[name] for name in names)
+    absent = {flag for site in SITES if not site.fits(cell) for flag in site.flags}
+    flags = sum(FLAG[name] for name in names if name not in absent)
     return [
         ("flags", one(flags)), ("rng", RNG), ("thresholds", thresholds()), ("batch", one(B)), ("units", one(H)),
-        ("steps", one(T)), ("cell", one(frd.cells.CELLS[cell].number)),
+        ("steps", one(T)), ("cell", one(CELLS[cell].number)),
         ("kernel=prepare", None), ("kernel=sequence_masks", None),
     ]  # fmt: skip
 
 
 def of_layer(cell: str, steps: int = 1) -> dict[str, Tensor]:
-    rnn = getattr(frd, cell)(H, H, **RATES)
+    sites = {name: rate for name, rate in RATES.items() if SITE[name].fits(cell)}
+    rnn = getattr(frd, CELLS[cell].module)(H, H, **CELLS[cell].settings, **sites)
     return masks.layer(
         rnn._plan, cell, dict.fromkeys(("state", "hidden", "weight"), RNG), thresholds(), layer=0, reverse=False,
         input_size=H, hidden_size=H, proj_size=0, example_ids=torch.arange(B), steps=torch.arange(steps),
@@ -132,10 +135,11 @@ def test_the_operand_of_the_recurrent_products(program: Path, tmp_path: Path) ->
     assert close(found["operand"], before * of_layer("LSTM")["hidden"])
 
 
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", CELLS)
 def test_a_step_forward_and_backward(program: Path, tmp_path: Path, cell: str) -> None:
     """One step, against the reference with the identity for W and nothing for U, so that x is what the gates get."""
-    count = 4 if cell == "LSTM" else 3
+    row = CELLS[cell]
+    count = row.gates
     gates = torch.randn(B, count * H, dtype=torch.float64)
     recurrent = torch.randn(B, count * H, dtype=torch.float64)
     h0, c0, dout = (torch.randn(B, H, dtype=torch.float64) for _ in range(3))
@@ -149,30 +153,27 @@ def test_a_step_forward_and_backward(program: Path, tmp_path: Path, cell: str) -
     # The recurrent part comes as a bias of its own row: one call of a batch of one for each row.
     outs, last = [], []
     eye, nothing = torch.eye(count * H, dtype=torch.float64), torch.zeros(count * H, H, dtype=torch.float64)
-    for row in range(B):
-        own_of = {3: lambda value, row: value[:, row : row + 1], 2: lambda value, row: value[row : row + 1]}
-        of_row = {key: own_of[value.dim()](value, row) if value.dim() else value for key, value in own.items()}
-        weights = [eye, nothing, torch.zeros(count * H, dtype=torch.float64), u[row], None][
-            : 5 if cell == "LSTM" else 4
-        ]
-        if cell == "LSTM":
-            out, (_, c_n) = frd.reference.lstm(
-                x[None, row : row + 1], (h0[row : row + 1], c[row : row + 1]), weights, of_row
-            )
-            last.append(c_n)
-        else:
-            out, _ = frd.reference.gru(x[None, row : row + 1], h0[row : row + 1], weights, of_row)
+    equations = getattr(frd.reference, cell.lower())
+    for b in range(B):
+        own_of = {3: lambda value, b: value[:, b : b + 1], 2: lambda value, b: value[b : b + 1]}
+        of_row = {key: own_of[value.dim()](value, b) if value.dim() else value for key, value in own.items()}
+        weights = [eye, nothing, torch.zeros(count * H, dtype=torch.float64), u[b]] + [None] * row.projects
+        states = [state[b : b + 1] for state in (h0, c)[: row.states]]
+        out, final = equations(x[None, b : b + 1], states if row.has_c else states[0], weights, of_row)
         outs.append(out[0])
+        last += [final[1]] if row.has_c else []
     out = torch.cat(outs)
     assert close(found["out"], out)
-    if cell == "LSTM":
-        assert close(found["c_n"], torch.cat(last))
-        dx, dc = torch.autograd.grad(out, (x, c), dout)
-        assert close(found["dgates"], dx) and close(found["dc0"], dc)
+    dx, du, *dc = torch.autograd.grad(out, (x, u, *[c] * row.has_c), dout)
+    if row.has_c:
+        assert close(found["c_n"], torch.cat(last)) and close(found["dc0"], *dc)
+    gradients = found["dgates"].view(B, -1, H)
+    if row.apart:  # the last gate's own come first, and those of what it takes apart last
+        own_gates, others = gradients[:, :1], gradients[:, 1:count]
+        assert close(torch.cat([others, own_gates], 1), dx.view(B, count, H))
+        assert close(gradients[:, 1:], du.view(B, count, H))
     else:
-        dx, du = torch.autograd.grad(out, (x, u), dout)
-        n, r, z, un = found["dgates"].view(B, 4, H).unbind(1)
-        assert close(torch.cat([r, z, n], 1), dx) and close(torch.cat([r, z, un], 1), du)
+        assert close(gradients, dx.view(B, count, H)) and torch.equal(dx, du)
 
 
 def test_errors_are_said(program: Path, tmp_path: Path) -> None:

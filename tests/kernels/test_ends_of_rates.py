@@ -10,6 +10,7 @@ from comparisons import everything
 from grids import (
     CELLS,
     TOLERANCE,
+    UNPROJECTED,
     all_sites,
     alone,
     assert_equal,
@@ -101,7 +102,7 @@ def test_rates_of_one_everywhere(target: Target, cell: str, name: str, rate: flo
 
 @on(TRITON)
 @one_and_next
-@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN_TANH"])
+@pytest.mark.parametrize("cell", UNPROJECTED)
 def test_rates_of_one_in_one_layer(target: Target, cell: str, rate: float) -> None:
     """A threshold of 2**32, which a rate of 1 has, does not fit a word of 32 bits."""
     sites = everything(target, cell)["everything_unzoned"]

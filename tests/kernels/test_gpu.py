@@ -18,6 +18,7 @@ import torch
 from comparisons import replayed
 from grids import (
     CELLS,
+    UNPROJECTED,
     all_sites,
     assert_equal,
     assert_same,
@@ -327,13 +328,13 @@ def test_dropout_of_a_large_tensor(target: Target) -> None:
 
 @large
 @on(CUDA_FREE)
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", UNPROJECTED)
 def test_a_layer_with_large_tensors(target: Target, cell: str) -> None:
     """Rows of the batch do not touch each other: the last ones are what they are in a batch of their own."""
     room(target, 32)
     steps, batch, units = (9, 2**20, 64) if target.device == "cuda" else (9, 70, 8)
-    gates = 4 if cell == "LSTM" else 3
-    steps = steps if gates == 4 else steps + 3
+    gates = row_of(cell).gates
+    steps = -(-4 * steps // gates)
     assert target.device != "cuda" or steps * batch * gates * units > 2**31
     rnn = target.module(cell, inner_sites(cell), (4, units, 4), layers=1, bidirectional=False, dtype=torch.bfloat16)
     rng, rows = target.rng(), last_rows(batch, target)

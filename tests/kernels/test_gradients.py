@@ -7,6 +7,7 @@ import torch
 from grids import (
     CELLS,
     TOLERANCE,
+    UNPROJECTED,
     all_sites,
     assert_equal,
     assert_same,
@@ -142,7 +143,7 @@ def test_gradients_of_one_result_alone(target: Target, cell: str, part: str) -> 
 
 @on(CUDA)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", UNPROJECTED)
 def test_addresses_for_no_wide_load(target: Target, cell: str, dtype: torch.dtype) -> None:
     """A gradient that begins anywhere gives the same bits as one that begins where 16 bytes do."""
     rnn = target.module(cell, inner_sites(cell), (4, 16, 8), layers=1, bidirectional=False, dtype=dtype)
@@ -156,7 +157,7 @@ def test_addresses_for_no_wide_load(target: Target, cell: str, dtype: torch.dtyp
 
 
 @on(CUDA)
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", UNPROJECTED)
 def test_double_backward_is_refused(target: Target, cell: str) -> None:
     rnn = target.module(cell, {"zoneout_h": 0.22})
     x, states = inputs_for(rnn, *target.shape[:2])

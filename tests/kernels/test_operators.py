@@ -32,7 +32,6 @@ T, B, I, H, P = 4, 3, 5, 7, 4
 RNG = torch.tensor([5, -6])
 RNG_OF_EACH = RNG + torch.arange(len(GROUPS)).unsqueeze(1)
 SIZES = torch.tensor([3, 2, 1])
-ACTING = ("HIDDEN", "WEIGHT_HH", "WEIGHT_IH", "WEIGHT_HR", "UPDATE", "CELL", "ZONEOUT_C", "ZONEOUT_H", "MASKS_ON")
 EVERYTHING = 2**9 - 1
 
 
@@ -46,8 +45,13 @@ def flags(*names: str) -> int:
     return sum(FLAG[name] for name in names)
 
 
-ALL_SITES = flags(*ACTING)
 NO_SITES = 0
+
+
+def all_sites(cell: str, projected: bool = False) -> int:
+    """The bits of every site that a layer of this cell has, without MASKS_ON."""
+    inside = (site.flag for site in SITES if site.flag and site.fits(cell))
+    return flags(*inside, "WEIGHT_IH", *["WEIGHT_HR"] * projected)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -61,15 +65,19 @@ def layer_arguments(
     packed: bool = False,
     projected: bool = False,
     bias: bool = True,
-    masks: int = ALL_SITES,
+    masks: int | None = None,
     dtype: torch.dtype = torch.float32,
     keep: int = Keep.ALL,
     directions: int = FORWARD,
     grad: bool = False,
     batch: int = B,
 ) -> dict[str, Any]:
-    """Arguments of ``layer``, and so of ``layer_forward``; tensors in ``dtype``, of which the results are too."""
+    """Arguments of ``layer``, and so of ``layer_forward``; tensors in ``dtype``, of which the results are too.
+
+    ``masks`` are the flags; None: those of every site, with masks on.
+    """
     row = CELLS[cell]
+    masks = all_sites(cell, projected) | FLAG["MASKS_ON"] if masks is None else masks
     gates, units, width = row.gates, H, P if projected else H
 
     def some(*shape: int) -> Tensor:
@@ -202,7 +210,7 @@ _LAYERS: dict[str, dict[str, Any]] = {
     "recompute": {"keep": Keep.STATES},
     "no_bias": {"bias": False},
     "no_sites": {"masks": NO_SITES},
-    "eval": {"masks": ALL_SITES - FLAG["MASKS_ON"]},
+    "eval": {},
     "unzoned": {"masks": flags("ZONEOUT_H", "UNZONED", "MASKS_ON")},
     "bfloat16": {"dtype": torch.bfloat16},
     "float64": {"dtype": torch.float64},
@@ -214,7 +222,9 @@ _LAYERS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("case", _LAYERS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_opcheck_of_the_layers(cell: str, case: str) -> None:
-    torch.library.opcheck(OPS.layer.default, tuple(layer_arguments(cell, grad=True, **_LAYERS[case]).values()))
+    masks = {"masks": all_sites(cell)} if case == "eval" else {}
+    args = layer_arguments(cell, grad=True, **_LAYERS[case], **masks)
+    torch.library.opcheck(OPS.layer.default, tuple(args.values()))
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
@@ -311,7 +321,7 @@ for _cell in CELLS:
         for _dtype in (torch.float32, torch.bfloat16, torch.float64):
             _some: dict[str, Any] = {"cell": _cell, "packed": _packed, "dtype": _dtype}
             _FAKES += [("layer", _some), ("layer", {**_some, "directions": BOTH})]
-            for _masks in (NO_SITES, flags("CELL", "MASKS_ON"), flags("ZONEOUT_H", "UNZONED")):
+            for _masks in (NO_SITES, all_sites(_cell) | FLAG["MASKS_ON"], flags("ZONEOUT_H", "UNZONED")):
                 _FAKES += [("layer_forward", {**_some, "keep": keep, "masks": _masks}) for keep in Keep]
             for _needs in (EVERYTHING, 0, *(2**bit for bit in range(9))):
                 _both = {"directions": BOTH if _needs > 16 else FORWARD}
@@ -705,7 +715,7 @@ for _cell in CELLS:
             "offset_largest": (_put(step_offset=2**63 - 1), "step_offset", {}),
             "layer_negative": (_put(layer=-1), "layer must be in", {}),
             "layer_large": (_put(layer=2**16), "layer must be in", {}),
-            "flags_unknown": (_put(flags=2**40 + ALL_SITES), "flags", {}),
+            "flags_unknown": (_put(flags=2**40), "flags", {}),
             "flags_negative": (_put(flags=-1), "flags", {}),
             "x_int": (_as("x", torch.int64), "x", {}),
             "x_complex": (_as("x", torch.complex64), "x", {}),
@@ -764,7 +774,7 @@ BAD |= {
 BAD |= {
     "LSTM-c0_rows": Bad("layer", _longer("c0"), "h0|c0", {"cell": "LSTM"}),
     "LSTM-c0_1d": Bad("layer", _put(c0=torch.randn(H)), "c0", {"cell": "LSTM"}),
-    "LSTM-no_projection": Bad("layer", _cut("weights"), "h0 must have as many units", _projected),
+    "LSTM-no_projection": Bad("layer", _cut("weights"), "h0 must have as many units", _projected | {"masks": NO_SITES}),
     "LSTM-w_hr_rows": Bad("layer", _longer("w_hr"), "w_hr has a shape", _projected),
     "LSTM-wide_projection": Bad("layer", _wide_projection, "h0|w_hr|proj", _projected),
     "LSTM-rng_none_for_w_hr": Bad(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from comparisons import against_reference
-from grids import CELLS, all_sites, fitting, inner_sites, inputs_for, random_leaf, states_for
+from grids import CELLS, UNPROJECTED, all_sites, fitting, inner_sites, inputs_for, random_leaf, states_for
 from targets import CPU, CPUS, CUDA, REFERENCE, TRITON, Target, on
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence, pad_packed_sequence
@@ -15,7 +15,6 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequen
 import fused_rnn_dropout as frd
 
 EVERYWHERE = (CPU, CUDA, REFERENCE)
-UNPROJECTED = ("LSTM", "GRU", "RNN_TANH")
 I, H = 4, 6
 LENGTHS = [2, 5, 1, 3]
 

@@ -10,7 +10,7 @@ from typing import Any
 import host_run
 import pytest
 import torch
-from grids import CELLS, call, fits, inputs_for, leaves_of, module, pack, with_gradients
+from grids import CELLS, UNPROJECTED, call, fits, inputs_for, leaves_of, module, pack, with_gradients
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -145,7 +145,7 @@ def test_triton_launches_what_explain_names(
 
 @needs_triton
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", UNPROJECTED)
 def test_backward_runs_the_schedule_of_its_forward(
     kernels: list[str], cell: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

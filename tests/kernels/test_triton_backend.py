@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from grids import CELLS, all_sites, call, fits, inputs_for, module
+from grids import CELLS, UNPROJECTED, all_sites, call, fits, inputs_for, module
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -85,7 +85,7 @@ def test_dropout_is_the_cpu_kernels(dtype: torch.dtype, packed: bool, shared: bo
 
 
 @here
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", UNPROJECTED)
 def test_masks_do_not_depend_on_the_split(cell: str) -> None:
     """Half a batch and later steps alone, told by example_ids and step_offset, give the rows of the whole."""
     rnn = module(cell, {"hidden_dropout": 0.3, "zoneout_h": 0.2}, (3, 5, 4), layers=1, bidirectional=False,

@@ -8,6 +8,7 @@ import pytest
 import torch
 from grids import (
     CELLS,
+    UNPROJECTED,
     all_sites,
     assert_equal,
     call,
@@ -163,7 +164,7 @@ def test_one_row_does_not_spoil_the_others(target: Target, cell: str, poison: fl
 
 @on(TRITON)
 @pytest.mark.parametrize("dtype", [torch.float32], ids=str)  # in float64 a device has no sequence schedule
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", UNPROJECTED)
 def test_one_row_of_a_block_does_not_spoil_the_others(target: Target, cell: str, dtype: torch.dtype) -> None:
     """A program of the sequence schedule holds many rows, and products of blocks mix nothing between them."""
     check_one_row(target, cell, inner_sites(cell), 4, float("nan"), dtype)

@@ -421,3 +421,6 @@ def test_cpp_header_has_the_same_sites_and_flags():
     names = re.search(r"SITE_NAMES\[NUM_SITES\] = {(.*?)}", (CORE / "flags.h").read_text(), re.DOTALL)
     assert names and tuple(re.findall(r'"(\w+)"', names[1])) == SITE_NAMES
     assert constants("FLAG_") == sites.FLAG
+    [flags] = re.findall(r"SITE_FLAGS\[NUM_SITES\] = {(.*?)}", (CORE / "flags.h").read_text(), re.DOTALL)
+    bits = [bit.removeprefix("FLAG_") for bit in re.split(r",\s*", flags.strip())]
+    assert bits == [site.flag or "0" for site in sites.SITES]

@@ -20,9 +20,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import fused_rnn_dropout as frd
+from fused_rnn_dropout.cells import MODULES
 from fused_rnn_dropout.ops import draw
 
-CELLS = ("LSTM", "GRU")
 T, B, H = 4, 3, 6
 SITES: dict[str, Any] = {"input_dropout": 0.3, "hidden_dropout": 0.2, "weight_dropout": 0.3, "zoneout_h": 0.2}
 Calls = Callable[[Any], list[Any]]
@@ -117,14 +117,14 @@ PROGRAMS = {
 
 
 @pytest.mark.parametrize(("backend", "program"), [*(("aot_eager", name) for name in PROGRAMS), ("inductor", "twice")])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_calls_of_one_module_in_one_graph(backend: str, cell: str, program: str) -> None:
     rnn = build(cell)
     calls = PROGRAMS[program](rnn)
     check(torch.compile(calls, backend=backend, fullgraph=True), calls, rnn, make_input())
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_reentrant_checkpoints(cell: str) -> None:
     rnn = build(cell)
     calls = in_checkpoints(use_reentrant=True)(rnn)
@@ -153,13 +153,13 @@ def test_modes(cell: str, options: dict[str, Any]) -> None:
     check(torch.compile(twice(rnn), fullgraph=True, **options), twice(rnn), rnn, make_input())
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_packed(cell: str) -> None:
     rnn = build(cell)
     check(torch.compile(twice(rnn), backend="aot_eager"), twice(rnn), rnn, make_input(packed=True))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_masks_on_in_eval(cell: str) -> None:
     rnn = build(cell, mc=True).eval()
     check(torch.compile(twice(rnn), backend="aot_eager", fullgraph=True), twice(rnn), rnn, make_input())
@@ -176,7 +176,7 @@ def test_frozen_weights() -> None:
     assert not torch.equal(first, second)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_several_modules(cell: str) -> None:
     """Equal weights, so that equal masks would give equal outputs."""
     model = nn.ModuleList([build(cell), build(cell)])
@@ -188,7 +188,7 @@ def test_several_modules(cell: str) -> None:
     check(torch.compile(calls, backend="aot_eager", fullgraph=True), calls, model, make_input())
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_compiled_autograd(cell: str) -> None:
     rnn, x = build(cell), make_input()
 
@@ -211,7 +211,7 @@ def test_compiled_autograd(cell: str) -> None:
 
 
 @pytest.mark.parametrize("budget", [0.05, 0.5])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_a_partitioner_with_little_memory(cell: str, budget: float) -> None:
     rnn = build(cell)
     with torch._functorch.config.patch(activation_memory_budget=budget):
@@ -229,7 +229,7 @@ class Siamese(nn.Module):
 
 
 @pytest.mark.parametrize("strict", [False, True], ids=["nonstrict", "strict"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_an_exported_program(cell: str, strict: bool) -> None:
     """Two calls inside, the program called twice: four draws, loaded from a file, decomposed or compiled too."""
     model, x = Siamese(build(cell)), make_input()
@@ -269,7 +269,7 @@ def test_a_draw_makes_one_small_tensor_and_reads_the_generator_once() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_a_trace(cell: str) -> None:
     """TorchScript runs operators that it does not know as random once, and makes constants of what they gave."""
     model, x = Siamese(build(cell)), make_input()

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fused_rnn_dropout as frd
+from fused_rnn_dropout.cells import MODULES
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout"),
@@ -19,7 +20,7 @@ pytestmark = [
 ]
 
 BACKENDS = ("cpu", "reference")
-CELLS = [("LSTM", 0), ("LSTM", 3), ("GRU", 0), ("RNN", 0)]
+CELLS = [("LSTM", 3), *((cell, 0) for cell in MODULES)]
 LOW = (torch.bfloat16, torch.float16)
 T, B, I, H = 5, 3, 4, 6
 LENGTHS = torch.tensor([5, 3, 2])
@@ -117,7 +118,7 @@ def test_sites_change_no_dtype(cell: str, proj: int, form: str) -> None:
 
 
 @pytest.mark.parametrize("enabled", [True, False])
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", MODULES)
 def test_the_dtype_and_the_switch_of_autocast_are_obeyed(cell: str, enabled: bool) -> None:
     rnn, theirs, x = build(cell, sites=False), getattr(nn, cell)(I, H), given("padded")
     for dtype in LOW:
@@ -281,7 +282,7 @@ def test_low_precision_modules(cell: str, proj: int, form: str, dtype: torch.dty
 
 @pytest.mark.cpu_kernels
 @pytest.mark.parametrize("dtype", LOW, ids=str)
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", MODULES)
 def test_one_layer_rounds_only_its_results(cell: str, dtype: torch.dtype) -> None:
     """Computation is in fp32 throughout: the result of one layer is the fp32 result, rounded."""
     # Dropout of the input and of the output makes tensors of its own, in x's dtype.
@@ -311,7 +312,7 @@ def test_dropout_keeps_the_dtype_and_scales_in_fp32(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, *LOW], ids=str)
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", MODULES)
 def test_masks_do_not_depend_on_the_dtype(cell: str, dtype: torch.dtype) -> None:
     rnn = build(cell, 0, 2, bidirectional=True)
     expected = frd.export_masks(rnn, torch.empty(T, B, I), rng=RNG)
@@ -320,7 +321,7 @@ def test_masks_do_not_depend_on_the_dtype(cell: str, dtype: torch.dtype) -> None
     assert all(torch.equal(found[name] == 0, expected[name] == 0) for name in expected)
 
 
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", MODULES)
 def test_a_rate_survives_casting(cell: str) -> None:
     """0.3 has no exact bf16: a module cast there and back drops with the very same probability."""
     rnn = build(cell, 0, 2)
@@ -329,7 +330,7 @@ def test_a_rate_survives_casting(cell: str) -> None:
     assert torch.equal(rnn._thresholds, before) and rnn._thresholds.dtype == torch.int64
 
 
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", MODULES)
 def test_large_values_overflow_no_fp16_inside(cell: str) -> None:
     """Pre-activations beyond fp16's largest number are nothing to a layer that computes in fp32."""
     rnn = build(cell, dtype=torch.float16, sites=False)

@@ -17,7 +17,8 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fused_rnn_dropout as frd
-from fused_rnn_dropout.cells import CELLS as TABLE
+from fused_rnn_dropout.cells import MODULES
+from fused_rnn_dropout.cells import MODULES as TABLE
 from fused_rnn_dropout.sites import GROUPS
 
 pytestmark = [
@@ -25,7 +26,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:There is a performance drop"),
 ]
 
-CELLS = ("LSTM", "GRU", "RNN")
 T, B, I, H = 4, 3, 3, 5
 LENGTHS = torch.tensor([2, 4, 1])
 RNG = torch.tensor([77, -5])
@@ -111,7 +111,7 @@ def gradcheck(rnn: nn.Module, form: str = "padded", check: Any = torch.autograd.
 
 
 @pytest.mark.parametrize("site", [*SITES, *VARIANTS])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_gradcheck_of_each_site(cell: str, site: str) -> None:
     sites = {site: SITES[site]} if site in SITES else VARIANTS[site]
     if not all(has(cell, name) for name in sites):
@@ -127,7 +127,7 @@ _STATE_SITES = ("hidden_dropout", "weight_dropout", "update_dropout", "cell_drop
 
 
 @pytest.mark.parametrize("pair", list(itertools.combinations(_STATE_SITES, 2)), ids="+".join)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_gradcheck_of_pairs(cell: str, pair: tuple[str, str]) -> None:
     if not all(has(cell, name) for name in pair):
         pytest.skip(f"no sites of {cell}")
@@ -136,7 +136,7 @@ def test_gradcheck_of_pairs(cell: str, pair: tuple[str, str]) -> None:
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recompute"])
 @pytest.mark.parametrize("form", ["padded", "packed"])
-@pytest.mark.parametrize(("cell", "proj"), [("LSTM", 0), ("LSTM", 2), ("GRU", 0), ("RNN", 0)])
+@pytest.mark.parametrize(("cell", "proj"), [("LSTM", 2), *((cell, 0) for cell in MODULES)])
 def test_gradcheck_of_everything(cell: str, proj: int, form: str, recompute: bool) -> None:
     kwargs: dict[str, Any] = {"proj_size": proj} if proj else {}
     sites = ALL | ({"weight_dropout": frd.WeightDropout(0.4, inputs=True, projection=True)} if proj else {})
@@ -145,13 +145,13 @@ def test_gradcheck_of_everything(cell: str, proj: int, form: str, recompute: boo
 
 
 @pytest.mark.parametrize("sites", [{}, ALL], ids=["none", "all"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_gradcheck_of_every_element(cell: str, sites: dict[str, Any]) -> None:
     assert gradcheck(build(cell, {k: v for k, v in sites.items() if k != "inter_layer_dropout"}), "packed")
 
 
 @pytest.mark.parametrize("scale", ["output", "paper"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_gradcheck_in_eval(cell: str, scale: str) -> None:
     sites = {
         "zoneout_c": 0.3,
@@ -166,7 +166,7 @@ def test_gradcheck_in_eval(cell: str, scale: str) -> None:
 
 
 @pytest.mark.parametrize("rate", [0.0, 1.0])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_gradcheck_where_nothing_or_everything_is_dropped(cell: str, rate: float) -> None:
     rnn = build(cell, ALL, 2)
     for name in rnn.sites:
@@ -201,7 +201,7 @@ NAMED = "backend=.reference."
 
 
 @pytest.mark.parametrize("site", [None, "input_dropout", "hidden_dropout"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_double_backward(cell: str, site: str | None) -> None:
     sites = {} if site is None else {site: 0.3}
     fused, reference = build(cell, sites), build(cell, sites, backend="reference")
@@ -234,7 +234,7 @@ def _transforms(total: Callable[[Tensor], Tensor], x: Tensor) -> dict[str, Calla
 
 
 @pytest.mark.parametrize("transform", ["grad", "vjp", "jvp", "vmap", "jacrev", "jacfwd", "hessian"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_function_transforms(cell: str, transform: str) -> None:
     fused = build(cell, {"hidden_dropout": 0.3, "zoneout_h": 0.2}, 2)
     x = inputs().detach()
@@ -263,7 +263,7 @@ def test_function_transforms(cell: str, transform: str) -> None:
 
 
 @pytest.mark.parametrize("transform", ["grad", "vjp", "jvp", "jacrev", "jacfwd"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_compiled_transforms_are_right_or_refused(cell: str, transform: str) -> None:
     """Inside torch.compile nothing looks at the transforms that are on: the operators themselves must refuse."""
     torch.compiler.reset()
@@ -283,7 +283,7 @@ def test_compiled_transforms_are_right_or_refused(cell: str, transform: str) -> 
 
 
 @pytest.mark.parametrize("mode", ["parameters", "no_parameters", "no_grad", "state_only", "dropout_only"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_forward_mode(cell: str, mode: str) -> None:
     """A tangent is carried or refused, whether or not anything requires a gradient."""
     sites = {"input_dropout": 0.3} if mode == "dropout_only" else {"hidden_dropout": 0.3}
@@ -322,7 +322,7 @@ def test_forward_mode_of_the_operators_themselves(grad: bool) -> None:
                 torch.ops.fused_rnn_dropout.layer(cell.number, dual, states, weights, *rest)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_gradients_of_each_example_on_the_reference(cell: str) -> None:
     """vmap over grad, one mask per example: what differentially private training asks for."""
     rnn = build(cell, {"hidden_dropout": 0.3, "weight_dropout": 0.4, "zoneout_h": 0.2}, 2, backend="reference")
@@ -344,7 +344,7 @@ def test_gradients_of_each_example_on_the_reference(cell: str) -> None:
             torch.testing.assert_close(each[name][example], weight.grad, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_batched_gradients(cell: str) -> None:
     """``is_grads_batched`` and vectorised Jacobians run backward under vmap: slow there, but right."""
     rnn, x = build(cell, {"hidden_dropout": 0.3, "input_dropout": 0.3}), inputs()
@@ -373,7 +373,7 @@ def gradients(rnn: nn.Module, x: Tensor, states: tuple[Tensor, ...], chosen: tup
 
 
 @pytest.mark.parametrize("chosen", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)], ids=str)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_only_some_results_are_used(cell: str, chosen: tuple[int, ...]) -> None:
     if cell != "LSTM" and 2 in chosen:
         pytest.skip("c_n is an LSTM's")
@@ -389,7 +389,7 @@ def test_only_some_results_are_used(cell: str, chosen: tuple[int, ...]) -> None:
 @pytest.mark.parametrize(
     "wanted", ["x", "h0", "weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0", "weight_hr_l0"]
 )
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_only_some_gradients_are_wanted(cell: str, wanted: str) -> None:
     if wanted == "weight_hr_l0" and cell != "LSTM":
         pytest.skip("a projection is an LSTM's")
@@ -408,7 +408,7 @@ def test_only_some_gradients_are_wanted(cell: str, wanted: str) -> None:
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recompute"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_a_graph_can_be_kept_and_is_freed_otherwise(cell: str, recompute: bool) -> None:
     rnn, x = build(cell, ALL, 2, recompute=recompute), inputs()
     loss = rnn(x)[0].square().sum()
@@ -422,7 +422,7 @@ def test_a_graph_can_be_kept_and_is_freed_otherwise(cell: str, recompute: bool) 
 
 
 @pytest.mark.parametrize("what", ["x", "h0", "weight_ih_l0", "weight_hh_l0", "out", "rng"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_a_saved_tensor_that_changes_is_noticed(cell: str, what: str) -> None:
     rnn, x = build(cell, {"weight_dropout": 0.4}), inputs()
     states, rng = states_of(rnn), RNG.clone()
@@ -435,7 +435,7 @@ def test_a_saved_tensor_that_changes_is_noticed(cell: str, what: str) -> None:
         loss.backward()
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_an_output_that_is_not_saved_may_change(cell: str) -> None:
     """With states kept apart, backward reads nothing that a caller can hold."""
     rnn, x = build(cell, {"zoneout_h": frd.Zoneout(0.3, output="unzoned")}), inputs()
@@ -447,7 +447,7 @@ def test_an_output_that_is_not_saved_may_change(cell: str) -> None:
 
 @pytest.mark.parametrize("how", ["set_rate", "attribute", "site_removed"])
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recompute"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_rates_are_saved_by_value(cell: str, recompute: bool, how: str) -> None:
     """A schedule may move between a forward and its backward."""
     rnn, x = build(cell, ALL, 2, recompute=recompute), inputs()
@@ -468,7 +468,7 @@ def test_rates_are_saved_by_value(cell: str, recompute: bool, how: str) -> None:
 
 
 @pytest.mark.parametrize("backend", ["cpu", "reference"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 @pytest.mark.filterwarnings("ignore:Anomaly Detection")
 def test_anomaly_mode(cell: str, backend: str) -> None:
     """Nothing that backward returns is NaN, even where nothing was computed; a NaN in the data is found."""
@@ -482,7 +482,7 @@ def test_anomaly_mode(cell: str, backend: str) -> None:
             (rnn(x, rng=RNG)[0] * torch.tensor(float("nan"))).sum().backward()
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_threads_that_train_at_once(cell: str) -> None:
     """Each thread has its own graph over shared weights; the sum of their gradients is what one thread gives."""
     rnn = build(cell, ALL, 2, bidirectional=True)
@@ -513,7 +513,7 @@ def test_threads_that_train_at_once(cell: str) -> None:
         torch.testing.assert_close(mine, their)  # summed in another order
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_backward_in_another_thread_than_forward(cell: str) -> None:
     rnn, x = build(cell, ALL), inputs()
     expected = torch.autograd.grad(rnn(x, rng=RNG)[0].sum(), x)[0]
@@ -524,7 +524,7 @@ def test_backward_in_another_thread_than_forward(cell: str) -> None:
     assert torch.equal(x.grad, expected)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_hooks(cell: str) -> None:
     rnn, x = build(cell, {"zoneout_h": 0.3}), inputs()
     (expected,) = torch.autograd.grad(rnn(x, rng=RNG)[0].sum(), x)
@@ -543,7 +543,7 @@ def test_hooks(cell: str) -> None:
     torch.testing.assert_close(x.grad, 3 * expected)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_gradients_accumulate_over_uses_of_one_module(cell: str) -> None:
     rnn, x, y = build(cell, ALL), inputs(), inputs()
     alone = [torch.autograd.grad(rnn(value, rng=RNG)[0].sum(), list(rnn.parameters())) for value in (x, y)]
@@ -557,7 +557,7 @@ def test_gradients_accumulate_over_uses_of_one_module(cell: str) -> None:
 
 @pytest.mark.parametrize("run", ["eager", "aot_eager"])
 @pytest.mark.parametrize("create_graph", [False, True], ids=["plain", "create_graph"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_no_two_parameters_share_a_gradient(cell: str, create_graph: bool, run: str) -> None:
     """Both biases of an LSTM have one gradient; clipping or adding noise to one must not change the other."""
     torch.compiler.reset()
@@ -579,7 +579,7 @@ def test_no_two_parameters_share_a_gradient(cell: str, create_graph: bool, run: 
         weight.grad = None  # with create_graph, a cycle through the graph
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_weights_that_are_one_tensor(cell: str) -> None:
     """Tied weights, as between directions, get the sum of both gradients."""
     apart = build(cell, {"weight_dropout": 0.4}, bidirectional=True)
@@ -615,7 +615,7 @@ def test_nothing_is_kept_where_no_gradient_is_asked_for() -> None:
     assert rnn(x)[0].requires_grad
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_saved_tensor_hooks_see_no_mask(cell: str) -> None:
     """What is offered to offloading is activations, weights, the pair and the rates: nothing grows with the sites."""
 
@@ -637,7 +637,7 @@ def test_saved_tensor_hooks_see_no_mask(cell: str) -> None:
     assert kept(sites) == plain + 2 * (len(GROUPS) * 16 + 10 * 8)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_saved_tensors_can_be_offloaded(cell: str) -> None:
     rnn, x = build(cell, ALL, 2), inputs()
     (expected,) = torch.autograd.grad(rnn(x, rng=RNG)[0].square().sum(), x)

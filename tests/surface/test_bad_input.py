@@ -15,9 +15,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import fused_rnn_dropout as frd
+from fused_rnn_dropout.cells import MODULES
 
 BACKENDS = ("cpu", "reference")
-CELLS = ("LSTM", "GRU", "RNN")
 T, B, I, H = 5, 3, 4, 6
 
 
@@ -53,7 +53,7 @@ CONSTRUCTIONS: dict[str, tuple[tuple[Any, ...], dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 @pytest.mark.parametrize("case", CONSTRUCTIONS)
 def test_constructors_refuse_what_torch_refuses(case: str, cell: str) -> None:
     args, kwargs = CONSTRUCTIONS[case]
@@ -71,7 +71,7 @@ def test_nonlinearities_that_torch_does_not_know(given: Any) -> None:
         assert (type(ours), str(ours)) == (type(theirs), str(theirs))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_the_warning_about_one_layer(cell: str) -> None:
     texts = []
     for library in (nn, frd):
@@ -104,7 +104,7 @@ def inputs(cell: str) -> dict[str, tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 @pytest.mark.parametrize("case", inputs("GRU"))
 def test_forward_refuses_what_torch_refuses(case: str, cell: str, backend: str) -> None:
     args = inputs(cell)[case]
@@ -123,7 +123,7 @@ def test_no_steps_in_a_batch_first_input(batch_first: bool, backend: str) -> Non
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_packed_inputs(cell: str, backend: str) -> None:
     """nn.GRU checks packed inputs and nn.LSTM leaves it to the kernels: ours use nn.GRU's words for both."""
     rnn, gru = getattr(frd, cell)(I, H, backend=backend), nn.GRU(I, H)
@@ -142,7 +142,7 @@ def test_packed_inputs(cell: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_states_are_named(cell: str, backend: str) -> None:
     rnn, x = getattr(frd, cell)(I, H, backend=backend), torch.randn(T, B, I)
     name = r"hx\[0\]" if cell == "LSTM" else "hx"
@@ -198,7 +198,7 @@ _ORDER = r"sorted_indices of a PackedSequence should be an int64 tensor of shape
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 @pytest.mark.parametrize(
     ("packed", "error", "message"),
     [
@@ -230,7 +230,7 @@ def test_packed_sequences_made_by_hand(
             call()
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_no_steps_when_looking(cell: str) -> None:
     for batch_first, x in ((False, torch.randn(0, B, I)), (True, torch.randn(B, 0, I)), (False, torch.randn(0, I))):
         rnn = getattr(frd, cell)(I, H, batch_first=batch_first)
@@ -256,7 +256,7 @@ NOT_DENSE: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], str]] = {
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support", "ignore:The PyTorch API of nested tensors")
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor", "ignore::DeprecationWarning:torch")
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 @pytest.mark.parametrize("kind", NOT_DENSE)
 def test_what_is_not_dense(kind: str, cell: str, backend: str) -> None:
     make, message = NOT_DENSE[kind]
@@ -285,7 +285,7 @@ def test_what_is_not_dense(kind: str, cell: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_weights_that_do_not_fit_the_others(cell: str, backend: str) -> None:
     x = torch.randn(T, B, I)
     for name in ("weight_hh_l0", "bias_ih_l0", "weight_ih_l1"):
@@ -426,7 +426,7 @@ def test_backends_that_are_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         rnn(x)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_transforms_name_the_reference(cell: str) -> None:
     rnn, x = getattr(frd, cell)(I, H, weight_dropout=0.5), torch.randn(2, T, B, I)
     rng = frd.draw_rng("cpu")

@@ -19,6 +19,7 @@ from torch.utils.checkpoint import checkpoint
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import recomputation
+from fused_rnn_dropout.cells import MODULES
 from fused_rnn_dropout.sites import SITE
 
 pytestmark = [
@@ -26,7 +27,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
 ]
 
-CELLS = ("LSTM", "GRU")
 BACKENDS = ("cpu", "reference")
 T, B, I, H = 9, 3, 5, 6
 RNG = torch.tensor([5, 6])
@@ -80,7 +80,7 @@ GRID = [(backend, kind, lengths) for backend in BACKENDS for kind in (*KINDS, "a
 
 # Triton's interpreter is slow: all kinds at once are enough for it.
 @pytest.mark.parametrize(("backend", "kind", "lengths"), [*GRID, ("triton", "all", "chunks")])
-@pytest.mark.parametrize("cell", [*CELLS, "RNN"])
+@pytest.mark.parametrize("cell", MODULES)
 def test_in_parts_as_in_one_piece(cell: str, backend: str, kind: str, lengths: str) -> None:
     if backend == "triton":
         pytest.importorskip("triton")
@@ -96,7 +96,7 @@ def test_in_parts_as_in_one_piece(cell: str, backend: str, kind: str, lengths: s
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_the_masks_bit_for_bit(cell: str, backend: str) -> None:
     """Both directions; a mask per step is cut, one per sequence or of a weight is the same in each part."""
     rnn, x = build(cell, backend=backend, bidirectional=True, **ALL), make_input()
@@ -114,7 +114,7 @@ def test_the_masks_bit_for_bit(cell: str, backend: str) -> None:
             start += len(part)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_an_export_draws_what_the_next_call_uses(cell: str) -> None:
     rnn, x = build(cell, **ALL), make_input()
     with frd.hold_masks(rnn) as held:
@@ -127,7 +127,7 @@ def test_an_export_draws_what_the_next_call_uses(cell: str) -> None:
     assert all(torch.equal(mask, again[name]) for name, mask in masks.items())
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_truncated_backpropagation(cell: str) -> None:
     """A backward for each chunk, states detached between them: gradients of the same masks given by hand."""
     rnn, x = build(cell, **ALL), make_input()
@@ -168,7 +168,7 @@ class Attention(nn.Module):
         return torch.cat(outs[1:])
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_a_decoder_with_attention(cell: str) -> None:
     model, x = Attention(cell), make_input()
     pairs = {"encoder": RNG, "decoder": RNG + 1}
@@ -183,7 +183,7 @@ def test_a_decoder_with_attention(cell: str) -> None:
     assert_close(mine, model(x, drawn))
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_a_recurrent_policy(cell: str) -> None:
     """Single steps without gradients while it acts, sequences with them while it learns: the same masks."""
     rnn, x = build(cell, **ALL), make_input()
@@ -200,7 +200,7 @@ def test_a_recurrent_policy(cell: str) -> None:
         rnn(x[1:])[0].sum().backward()
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_packed_inputs_count_their_longest_row(cell: str) -> None:
     rnn = build(cell, **ALL)
     rows = [make_input(n, I) for n in (5, 2, 4)]
@@ -221,7 +221,7 @@ def test_other_shapes_of_input_count_steps_too() -> None:
         assert held.step_offset[""] == 7
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_other_examples_at_each_call(cell: str) -> None:
     rnn, x = build(cell, **ALL), make_input()
     with frd.hold_masks(rnn, rng=RNG):
@@ -236,7 +236,7 @@ def test_other_examples_at_each_call(cell: str) -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_calls_that_do_not_count(cell: str) -> None:
     rnn, x = build(cell, **ALL), make_input()
     other = RNG + 7
@@ -258,7 +258,7 @@ def test_calls_that_do_not_count(cell: str) -> None:
         assert held.step_offset[""] == 2 * T
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_what_is_drawn(cell: str) -> None:
     """One pair a layer, at its first masked call, by the operator that every call draws with."""
     model, x = nn.ModuleList([build(cell, **ALL), build(cell, **ALL), build(cell)]), make_input()
@@ -307,7 +307,7 @@ def test_one_module_in_several_places() -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_nested(cell: str) -> None:
     model, x = nn.ModuleDict({"a": build(cell, **ALL), "b": build(cell, **ALL)}), make_input()
     a, b = model["a"], model["b"]
@@ -335,7 +335,7 @@ def test_an_exception_leaves_too() -> None:
         pass
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_threads_do_not_mix(cell: str) -> None:
     rnn, x = build(cell, **ALL), make_input()
     barrier = threading.Barrier(2)
@@ -449,13 +449,13 @@ def test_what_is_seen_at_the_call() -> None:
         rnn(x)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_programs_are_not_recorded(cell: str) -> None:
     rnn, x = build(cell, **ALL), make_input()
     for strict in (False, True):
-        with frd.hold_masks(rnn), pytest.raises(Exception, match="a held .* cannot be exported.*rng= and step_offset="):
+        with frd.hold_masks(rnn), pytest.raises(Exception, match=f"a held {cell} cannot be exported.*rng= and step_"):
             torch.export.export(rnn, (x,), strict=strict)
-    with frd.hold_masks(rnn), pytest.raises(RuntimeError, match="a held .* cannot be exported"):
+    with frd.hold_masks(rnn), pytest.raises(RuntimeError, match=f"a held {cell} cannot be exported"):
         torch.jit.trace(rnn, (x,), check_trace=False)
 
 
@@ -481,7 +481,7 @@ def checkpointed(rnn: Callable[..., Any], x: Tensor, use_reentrant: bool, **kwar
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("after", [False, True], ids=["inside", "after"])
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not_reentrant"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_a_recomputation_raises(cell: str, use_reentrant: bool, after: bool, compiled: bool) -> None:
     """Inside the hold and after it, whatever other steps came between; and never for a call that was not held."""
     torch.compiler.reset()
@@ -504,7 +504,7 @@ def test_a_recomputation_raises(cell: str, use_reentrant: bool, after: bool, com
 
 @pytest.mark.usefixtures("no_marks")
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not_reentrant"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_a_recomputation_that_says_both(cell: str, use_reentrant: bool) -> None:
     rnn, x = build(cell, **ALL), make_input(requires_grad=True)
     with frd.hold_masks(rnn):
@@ -519,7 +519,7 @@ def test_a_recomputation_that_says_both(cell: str, use_reentrant: bool) -> None:
 @pytest.mark.usefixtures("no_marks")
 @pytest.mark.parametrize("given", [True, False], ids=["rng", "drawn"])
 @pytest.mark.parametrize("use_reentrant", [True, False], ids=["reentrant", "not_reentrant"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_a_recomputation_of_the_whole_block(cell: str, use_reentrant: bool, given: bool) -> None:
     """A hold inside the checkpoint is entered again with it, and draws the same pair again."""
     rnn, x = build(cell, **ALL), make_input(requires_grad=True)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from grids import (
     TOLERANCE,
+    UNPROJECTED,
     all_sites,
     assert_equal,
     assert_same,
@@ -22,6 +23,7 @@ from grids import (
     measure,
     module,
     pack,
+    row_of,
 )
 from torch import Tensor, nn
 
@@ -29,8 +31,13 @@ import fused_rnn_dropout as frd
 
 pytestmark = pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout")
 
-CELLS = ("LSTM", "GRU")
 EXACT = TOLERANCE[torch.float64]
+REMEMBER = [cell for cell in UNPROJECTED if row_of(cell).carries]
+"""Cells that can go on with their memory as it is."""
+INSIDE = ("hidden_dropout", "weight_dropout", "update_dropout", "cell_dropout", "zoneout_h")
+each_inside = pytest.mark.parametrize(
+    ("cell", "site"), [(cell, site) for cell in UNPROJECTED for site in INSIDE if fits(cell, {site: 0.5})]
+)
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +71,7 @@ def assert_rate(hits: Tensor, rate: float) -> None:
 
 
 # 1
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", UNPROJECTED)
 def test_weight_dropout_that_is_silently_not_applied(cell: str) -> None:
     """The masked weight must be the one that is multiplied with, in each call anew."""
     rnn = module(cell, {"weight_dropout": 0.5})
@@ -87,7 +94,7 @@ def test_weight_dropout_that_is_silently_not_applied(cell: str) -> None:
 
 
 # 2
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", UNPROJECTED)
 def test_weight_dropout_without_a_gradient_for_the_raw_weight(cell: str) -> None:
     rnn = module(cell, {"weight_dropout": 0.5})
     plain = twin(rnn)
@@ -105,7 +112,7 @@ def test_weight_dropout_without_a_gradient_for_the_raw_weight(cell: str) -> None
 
 
 # 3
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", UNPROJECTED)
 def test_masks_that_stay_on_in_eval(cell: str) -> None:
     row = {"weight_dropout": frd.WeightDropout(0.5, "row", inputs=True)}
     without_zoneout = {name: rate for name, rate in all_sites(cell).items() if not name.startswith("zoneout")}
@@ -120,7 +127,7 @@ def test_masks_that_stay_on_in_eval(cell: str) -> None:
 
 
 # 4
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", UNPROJECTED)
 def test_an_error_on_the_way_from_train_to_eval(cell: str) -> None:
     rnn = module(cell, all_sites(cell))
     x, states = inputs_for(rnn, 4, 3)
@@ -133,7 +140,7 @@ def test_an_error_on_the_way_from_train_to_eval(cell: str) -> None:
         optimizer.step()
         seen.append(rnn.weight_hh_l0.detach().clone())
     assert all(isinstance(parameter, nn.Parameter) for parameter in rnn.parameters())
-    assert set(rnn.state_dict()) == set(getattr(nn, cell)(6, 19, 2, bidirectional=True).state_dict())
+    assert set(rnn.state_dict()) == set(getattr(nn, row_of(cell).module)(6, 19, 2, bidirectional=True).state_dict())
     assert not torch.equal(seen[-1], seen[-2]), "training in eval mode still trains the weights that forward reads"
 
     buffer = io.BytesIO()
@@ -154,7 +161,7 @@ def test_an_error_on_the_way_from_train_to_eval(cell: str) -> None:
 
 
 # 5
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", UNPROJECTED)
 def test_masks_that_are_broadcast_along_the_wrong_axis(cell: str) -> None:
     """Locked masks are one over time and differ between examples and units; weight masks know no example."""
     rnn = one_layer(cell, {"input_dropout": 0.5, "output_dropout": 0.5, "hidden_dropout": 0.5}, (32, 32, 0))
@@ -166,7 +173,7 @@ def test_masks_that_are_broadcast_along_the_wrong_axis(cell: str) -> None:
         of_examples, of_units = zero[0], zero[0].T
         assert len(of_examples.unique(dim=0)) == 8, f"{name}: each example has a mask of its own"
         assert len(of_units.unique(dim=0)) > 16, f"{name}: each unit has one"
-    if cell == "LSTM":  # h_0 of a GRU leaks past the product
+    if row_of(cell).has_c or not row_of(cell).carries:  # h_0 of a GRU leaks past the product
         assert len((got["d h0"][0] == 0).unique(dim=0)) == 8
     shared = one_layer(cell, {"output_dropout": frd.LockedDropout(0.5, batch_shared=True)}, (32, 32, 0))
     zero = call(shared, x, states)["out"] == 0
@@ -179,7 +186,7 @@ def test_masks_that_are_broadcast_along_the_wrong_axis(cell: str) -> None:
 
 
 # 6
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", UNPROJECTED)
 def test_masks_that_are_not_drawn_anew_or_are_shared_by_the_batch(cell: str) -> None:
     per_batch = {"weight_dropout"}
     for name, rate in inner_sites(cell).items():
@@ -273,7 +280,7 @@ FINGERPRINTS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(
     ("cell", "technique"),
-    [(cell, name) for cell in CELLS for name in FINGERPRINTS if fits(cell, FINGERPRINTS[name][0])],
+    [(cell, name) for cell in REMEMBER for name in FINGERPRINTS if fits(cell, FINGERPRINTS[name][0])],
 )
 def test_a_mask_on_the_memory_that_belongs_elsewhere(cell: str, technique: str) -> None:
     """With gates that only remember, each technique leaves a memory of its own kind after 30 steps."""
@@ -307,7 +314,7 @@ def test_a_mask_on_the_memory_that_belongs_elsewhere(cell: str, technique: str) 
         torch.testing.assert_close(after[alive], before[alive], rtol=0 if cell == "LSTM" else 1e-14, atol=0)
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", REMEMBER)
 def test_scales_that_compound_over_time(cell: str) -> None:
     """The memory of the survivors is neither 1/q^T times too large in training nor q^T times too small in eval."""
     rnn = one_layer(cell, {"cell_dropout": 0.5}, (4, 16, 0))
@@ -323,7 +330,7 @@ def test_scales_that_compound_over_time(cell: str) -> None:
 
 
 # 9
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", UNPROJECTED)
 def test_a_seed_that_makes_all_steps_equal(cell: str) -> None:
     steps = 12
     per_step = {
@@ -355,7 +362,7 @@ def test_a_seed_that_makes_all_steps_equal(cell: str) -> None:
 
 
 # 10
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", UNPROJECTED)
 def test_a_dropped_infinity_that_becomes_nan(cell: str) -> None:
     rnn = one_layer(cell, {"input_dropout": 0.5, "weight_dropout": 0.5})
     x, states = inputs_for(rnn, 4, 3)
@@ -369,7 +376,7 @@ def test_a_dropped_infinity_that_becomes_nan(cell: str) -> None:
 
 
 # 11
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", UNPROJECTED)
 def test_zoneout_that_is_inverted_unzoned_or_without_expectation(cell: str) -> None:
     sites = {"zoneout_h": 0.25} | ({"zoneout_c": 0.625} if cell == "LSTM" else {})
     rnn = one_layer(cell, sites, (6, 64, 0))
@@ -398,8 +405,7 @@ def test_zoneout_that_is_inverted_unzoned_or_without_expectation(cell: str) -> N
 
 
 # 12
-@pytest.mark.parametrize("site", ["hidden_dropout", "weight_dropout", "zoneout_h", "update_dropout", "cell_dropout"])
-@pytest.mark.parametrize("cell", CELLS)
+@each_inside
 def test_a_mask_that_the_gradient_does_not_know(cell: str, site: str) -> None:
     rnn = one_layer(cell, {site: 0.5}, (2, 3, 0))
     x, states = inputs_for(rnn, 3, 2)
@@ -416,7 +422,7 @@ def test_a_mask_that_the_gradient_does_not_know(cell: str, site: str) -> None:
 
 
 # 13
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", UNPROJECTED)
 def test_rows_that_have_ended(cell: str) -> None:
     """Their gradient is complete, their states stay, and their outputs past the end are 0."""
     rnn = module(cell, all_sites(cell))
@@ -444,8 +450,7 @@ def test_rows_that_have_ended(cell: str) -> None:
 
 
 # 14
-@pytest.mark.parametrize("site", ["weight_dropout", "hidden_dropout", "update_dropout", "cell_dropout", "zoneout_h"])
-@pytest.mark.parametrize("cell", CELLS)
+@each_inside
 def test_a_reverse_direction_that_is_forgotten(cell: str, site: str) -> None:
     rnn = module(cell, {site: 0.5}, (6, 19, 0), layers=1)
     plain = twin(rnn)
@@ -467,7 +472,7 @@ def test_a_reverse_direction_that_is_forgotten(cell: str, site: str) -> None:
 
 
 # 15
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", UNPROJECTED)
 def test_manual_seed_that_is_ignored(cell: str) -> None:
     rnn = module(cell, all_sites(cell))
     x, states = inputs_for(rnn, 4, 3)
@@ -489,7 +494,7 @@ def test_manual_seed_that_is_ignored(cell: str) -> None:
 
 # 16
 @pytest.mark.parametrize("threads", [1, 3])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", UNPROJECTED)
 def test_gradients_that_differ_from_run_to_run(cell: str, threads: int) -> None:
     """Sums over many rows in fp32, where another order of additions would show."""
     rnn = module(cell, all_sites(cell), (16, 48, 0), dtype=torch.float32)

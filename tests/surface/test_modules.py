@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import pickle
 import warnings
@@ -18,10 +19,11 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fused_rnn_dropout as frd
+from fused_rnn_dropout.cell_modules import SITES_OF_CELLS
+from fused_rnn_dropout.cells import MODULES
 from fused_rnn_dropout.sites import SITE_NAMES
 
 BACKENDS = ("cpu", "reference")
-CELLS = ("LSTM", "GRU", "RNN")
 T, B, I, H = 5, 3, 4, 6
 STEPWISE: dict[str, Any] = {"weight_dropout": 0.5, "hidden_dropout": 0.25, "update_dropout": 0.2, "zoneout_h": 0.3}
 
@@ -116,7 +118,7 @@ def test_parity(
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 @pytest.mark.parametrize("sizes", [(1, 1, 1, 1), (2, 1, 3, 31), (7, 5, 33, 9), (40, 2, 3, 17)], ids=str)
 def test_parity_float32(cell: str, sizes: tuple[int, int, int, int], backend: str) -> None:
     steps, batch, inputs, hidden = sizes
@@ -129,7 +131,7 @@ def test_parity_float32(cell: str, sizes: tuple[int, int, int, int], backend: st
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_low_precision_follows_the_float32_result(cell: str, dtype: torch.dtype, backend: str) -> None:
     ours = getattr(frd, cell)(I, H, backend=backend)
@@ -142,7 +144,7 @@ def test_low_precision_follows_the_float32_result(cell: str, dtype: torch.dtype,
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_non_contiguous_and_expanded_inputs(cell: str, backend: str) -> None:
     theirs, ours = pair(cell, I, H, dtype=torch.float64, backend=backend)
     base = torch.randn(2 * T, B, 2 * I, dtype=torch.float64)
@@ -152,7 +154,7 @@ def test_non_contiguous_and_expanded_inputs(cell: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_empty_batch(cell: str, backend: str) -> None:
     theirs, ours = pair(cell, I, H, 2, bidirectional=True, backend=backend)
     x = torch.randn(T, 0, I)
@@ -163,7 +165,7 @@ def test_empty_batch(cell: str, backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_sites_at_rate_zero_and_eval_are_parity_too(cell: str, backend: str) -> None:
     theirs, ours = pair(cell, I, H, 2, dtype=torch.float64, backend=backend)
     x = torch.randn(T, B, I, dtype=torch.float64)
@@ -225,10 +227,21 @@ def test_a_refused_assignment_changes_nothing() -> None:
         assert (dict(rnn.sites), rnn._plan, rnn._thresholds.tolist()) == before
 
 
+@pytest.mark.parametrize("module", [frd.LSTM, frd.GRU, frd.RNN, frd.LSTMCell, frd.GRUCell])
+def test_a_constructor_takes_each_site_that_its_cell_has(module: Any) -> None:
+    """Under its name, in the order of the table, and gives it to the module."""
+    inside = SITES_OF_CELLS if issubclass(module, nn.RNNCellBase) else SITE_NAMES
+    expected = [name for name in inside if has(module.__name__.removesuffix("Cell"), name)]
+    assert [name for name in inspect.signature(module.__init__).parameters if name in SITE_NAMES] == expected
+    layers = {} if issubclass(module, nn.RNNCellBase) else {"num_layers": 2}
+    for name in expected:
+        assert list(module(I, H, **layers, **{name: 0.3}).sites) == [name]
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("name", [name for name in SITE_NAMES if name != "zoneout_c"])
 def test_every_site_acts_in_training_and_follows_rng(name: str, backend: str) -> None:
-    for cell in (cell for cell in CELLS if has(cell, name)):
+    for cell in (cell for cell in MODULES if has(cell, name)):
         rnn = getattr(frd, cell)(I, H, 2, backend=backend, **{name: 0.5})
         x = torch.randn(T, B, I)
         rng = frd.draw_rng("cpu")
@@ -292,7 +305,7 @@ def test_one_group_of_sites_can_have_its_own_rng() -> None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_state_dict_both_ways(cell: str) -> None:
     kwargs: dict[str, Any] = {"num_layers": 2, "bidirectional": True}
     theirs = getattr(nn, cell)(I, H, **kwargs)
@@ -321,7 +334,7 @@ def _saved(module: nn.Module) -> nn.Module:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 @pytest.mark.parametrize(
     "copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m)), _saved], ids=["deepcopy", "pickle", "save"]
 )
@@ -371,7 +384,7 @@ def test_a_module_made_in_inference_mode_takes_new_rates() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_weights_are_read_where_they_are_now(cell: str, backend: str) -> None:
     theirs, ours = pair(cell, I, H, dtype=torch.float64, backend=backend)
     x = torch.randn(T, B, I, dtype=torch.float64)
@@ -458,7 +471,7 @@ def test_positions_are_those_of_torch() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
-@pytest.mark.parametrize(("cell", "proj"), [("LSTM", 0), ("LSTM", 3), ("GRU", 0), ("RNN", 0)])
+@pytest.mark.parametrize(("cell", "proj"), [("LSTM", 3), *((cell, 0) for cell in MODULES)])
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
 def test_autocast_gives_the_dtypes_of_torch(
@@ -485,7 +498,7 @@ def test_autocast_gives_the_dtypes_of_torch(
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_a_new_rate_compiles_nothing_again(cell: str) -> None:
     torch.compiler.reset()
     rnn = getattr(frd, cell)(I, H, 2, dropout=0.1, **STEPWISE)
@@ -509,7 +522,7 @@ def test_a_new_rate_compiles_nothing_again(cell: str) -> None:
 
 @pytest.mark.parametrize("enforce_sorted", [True, False], ids=["sorted", "unsorted"])
 @pytest.mark.parametrize("with_state", [True, False], ids=["hx", "zeros"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_packed_input_compiles_to_one_graph(cell: str, with_state: bool, enforce_sorted: bool) -> None:
     torch.compiler.reset()
     rnn = getattr(frd, cell)(I, H, 2, bidirectional=True, **STEPWISE)
@@ -552,7 +565,7 @@ def test_explain() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", MODULES)
 def test_exported_masks_have_their_names_and_shapes(cell: str, backend: str) -> None:
     sites: dict[str, Any] = {**STEPWISE, "input_dropout": 0.5, "inter_layer_dropout": 0.5, "output_dropout": 0.5}
     sites |= {"cell_dropout": 0.25} if has(cell, "cell_dropout") else {}
@@ -585,13 +598,14 @@ def test_exported_masks_have_their_names_and_shapes(cell: str, backend: str) -> 
     [{"dropout": 0.4}, {"inter_layer_dropout": frd.LockedDropout(0.4, batch_shared=True)}],
     ids=lambda v: [*v][0],
 )
-@pytest.mark.parametrize(("cell", "proj"), [("LSTM", 0), ("LSTM", 3), ("GRU", 0)])
+@pytest.mark.parametrize(("cell", "proj"), [("LSTM", 3), *((cell, 0) for cell in MODULES)])
 def test_a_stack_is_the_reference_fed_with_its_exported_masks(
     cell: str, proj: int, between: dict[str, Any], backend: str
 ) -> None:
     kwargs: dict[str, Any] = {"proj_size": proj} if proj else {}
     sites: dict[str, Any] = {**STEPWISE, **between, "input_dropout": 0.3, "cell_dropout": 0.25}
     sites["output_dropout"] = frd.LockedDropout(0.3, per="step")
+    sites = {name: value for name, value in sites.items() if has(cell, name)}
     rnn = getattr(frd, cell)(I, H, 3, bidirectional=True, dtype=torch.float64, backend=backend, **sites, **kwargs)
     x, rng = torch.randn(T, B, I, dtype=torch.float64), frd.draw_rng("cpu")
     hx = make_state(cell, rnn, B)
@@ -607,14 +621,11 @@ def test_a_stack_is_the_reference_fed_with_its_exported_masks(
             names = ["weight_ih", "weight_hh", "bias_ih", "bias_hh", *(["weight_hr"] if proj else [])]
             weights = [getattr(rnn, name + suffix) for name in names]
             index = 2 * layer + direction
-            if cell == "LSTM":
-                state = (hx[0][index], hx[1][index])
-                out, last = frd.reference.lstm(value, state, weights, own, reverse=direction == 1)
-            else:
-                out, h_n = frd.reference.gru(value, hx[index], weights, own, reverse=direction == 1)
-                last = (h_n,)
+            state = tuple(part[index] for part in hx) if isinstance(hx, tuple) else hx[index]
+            equations = getattr(frd.reference, rnn.mode.lower())
+            out, last = equations(value, state, weights, own, reverse=direction == 1)
             outs.append(out)
-            finals.append(last)
+            finals.append(last if isinstance(last, tuple) else (last,))
         value = torch.cat(outs, -1)
     value = value * masks.pop("output")
     assert not masks  # every exported mask was used

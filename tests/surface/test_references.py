@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import references
+from fused_rnn_dropout.cells import MODULES
 
 I, H = 5, 6
 Pair = collections.namedtuple("Pair", "first second")
@@ -136,7 +137,7 @@ def acts(run: Callable[[], Any]) -> bool:
     return not torch.equal(run()[0], run()[0])
 
 
-@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("cell", [getattr(nn, name) for name in MODULES])
 @pytest.mark.parametrize("where", HOLDERS)
 def test_exchanged_everywhere(where: str, cell: type) -> None:
     hold, use = HOLDERS[where]
@@ -149,7 +150,7 @@ def test_exchanged_everywhere(where: str, cell: type) -> None:
     assert not acts(lambda: use(model.held, x)) and type(model.rnn) is cell
 
 
-@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("cell", [getattr(nn, name) for name in MODULES])
 @pytest.mark.parametrize(
     ("hold", "place"),
     [

@@ -1,4 +1,4 @@
-"""torch's own database of module inputs for nn.LSTM and nn.GRU, run against ours with the same weights."""
+"""torch's own database of module inputs for nn.LSTM, nn.GRU and nn.RNN, run against ours with the same weights."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 import fused_rnn_dropout as frd
+from fused_rnn_dropout.cells import MODULES
 
 pytest.importorskip("expecttest", reason="the package expecttest, which torch's own tests import, is not installed")
 
@@ -19,7 +20,8 @@ with pytest.MonkeyPatch.context() as patch:
     from torch.testing._internal.common_modules import ModuleInput, module_db
 
 BACKENDS = ("cpu", "reference")
-_INFOS = {info.module_cls: info for info in module_db if info.module_cls in (nn.LSTM, nn.GRU)}
+TORCHS = [getattr(nn, name) for name in MODULES]
+_INFOS = {info.module_cls: info for info in module_db if info.module_cls in TORCHS}
 
 
 def samples(module_cls: type, dtype: torch.dtype, training: bool) -> list[ModuleInput]:
@@ -45,15 +47,15 @@ def run(module: nn.Module, sample: ModuleInput) -> tuple[list[Tensor], list[Tens
     return results, list(torch.autograd.grad(loss, [*inputs, *module.parameters()], retain_graph=True))
 
 
-def test_the_database_has_both_modules() -> None:
-    assert set(_INFOS) == {nn.LSTM, nn.GRU}
+def test_the_database_has_each_module() -> None:
+    assert set(_INFOS) == set(TORCHS)
     assert all(len(samples(cls, torch.float64, True)) >= 8 for cls in _INFOS)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-@pytest.mark.parametrize("module_cls", [nn.LSTM, nn.GRU], ids=["LSTM", "GRU"])
+@pytest.mark.parametrize("module_cls", TORCHS, ids=MODULES)
 @pytest.mark.filterwarnings("ignore:LSTM with projections")
 def test_samples(module_cls: type, dtype: torch.dtype, training: bool, backend: str) -> None:
     for sample in samples(module_cls, dtype, training):
@@ -70,7 +72,7 @@ def test_samples(module_cls: type, dtype: torch.dtype, training: bool, backend: 
                 )
 
 
-@pytest.mark.parametrize("module_cls", [nn.LSTM, nn.GRU], ids=["LSTM", "GRU"])
+@pytest.mark.parametrize("module_cls", TORCHS, ids=MODULES)
 def test_samples_with_sites_agree_across_backends(module_cls: type) -> None:
     """The same samples with every fused site on: the fused backend against the reference."""
     sites: dict[str, Any] = {"hidden_dropout": 0.25, "weight_dropout": 0.5, "update_dropout": 0.2, "zoneout_h": 0.15,

@@ -26,6 +26,7 @@ from bench.measure import FEWEST, FEWEST_SLOW, median_of, paired, ratio_of
 from bench.profile import profile
 from bench.shapes import QUICK, SHAPES, Shape
 from fused_rnn_dropout import library, ops
+from fused_rnn_dropout.cells import MODULES
 
 ROOT = Path(__file__).resolve().parents[2]
 SHAPE = Shape("tiny", 5, 3, 4, 6, "small", "")
@@ -37,7 +38,7 @@ SHAPE = Shape("tiny", 5, 3, 4, 6, "small", "")
 
 
 @pytest.mark.parametrize("careful", [False, True])
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", MODULES)
 def test_the_loop_is_the_layer(cell: str, careful: bool) -> None:
     """Without sites, and in eval with them but zoneout, the loop computes what torch does."""
     rnn = getattr(nn, cell)(4, 6).double()
@@ -50,7 +51,7 @@ def test_the_loop_is_the_layer(cell: str, careful: bool) -> None:
 
 @pytest.mark.parametrize("name", sorted(RATES))
 def test_every_site_of_the_loop_acts(name: str) -> None:
-    for cell in ("LSTM", "GRU"):
+    for cell in MODULES:
         if name in rates_of(cell):
             loop = Loop(cell, 4, 6, {name: 0.5})
             x = torch.randn(5, 3, 4)
@@ -89,7 +90,7 @@ def test_all_contenders_have_every_site_of_one_layer() -> None:
 @pytest.mark.parametrize("task", ["train", "forward", "eval"])
 @pytest.mark.parametrize("name", [c.name for c in CONTENDERS if not c.compiles and c.package is None])
 def test_every_contender_runs(name: str, task: str) -> None:
-    for cell in ("LSTM", "GRU"):
+    for cell in MODULES:
         runner(BY_NAME[name].build(cell, SHAPE), SHAPE, task)()
 
 

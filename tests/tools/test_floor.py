@@ -19,6 +19,7 @@ from bench.__main__ import main
 from bench.contenders import contenders_of
 from bench.count import SCHEDULES, Layer, launches
 from bench.shapes import SHAPES, Shape
+from fused_rnn_dropout.cells import MODULES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "gpu.md"
@@ -40,7 +41,7 @@ def products(profile: torch.profiler.profile) -> tuple[int, float]:
 
 
 @pytest.mark.parametrize("shape", SMALL, ids=lambda shape: shape.name)
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", MODULES)
 def test_alternating_launches_what_is_counted(cell: str, shape: Shape) -> None:
     """Kernels, products and FLOPs, forward and backward, in a run on the host; and the bytes that are kept."""
     torch.set_num_threads(1)
@@ -107,7 +108,7 @@ print(*calls.values())
 )
 @pytest.mark.parametrize("schedule", ["alternating", "sequence"])
 @pytest.mark.parametrize("shape", SMALL[::2], ids=lambda shape: shape.name)
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", MODULES)
 def test_triton_launches_what_is_counted(cell: str, shape: Shape, schedule: str) -> None:
     """In Triton's interpreter."""
     environment = {**os.environ, "TRITON_INTERPRET": "1", "FRD_TRITON_SCHEDULE": schedule}
@@ -122,7 +123,7 @@ def test_triton_launches_what_is_counted(cell: str, shape: Shape, schedule: str)
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.name)
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", MODULES)
 def test_products_are_those_of_the_layer(cell: str, shape: Shape) -> None:
     """The alternating schedules compute nothing twice; tiles of 16 rows do where there are fewer."""
     layer = Layer(cell, shape, 4)
@@ -160,7 +161,7 @@ def test_bytes_by_hand() -> None:
 
 @pytest.mark.parametrize("e", [4, 2])
 @pytest.mark.parametrize("name", ["alternating", "Triton, alternating", "Triton, sequence"])
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", MODULES)
 def test_a_state_that_is_not_the_output_is_stored_too(cell: str, name: str, e: int) -> None:
     shape = next(shape for shape in SHAPES if shape.name == "packed")
     usual, apart = (SCHEDULES[name](Layer(cell, shape, e, states_apart)) for states_apart in (False, True))
@@ -179,6 +180,8 @@ def test_a_state_that_is_not_the_output_is_stored_too(cell: str, name: str, e: i
         ("GRU", {"zoneout_h": frd.Zoneout(0.1, output="unzoned")}, True),
         ("LSTM", {"zoneout_h": 0.1}, False),
         ("GRU", {"zoneout_h": 0.1, "weight_dropout": 0.5}, False),
+        ("RNN", {"zoneout_h": 0.1, "update_dropout": 0.5}, False),
+        ("RNN", {"zoneout_h": frd.Zoneout(0.1, output="unzoned")}, True),
     ],
 )
 def test_what_stores_states(cell: str, sites: dict, apart: bool) -> None:
@@ -198,7 +201,7 @@ def test_what_stores_states(cell: str, sites: dict, apart: bool) -> None:
 def test_floors_are_bounded_by_what_they_are_made_of() -> None:
     gpu, latency = floor.GPUS[0], 2e-6
     for shape in SHAPES:
-        for cell in ("LSTM", "GRU"):
+        for cell in MODULES:
             for dtype, e in floor.BYTES.items():
                 layer = Layer(cell, shape, e)
                 works = [work for part in count.alternating(layer) for work in part]

@@ -9,23 +9,28 @@ from typing import Any
 
 import pytest
 import torch
+from grids import has
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import ops
+from fused_rnn_dropout.cells import MODULES
+from fused_rnn_dropout.sites import SITE
 
 I, H, T, B = 6, 8, 5, 3
 ALL_ON = {"input_dropout": 0.2, "inter_layer_dropout": 0.2, "output_dropout": 0.2, "hidden_dropout": 0.2,
           "weight_dropout": 0.2, "update_dropout": 0.2, "cell_dropout": 0.2, "zoneout_h": 0.2}  # fmt: skip
-KINDS = ["LSTM", "GRU", "projected"]
+KINDS = [*MODULES, "projected"]
 
 
 def build(kind: str, **options: Any) -> Any:
     if kind == "projected":
         options["proj_size"] = 4
-    return getattr(frd, "GRU" if kind == "GRU" else "LSTM")(I, H, **options)
+        kind = "LSTM"
+    options = {name: value for name, value in options.items() if name not in SITE or has(kind, name)}
+    return getattr(frd, kind)(I, H, **options)
 
 
 def counted(run: Any) -> int:
@@ -112,7 +117,7 @@ def test_packed_counts_its_rows(kind: str) -> None:
 
 
 def loop(rnn: nn.RNNBase, x: Tensor) -> Tensor:
-    """nn.LSTM and nn.GRU as people write them, a matmul at a time."""
+    """Layers as people write them, a matmul at a time."""
     for layer in range(rnn.num_layers):
         outs = []
         for suffix in ("", "_reverse")[: 2 if rnn.bidirectional else 1]:
@@ -128,6 +133,8 @@ def loop(rnn: nn.RNNBase, x: Tensor) -> Tensor:
                     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
                     h = o.sigmoid() * c.tanh()
                     h = h if w_hr is None else h @ w_hr.t()
+                elif rnn.mode == "RNN_TANH":
+                    h = (from_x + from_h).tanh()
                 else:
                     (r, z, n), (hr, hz, hn) = from_x.chunk(3, -1), from_h.chunk(3, -1)
                     z = (z + hz).sigmoid()
@@ -145,7 +152,7 @@ def test_counts_what_a_loop_of_products_counts(kind: str, shape: dict[str, Any],
     rnn = build(kind, bias=False, backend=backend, **shape)
     x = torch.randn(T, B, I, requires_grad=True)
     h0 = torch.zeros(rnn.num_layers * (2 if rnn.bidirectional else 1), B, rnn.proj_size or H, requires_grad=True)
-    hx: Any = h0 if rnn.mode == "GRU" else (h0, torch.zeros(h0.size(0), B, H))
+    hx: Any = (h0, torch.zeros(h0.size(0), B, H)) if rnn.mode == "LSTM" else h0
     assert torch.allclose(rnn(x, hx)[0], loop(rnn, x), atol=1e-6)
     assert counted(lambda: rnn(x, hx)) == counted(lambda: loop(rnn, x))
     theirs = counted(lambda: loop(rnn, x).sum().backward())

@@ -70,11 +70,12 @@ def test_demo_draws_the_plot(text, tmp_path):
     assert (tmp_path / "demo.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_demo_by_character_with_gru(text):
-    chosen = run.settings("char", quick=True, cell="gru", text=str(text), tokens=1200, epochs=1, threads=1)
+@pytest.mark.parametrize("cell", [cell for cell in model.CELLS if cell != "lstm"])
+def test_demo_by_character_with_another_cell(text, cell):
+    chosen = run.settings("char", quick=True, cell=cell, text=str(text), tokens=1200, epochs=1, threads=1)
     told = []
-    outcome = train.train(chosen, "GRU", run.SITES["char"], told.append)
-    assert "GRU(" in outcome.module and len(outcome.epochs) == 1
+    outcome = train.train(chosen, cell.upper(), run.SITES["char"], told.append)
+    assert f"{cell.upper()}(" in outcome.module and len(outcome.epochs) == 1
     assert outcome.trained_tokens == chosen.batch * (1200 // chosen.batch - 1), "each token but the first is predicted"
     assert [news.done for news in told if isinstance(news, train.Progress)] == list(range(1, outcome.updates + 1))
 
@@ -161,11 +162,11 @@ def test_demo_refuses_another_text_under_the_same_name(monkeypatch):
 
 
 def test_twenty_words_for_the_whole_demonstration(capsys, tmp_path):
-    """At either level and with either cell, in one sentence; the settings without --quick have more sequences."""
+    """At either level and with each cell, in one sentence; the settings without --quick have more sequences."""
     path = tmp_path / "twenty"
     for words in (20, 40, 100, 350):
         path.write_text(" ".join(["the", "cat", "sat", "on", "the", "mat"][index % 6] for index in range(words)))
-        for more in ([], ["--cell", "gru"], *([["--level", "char"]] if words < 100 else [])):
+        for more in (*(["--cell", cell] for cell in model.CELLS), *([["--level", "char"]] if words < 100 else [])):
             assert program.main(["--no-plot", "--out", str(tmp_path / "out"), "--text", str(path), *more]) == 2
             assert re.fullmatch(r"[^\n]*too short[^\n]*\n", capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
