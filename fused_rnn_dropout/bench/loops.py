@@ -58,13 +58,26 @@ def gru_step(
     return _zone(rates["zoneout_h"], h, (1 - keep) * candidate + keep * h, training)
 
 
+LOOP_CELLS = ("LSTM", "GRU")
+LOOP_SITES = (
+    "input_dropout",
+    "output_dropout",
+    "hidden_dropout",
+    "weight_dropout",
+    "update_dropout",
+    "zoneout_c",
+    "zoneout_h",
+)
+"""What :class:`Loop` knows."""
+
+
 class Loop(nn.Module):
     """One layer as a loop over time, its product with the inputs taken out of the loop.
 
     Args:
-        cell: "LSTM" or "GRU".
+        cell: one of :data:`LOOP_CELLS`.
         inputs, units: widths.
-        rates: by the names of the library's sites; those that are missing are 0.
+        rates: by the names of :data:`LOOP_SITES`, as the library has them by default; those that are missing are 0.
         careful: whether the steps of that product are taken apart by one ``unbind``. Published loops index it at each
             step, and autograd makes a gradient as large as all steps for each of them: that time grows with T squared.
         compiled: whether each step goes through ``torch.compile``.
@@ -86,9 +99,8 @@ class Loop(nn.Module):
     ) -> None:
         super().__init__()
         gates = 4 if cell == "LSTM" else 3
-        names = ("input_dropout", "output_dropout", "hidden_dropout", "weight_dropout", "update_dropout")
         self.cell, self.units, self.careful = cell, units, careful
-        self.rates = {name: rates.get(name, 0.0) for name in (*names, "zoneout_c", "zoneout_h")}
+        self.rates = {name: rates.get(name, 0.0) for name in LOOP_SITES}
         bound = 1 / math.sqrt(units)
         for name, shape in (
             ("weight_ih_l0", (gates * units, inputs)),
