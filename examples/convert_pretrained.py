@@ -2,8 +2,8 @@
 
     python -m examples.convert_pretrained
 
-A tagger with ``nn.LSTM`` is trained on plenty of data. ``frd.convert`` then swaps its layer in place, and it is tuned on
-twenty sequences of a related task, on which the same model without sites overfits. The optimizer, which holds the
+A tagger with ``nn.LSTM`` is trained on plenty of data. ``frd.convert`` then swaps its layer in place, and it is tuned
+on twenty sequences of a related task, on which the same model without sites overfits. The optimizer, which holds the
 parameters, is made before the conversion: they stay the same objects. ``frd.revert`` takes the sites back.
 """
 

@@ -3,9 +3,9 @@
     pip install lightning
     python -m examples.lightning_module
 
-Nothing of the layer is in Lightning's way: it is a module with parameters, checkpoints hold torch.nn's names, and masks
-follow ``seed_everything``. ``CurriculumSchedule`` (Morerio et al. 2017) raises the rates with the trainer's updates; its
-callback keeps its place in checkpoints.
+Nothing of the layer is in Lightning's way: it is a module with parameters, checkpoints hold torch.nn's names, and
+masks follow ``seed_everything``. ``CurriculumSchedule`` (Morerio et al. 2017) raises the rates with the trainer's
+updates; its callback keeps its place in checkpoints.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ else:
 
 
 def sums(count: int, steps: int = 20) -> TensorDataset:
-    """Sequences of numbers (steps, 2), and the sum of the first where the second is 1 (Hochreiter & Schmidhuber 1997)."""
+    """Sequences (steps, 2), and the sum of their numbers that are marked (Hochreiter & Schmidhuber 1997)."""
     numbers = torch.rand(count, steps)
     marks = torch.zeros(count, steps).scatter_(1, torch.rand(count, steps).topk(2).indices, 1.0)
     return TensorDataset(torch.stack((numbers, marks), dim=-1), (numbers * marks).sum(1))

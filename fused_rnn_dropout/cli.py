@@ -1,4 +1,4 @@
-"""The command line: ``python -m fused_rnn_dropout``, or ``fused-rnn-dropout``, with ``doctor``, ``explain``, ``bench``."""
+"""The command line, ``fused-rnn-dropout`` or ``python -m fused_rnn_dropout``: ``doctor``, ``explain``, ``bench``."""
 
 from __future__ import annotations
 

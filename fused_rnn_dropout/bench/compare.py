@@ -2,14 +2,15 @@
 
 A difference is told only where the whole interval of the ratio of medians lies beyond a threshold. The intervals are
 bootstrapped over rounds, at a level at which of all comparisons together one in twenty is wrong (Bonferroni). What
-changes between two runs and not within one, such as another load or clock of the machine, no interval shows: where both
-runs measured a layer of torch.nn's, times are taken as multiples of its, round by round, in which such a change cancels.
+changes between two runs and not within one, such as another load or clock of the machine, no interval shows: where
+both runs measured a layer of torch.nn's, times are taken as multiples of its, in which such a change cancels.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import median
@@ -140,8 +141,8 @@ def _comparable(options: argparse.Namespace, before: dict[str, Any], after: dict
         first, last = (results.get(part, "") for results in (before, after))
         if first != last:
             raise ValueError(
-                f"{options.before} and {options.after} have no measurement in common: {part} is {first or 'none'}, then "
-                f"{last or 'none'}"
+                f"{options.before} and {options.after} have no measurement in common: {part} is {first or 'none'}, "
+                f"then {last or 'none'}"
             )
 
 
@@ -170,11 +171,9 @@ def compare(options: argparse.Namespace) -> int:
     ours = {name for one in results for name in one.get("ours", ())}
     slower = [change for change in found if change.verdict == "slower"]
     worse = [change for change in slower if change.place.contender in ours or not ours]
-    counts = {
-        what: sum(c.verdict == what for c in found) for what in ("slower", "faster", "the same", "cannot be told")
-    }
+    counts = Counter(change.verdict for change in found)
     print(
-        f"\n{', '.join(f'{what}: {count}' for what, count in counts.items())}, at a threshold of "
+        f"\n{', '.join(f'{what}: {count}' for what, count in sorted(counts.items()))}, at a threshold of "
         f"{100 * options.threshold:g} %. {f'{len(worse)} of ours slower.' if worse else 'Nothing of ours is slower.'}"
     )
     return REGRESSION if worse else 0

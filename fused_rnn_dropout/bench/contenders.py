@@ -40,7 +40,7 @@ def rates_of(cell: str) -> dict[str, float]:
     return {name: rate for name, rate in RATES.items() if SITE[name].fits(cell)}
 
 
-def layer(library: Any, cell: str, shape: Shape, **options: Any) -> nn.Module:
+def layer(library: Any, cell: str, shape: Shape, **options: Any) -> Any:
     """What ``library``, ``torch.nn`` or this one, has for a cell and a shape."""
     return getattr(library, CELLS[cell].module)(
         shape.inputs, shape.units, shape.layers, bidirectional=shape.directions == 2, **CELLS[cell].settings, **options
@@ -66,9 +66,9 @@ def _fastai(cell: str, shape: Shape) -> nn.Module:
 class Contender(NamedTuple):
     """``slow``: takes part in few rounds. ``kinds``: of shapes that it is measured on. ``package``: what it needs.
 
-    ``ours``: whether it is the library. ``backend``: the library's, that it asks for. ``graph``: on a GPU, also timed as the replay of a CUDA graph, and its
-    kernels are counted. ``dtype``: its own, whatever the others compute in. ``obstacle``: by the dtype of the run, why
-    it does not take part.
+    ``ours``: whether it is the library. ``backend``: the library's, that it asks for. ``graph``: on a GPU, also timed as
+    the replay of a CUDA graph, and its kernels are counted. ``dtype``: its own, whatever the others compute in.
+    ``obstacle``: by the dtype of the run, why it does not take part.
     """
 
     name: str

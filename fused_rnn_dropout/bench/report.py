@@ -101,8 +101,8 @@ def group_table(results: dict[str, Any], entry: dict[str, Any]) -> str:
         share = 100 * rate / results["sgemm"]["best"]
         time = f"{milliseconds(value.value)} ({milliseconds(value.low)}-{milliseconds(value.high)})"
         rows.append(
-            (meaning_of(results, name), time, spread(ratio_of(seconds, rounds[reference])), f"{rate:.0f} ({share:.0f} %)",
-             milliseconds(entry["first"][name]), str(len(seconds)))
+            (meaning_of(results, name), time, spread(ratio_of(seconds, rounds[reference])),
+             f"{rate:.0f} ({share:.0f} %)", milliseconds(entry["first"][name]), str(len(seconds)))
         )  # fmt: skip
     head = ("", "ms", f"/ {reference}", f"GFLOP/s (of {_product(results).lower()})", "first call, ms", "rounds")
     return table(head, rows)
@@ -186,7 +186,8 @@ def report(results: dict[str, Any]) -> str:
 
 KERNELS = (
     "Counted by torch's profiler, grouped by their names (`fused_rnn_dropout/bench/paths.py`). *Path* is which way "
-    "torch's own layers took, *weights* whether theirs lie in one piece of memory: apart, all of them are copied at each call."
+    "torch's own layers took, *weights* whether theirs lie in one piece of memory: apart, all of them are copied at "
+    "each call."
 )
 
 _OVER_TORCH = (

@@ -121,7 +121,7 @@ def _arguments(sites: Sites) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------------------------------
 
 
-def _shape(text: str) -> tuple[int, int, int, int]:
+def _shape(text: str) -> tuple[int, ...]:
     parts = text.split(",")
     numbers = [int(part) for part in parts if part.strip().isdecimal()]
     if len(parts) != 4 or len(numbers) != 4 or min(numbers) < 1:
@@ -129,7 +129,7 @@ def _shape(text: str) -> tuple[int, int, int, int]:
             f"{text!r} should be T,B,I,H: steps, batch, input size and hidden size, four numbers of at least 1, as in "
             "70,20,400,1150"
         )
-    return numbers[0], numbers[1], numbers[2], numbers[3]
+    return tuple(numbers)
 
 
 def _cell(text: str) -> str:
@@ -258,8 +258,8 @@ def check(options: argparse.Namespace) -> None:
 def _shapes(options: argparse.Namespace) -> tuple[Shape, ...]:
     kind, directions = "packed" if options.packed else "other", 2 if options.bidirectional else 1
     return tuple(
-        Shape("x".join(map(str, sizes)), *sizes, kind, "", options.layers, directions)
-        for sizes in dict.fromkeys(options.shape)
+        Shape("x".join(map(str, (t, b, i, h))), t, b, i, h, kind, "", options.layers, directions)
+        for t, b, i, h in dict.fromkeys(options.shape)
     )
 
 

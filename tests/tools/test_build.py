@@ -339,13 +339,8 @@ def test_an_sdist_holds_what_its_pages_name(sdist):
         *(ROOT / "examples").rglob("*.md"),
     ]
     named = set().union(*map(named_in, pages))
-    assert {
-        "scripts/demo.sh",
-        "scripts/test.sh",
-        "scripts/gpu.sh",
-        "docs/usage.md",
-        "fused_rnn_dropout/bench/criteria.py",
-    } <= named
+    some = {"scripts/demo.sh", "scripts/test.sh", "scripts/gpu.sh", "docs/usage.md"}
+    assert some | {"fused_rnn_dropout/bench/criteria.py"} <= named
     assert not [name for name in sorted(named) if not (sdist / name).exists()]
 
 
