@@ -66,7 +66,7 @@ def _fastai(cell: str, shape: Shape) -> nn.Module:
 class Contender(NamedTuple):
     """``slow``: takes part in few rounds. ``kinds``: of shapes that it is measured on. ``package``: what it needs.
 
-    ``ours``: whether it is the library. ``backend``: the library's, that it asks for. ``graph``: on a GPU, also timed as
+    ``ours``: whether it is the library. ``backend``: of it, that it asks for. ``graph``: on a GPU, also timed as
     the replay of a CUDA graph, and its kernels are counted. ``dtype``: its own, whatever the others compute in.
     ``obstacle``: by the dtype of the run, why it does not take part.
     """

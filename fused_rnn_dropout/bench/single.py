@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import fused_rnn_dropout as frd
+from fused_rnn_dropout import library
 from fused_rnn_dropout.cells import CELLS
 from fused_rnn_dropout.options import Spec, StepDropout, rate_of
 from fused_rnn_dropout.site_text import spec_of
@@ -48,7 +49,6 @@ class Rival(NamedTuple):
     build: Callable[[str, Shape, Sites], nn.Module]
     refusal: Callable[[str, Shape, Sites], str | None]
     tasks: tuple[str, ...] = TASKS
-    slow: bool = False
     ours: bool = False
     graph: bool = False
 
@@ -91,8 +91,8 @@ RIVALS = {
     for rival in (
         Rival("nn", "torch.nn's layer, no dropout", lambda c, s, _: layer(nn, c, s), _any, graph=True),
         Rival("none", "ours, no site", lambda c, s, _: layer(frd, c, s), _any, ours=True, graph=True),
-        Rival("loop", "a Python loop over x[t], the same sites", _loop(False), _loop_refusal, slow=True),
-        Rival("careful-loop", "that loop over x.unbind()", _loop(True), _loop_refusal, slow=True, graph=True),
+        Rival("loop", "a Python loop over x[t], the same sites", _loop(False), _loop_refusal),
+        Rival("careful-loop", "that loop over x.unbind()", _loop(True), _loop_refusal, graph=True),
         Rival(
             "weight-drop",
             "a weight-drop wrapper around torch.nn's layer",
@@ -105,7 +105,6 @@ RIVALS = {
             'ours, the same sites, backend="reference"',
             lambda c, s, sites: layer(frd, c, s, backend="reference", **_arguments(sites)),
             _any,
-            slow=True,
         ),
     )
 }
@@ -245,6 +244,9 @@ def check(options: argparse.Namespace) -> None:
         allowed = ", ".join(name.removesuffix("_dropout") for name in sites_of(cell.name))
         raise ValueError(f"--sites {', '.join(absent)}: no site of {cell.called}; allowed are {allowed}")
     gpu.check(options.device)
+    fused = options.backend not in (None, "reference")
+    if fused and (why := library.obstacle(options.backend, options.device)) is not None:
+        raise ValueError(f"--backend {options.backend} on --device {options.device}: {why}")
     shapes = _shapes(options)
     for shape in shapes:
         for name in options.against:
@@ -279,9 +281,7 @@ def _contenders(options: argparse.Namespace) -> tuple[Contender, ...]:
         def build(cell: str, shape: Shape) -> nn.Module:
             return rival.build(cell, shape, options.sites)
 
-        return Contender(
-            rival.name, rival.meaning, build, rival.tasks, rival.slow, kinds, ours=rival.ours, graph=rival.graph
-        )
+        return Contender(rival.name, rival.meaning, build, rival.tasks, kinds=kinds, ours=rival.ours, graph=rival.graph)
 
     ours = Contender(OURS, f"ours, {text}", _ours(options), kinds=kinds, ours=True, graph=True)
     return (ours, *(against(RIVALS[name]) for name in options.against))

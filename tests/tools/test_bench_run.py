@@ -100,6 +100,19 @@ def test_every_rival_has_the_sites_of_ours() -> None:
     assert type(built["nn"]) is torch.nn.LSTM and not built["none"].sites
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_the_backend_that_was_asked_for_runs(backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    make = single._ours
+
+    def ours(options: argparse.Namespace) -> Any:
+        return lambda cell, shape: seen.append(rnn := make(options)(cell, shape)) or rnn
+
+    monkeypatch.setattr(single, "_ours", ours)
+    measured(tmp_path, "--backend", backend, "--tasks", "eval")
+    assert {rnn.backend for rnn in seen} == {backend}
+
+
 def test_layers_directions_and_packed_input(tmp_path: Path) -> None:
     more = ["--layers", "2", "--bidirectional", "--packed", "--sites", "dropout=0.3", "--tasks", "train"]
     results = measured(tmp_path, *more)
@@ -149,6 +162,7 @@ IMPOSSIBLE = {
     "--packed --against careful-loop": "--against careful-loop: it is one layer in one direction over a padded batch",
     "--against weight-drop": "--against weight-drop: it needs weight_dropout among --sites",
     "--sites dropout=0.1,inter_layer=0.1 --layers 2": "dropout and inter_layer_dropout are the same site",
+    "--backend cuda": "--backend cuda on --device cpu: ",
     "--layers 0": "--layers should be at least 1, got 0",
     "--rounds 1": "--rounds at least 2",
     "--output out.csv": "--output should end in .json, got out.csv",
