@@ -1,5 +1,4 @@
-"""Side-by-side measurements: ``python -m bench`` measures, ``report`` and ``pages`` tabulate, ``profile`` takes apart,
-``floor`` counts what a GPU cannot do without. ``python -m bench.gpu_report`` makes one page of a whole run there.
+"""The bench of a checkout: ``python -m bench`` is :mod:`fused_rnn_dropout.bench`, which is installed with the package.
 
-Nothing here is installed with the package; run it from a checkout in which the package is built.
+:mod:`bench.gpu_report` stands here alone, since it tells that the package was not built too.
 """

@@ -18,8 +18,6 @@ from pathlib import Path
 from signal import Signals
 from typing import Any, NamedTuple
 
-from .tables import table
-
 TAIL = 40
 """Lines of a failed step's log that are shown."""
 
@@ -138,8 +136,8 @@ class Measured(NamedTuple):
 
 def measured(path: Path) -> Measured:
     # Here, as both need torch and the library.
-    from .report import failures, machine, report
-    from .run import load
+    from fused_rnn_dropout.bench.report import failures, machine, report
+    from fused_rnn_dropout.bench.run import load
 
     results = load(path)
     return Measured(results, machine(results), failures(results), report(results).removeprefix("# Measurements\n\n"))
@@ -200,7 +198,7 @@ def page(run: Run) -> str:
         ),
         *((str(path), "not written") for path in run.missing),
     ]
-    parts += [table(("", ""), rows)]
+    parts += ["\n".join(f"- {name}: {outcome}" for name, outcome in rows)]
     if lacking := [f"- {name}: {cost}" for name, cost in PACKAGES.items() if not _installed(name)]:
         parts += ["Not installed here:", "\n".join(lacking)]
     if run.measured:

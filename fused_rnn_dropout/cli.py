@@ -1,9 +1,8 @@
-"""The command line: ``python -m fused_rnn_dropout`` with ``doctor`` and ``explain``."""
+"""The command line, ``fused-rnn-dropout`` or ``python -m fused_rnn_dropout``: ``doctor``, ``explain``, ``bench``."""
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +13,8 @@ import torch
 from .cells import CELLS, MODULES
 from .options import Spec
 from .program import run_program
-from .sites import SITES, make_spec, sites_of
+from .site_text import spec_of
+from .sites import SITES, sites_of
 
 _PROGRAM = "python -m fused_rnn_dropout"
 _DEMONSTRATION = "the demonstration is examples/language_model of a checkout, where bash scripts/demo.sh runs it"
@@ -44,18 +44,8 @@ def _spec(name: str) -> Callable[[str], Spec]:
     """A parser of ``0.5`` or ``0.5,mode=row,inputs=true`` for site ``name``."""
 
     def parse(text: str) -> Spec:
-        rate, *options = text.split(",")
         try:
-            spec = make_spec(name, float(rate))
-            fields = {field.name: field.default for field in dataclasses.fields(spec)[1:]}
-            values: dict[str, Any] = {}
-            for option in options:
-                key, _, value = option.partition("=")
-                if key not in fields:
-                    allowed = f"its options are {', '.join(fields)}" if fields else "it has no options"
-                    raise ValueError(f"{key!r} is no option of {name}: {allowed}")
-                values[key] = {"true": True, "false": False}.get(value.lower(), value)
-            return make_spec(name, dataclasses.replace(spec, **values))
+            return spec_of(name, text)
         except (TypeError, ValueError) as error:
             raise argparse.ArgumentTypeError(str(error)) from error
 
@@ -151,6 +141,22 @@ def _add_doctor(commands: Any) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------------
+# bench
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _add_bench(commands: Any) -> None:
+    """For the list of commands alone: the bench has a parser of its own."""
+    commands.add_parser("bench", help="measure a layer beside others, and compare two results: bench --help")
+
+
+def _bench(arguments: Sequence[str]) -> int:
+    from .bench.__main__ import main
+
+    return main(arguments, "fused-rnn-dropout bench")
+
+
+# --------------------------------------------------------------------------------------------------------------------
 
 
 class _Version(argparse.Action):
@@ -166,7 +172,7 @@ def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(prog=_PROGRAM, description="LSTM and GRU with every RNN dropout in fused kernels.")
     result.add_argument("--version", action=_Version, nargs=0, help="say which versions are in use, and exit")
     commands = result.add_subparsers(title="commands", required=True, metavar="COMMAND")
-    for add in (_add_doctor, _add_explain):
+    for add in (_add_doctor, _add_explain, _add_bench):
         add(commands)
     return result
 
@@ -176,6 +182,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     if given and given[0] == "demo":  # a command of 0.1
         print(f"{_PROGRAM}: error: there is no command demo any more: {_DEMONSTRATION}", file=sys.stderr)
         return 2
+    if given and given[0] == "bench":
+        return _bench(given[1:])
     options = parser().parse_args(given)
     try:
         return options.run(options)

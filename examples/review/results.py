@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 
 import torch
 
-from bench.machine import processor
 from fused_rnn_dropout import ops
+from fused_rnn_dropout.bench.machine import processor
 
 from .grid import Row
 

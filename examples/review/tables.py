@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
 
-from bench.report import between
-from bench.tables import table
+from fused_rnn_dropout.bench.report import between
+from fused_rnn_dropout.bench.tables import table
 
 from .claims import answers, of_sweep
 from .grid import NONE, Grid

@@ -16,16 +16,15 @@ import pytest
 import torch
 from torch import nn
 
-pytest.importorskip("bench", reason="the bench is part of a checkout, not of the installed package")
 import fused_rnn_dropout as frd
-from bench import baselines, criteria, gpu, memory, paths, report, run
-from bench.__main__ import main
-from bench.contenders import BY_NAME, CONTENDERS, RATES, contenders_of, rates_of, runner
-from bench.loops import Loop, WeightDrop
-from bench.measure import FEWEST, FEWEST_SLOW, median_of, paired, ratio_of
-from bench.profile import profile
-from bench.shapes import QUICK, SHAPES, Shape
 from fused_rnn_dropout import library, ops
+from fused_rnn_dropout.bench import baselines, criteria, gpu, memory, paths, report, run
+from fused_rnn_dropout.bench.__main__ import main
+from fused_rnn_dropout.bench.contenders import BY_NAME, CONTENDERS, RATES, contenders_of, rates_of, runner
+from fused_rnn_dropout.bench.loops import Loop, WeightDrop
+from fused_rnn_dropout.bench.measure import FEWEST, FEWEST_SLOW, median_of, paired, ratio_of
+from fused_rnn_dropout.bench.profile import profile
+from fused_rnn_dropout.bench.shapes import QUICK, SHAPES, Shape
 from fused_rnn_dropout.cells import MODULES
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,13 +12,12 @@ import host_run
 import pytest
 import torch
 
-pytest.importorskip("bench", reason="the bench is part of a checkout, not of the installed package")
 import fused_rnn_dropout as frd
-from bench import count, floor
-from bench.__main__ import main
-from bench.contenders import contenders_of
-from bench.count import SCHEDULES, Layer, launches
-from bench.shapes import SHAPES, Shape
+from fused_rnn_dropout.bench import count, floor
+from fused_rnn_dropout.bench.__main__ import main
+from fused_rnn_dropout.bench.contenders import contenders_of
+from fused_rnn_dropout.bench.count import SCHEDULES, Layer, launches
+from fused_rnn_dropout.bench.shapes import SHAPES, Shape
 from fused_rnn_dropout.cells import MODULES
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -75,8 +74,8 @@ TRITON = """
 import sys, torch
 import fused_rnn_dropout.triton.operators
 import fused_rnn_dropout.triton as package
-from bench.contenders import contenders_of
-from bench.shapes import Shape
+from fused_rnn_dropout.bench.contenders import contenders_of
+from fused_rnn_dropout.bench.shapes import Shape
 calls = {"kernels": 0, "products": 0}
 for name, module in list(sys.modules.items()):
     if name.startswith(package.__name__ + "."):

@@ -102,7 +102,7 @@ WHAT = {
     "interrupted": "INTERRUPTED, 9 s",
     "not run": "NOT RUN",
     "contender": "- LSTM awd train, recompute: RuntimeError: no room",
-    "no results": "| not written",
+    "no results": ".json: not written",
 }
 
 

@@ -50,8 +50,8 @@ def measure(cell: str, shape: Shape, contender: str, dtype: str = "float32") -> 
 
 
 def in_process(cell: str, shape: Shape, contender: str, threads: int, dtype: str = "float32") -> float:
-    """:func:`measure` in a process of its own: ``python -m bench.memory CELL SHAPE WHO THREADS DTYPE``."""
-    command = [sys.executable, "-m", "bench.memory", cell, json.dumps(shape), contender, str(threads), dtype]
+    """:func:`measure` in a process of its own, which runs this module: ``CELL SHAPE WHO THREADS DTYPE``."""
+    command = [sys.executable, "-m", __name__, cell, json.dumps(shape), contender, str(threads), dtype]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return float(done.stdout)
 

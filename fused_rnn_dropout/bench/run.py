@@ -22,11 +22,19 @@ from .machine import environment, sgemm
 from .measure import Timings, paired
 from .shapes import Shape
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 
 
 class Settings(NamedTuple):
-    """What to measure, and for how long."""
+    """What to measure, and for how long.
+
+    ``command`` is what began it, ``sites`` those of a user's own layer, both to be read in the results.
+    """
 
     shapes: tuple[Shape, ...]
     cells: tuple[str, ...]
@@ -45,6 +53,8 @@ class Settings(NamedTuple):
     tf32: bool = False
     graphs: bool = False
     kernels: bool = False
+    command: str = ""
+    sites: str = ""
 
     def runner(self, contender: Contender, cell: str, shape: Shape, task: str, padded: bool = False) -> Any:
         """A call of ``task``, ready to be timed."""
@@ -210,10 +220,13 @@ def _begun(settings: Settings) -> dict[str, Any]:
         ValueError: the file was written on another machine, with other software or other settings.
     """
     found: dict[str, Any] = {
-        "environment": environment(settings.threads),
+        "environment": environment(settings.threads, settings.command),
         "device": settings.device,
         "dtype": settings.dtype,
         "shapes": [shape._asdict() for shape in settings.shapes],
+        "sites": settings.sites,
+        "contenders": {contender.name: contender.meaning for contender in settings.contenders},
+        "ours": [contender.name for contender in settings.contenders if contender.ours],
         "skipped": {
             c.name: why
             for c in settings.contenders
@@ -231,7 +244,7 @@ def _begun(settings: Settings) -> dict[str, Any]:
         before, now = earlier["environment"][part], found["environment"][part]
         if before != now:
             raise ValueError(f"{settings.output} was measured with {part} {before}, not {now}: it cannot be resumed")
-    for part in ("device", "dtype", "shapes", "skipped"):
+    for part in ("device", "dtype", "shapes", "sites", "skipped"):
         if earlier[part] != found[part]:
             raise ValueError(f"{settings.output} was measured with other {part}: it cannot be resumed")
     before, now = earlier["environment"]["command"], found["environment"]["command"]
@@ -312,11 +325,19 @@ def run(settings: Settings) -> dict[str, Any]:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """A file that :func:`run` wrote."""
-    found = json.loads(path.read_text())
-    if "timings" not in found:
-        raise ValueError(f"{path} is not a result of python -m bench")
-    return found
+    """A file that :func:`run` wrote.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is none.
+    """
+    try:
+        found = json.loads(path.read_text())
+        if "timings" in found:
+            return found
+    except (ValueError, TypeError):  # no text, no JSON, or a number
+        pass
+    raise ValueError(f"{path} is not a result of the bench")
 
 
 def find(results: dict[str, Any], cell: str, shape: str, task: str) -> dict[str, Sequence[float]] | None:

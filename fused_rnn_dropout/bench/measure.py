@@ -93,16 +93,26 @@ def paired(
     return Timings(first, found)
 
 
-def _bootstrap(statistic: Callable[[list[int]], float], count: int, draws: int = 1000) -> tuple[float, float]:
-    """The middle 95 % of a statistic over rounds drawn with replacement, from a fixed seed."""
+def bootstrap(
+    statistic: Callable[..., float], *counts: int, draws: int = 1000, level: float = 0.95
+) -> tuple[float, float]:
+    """The middle of a statistic over rounds drawn with replacement, from a fixed seed.
+
+    Args:
+        statistic: of the numbers of the rounds that were drawn: a list for each run.
+        counts: how many rounds each run has.
+        draws: how often.
+        level: the share of the draws that lies in the middle.
+    """
     generator = random.Random(0)
-    values = sorted(statistic(generator.choices(range(count), k=count)) for _ in range(draws))
-    return values[int(0.025 * draws)], values[int(0.975 * draws) - 1]
+    values = sorted(statistic(*(generator.choices(range(n), k=n) for n in counts)) for _ in range(draws))
+    outside = round(draws * (1 - level) / 2)
+    return values[outside], values[draws - outside - 1]
 
 
 def median_of(seconds: Sequence[float]) -> Interval:
     """Median seconds."""
-    return Interval(median(seconds), *_bootstrap(lambda chosen: median(seconds[i] for i in chosen), len(seconds)))
+    return Interval(median(seconds), *bootstrap(lambda chosen: median(seconds[i] for i in chosen), len(seconds)))
 
 
 def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
@@ -112,4 +122,4 @@ def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
     def ratio(chosen: Sequence[int]) -> float:
         return median(ours[i] for i in chosen) / median(theirs[i] for i in chosen)
 
-    return Interval(ratio(range(count)), *_bootstrap(ratio, count))
+    return Interval(ratio(range(count)), *bootstrap(ratio, count))

@@ -1,4 +1,4 @@
-"""The shapes that are measured, one layer in one direction, and the cells."""
+"""The shapes that are measured, those of a user's own, and the cells."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import NamedTuple
 from fused_rnn_dropout.cells import CELLS, Cell
 
 
-def row_of(module: str) -> Cell:
-    """Of the table of cells, by the name of a class: with its default nonlinearity, where it has several."""
-    return next(row for row in CELLS.values() if row.module == module)
+def row_of(cell: str) -> Cell:
+    """Of the table of cells, by its name, or that of a class: with its default nonlinearity, where it has several."""
+    return CELLS[cell] if cell in CELLS else next(row for row in CELLS.values() if row.module == cell)
 
 
 class Shape(NamedTuple):
-    """A batch of sequences and a layer.
+    """A batch of sequences and a layer, or some layers.
 
     ``kind`` is what the criteria speak of: large, small, other or packed.
     """
@@ -25,6 +25,8 @@ class Shape(NamedTuple):
     units: int
     kind: str
     meaning: str
+    layers: int = 1
+    directions: int = 1
 
     @property
     def rows(self) -> int:
@@ -33,7 +35,13 @@ class Shape(NamedTuple):
 
     @property
     def sizes(self) -> str:
-        return f"{self.steps}, {self.batch}, {self.inputs}, {self.units}"
+        sizes = f"{self.steps}, {self.batch}, {self.inputs}, {self.units}"
+        return f"{sizes}{f', {self.layers} layers' * (self.layers > 1)}{', both directions' * (self.directions > 1)}"
+
+    @property
+    def width(self) -> int:
+        """Of the output."""
+        return self.units * self.directions
 
     def lengths(self) -> list[int] | None:
         """Of a packed batch: spread evenly over 1 .. T, longest first. None for a padded one."""
@@ -47,9 +55,9 @@ class Shape(NamedTuple):
         return 1.0 if lengths is None else sum(lengths) / self.rows
 
     def flops(self, cell: str, task: str) -> float:
-        """Floating-point operations of the layer's matrix products; backward has twice those of forward."""
-        gates = row_of(cell).gates
-        forward = 2.0 * self.rows * self.useful() * (self.inputs + self.units) * gates * self.units
+        """Floating-point operations of the matrix products of all layers; backward has twice those of forward."""
+        columns = self.inputs + self.units + (self.layers - 1) * (self.width + self.units)
+        forward = 2.0 * self.rows * self.useful() * columns * row_of(cell).gates * self.units * self.directions
         return 3 * forward if task == "train" else forward
 
 

@@ -7,7 +7,6 @@ import functools
 import os
 import platform
 import shlex
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
@@ -54,11 +53,16 @@ def _that_matter(arguments: Sequence[str]) -> list[str]:
     return kept
 
 
-def environment(threads: int) -> dict[str, Any]:
-    """All that a reader needs to judge or repeat a measurement."""
+def command_line(program: str, arguments: Sequence[str]) -> str:
+    """What measures the same again, for a shell."""
+    return f"{program} {shlex.join(_that_matter(arguments))}".strip()
+
+
+def environment(threads: int, command: str) -> dict[str, Any]:
+    """All that a reader needs to judge or repeat a measurement; ``command`` is what began it."""
     return {
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "bench", *_that_matter(sys.argv[1:])]),
+        "command": command,
         "processor": processor(),
         "cores": os.cpu_count(),
         "caches": caches(),

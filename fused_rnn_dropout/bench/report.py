@@ -51,6 +51,12 @@ def _by_name(results: dict[str, Any]) -> dict[str, Shape]:
     return {shape.name: shape for shape in shapes_of(results)}
 
 
+def meaning_of(results: dict[str, Any], name: str) -> str:
+    """What a contender is, in the words of its run; results of 0.1 have none."""
+    known = {contender.name: contender.meaning for contender in CONTENDERS.values()}
+    return results.get("contenders", known).get(name, name)
+
+
 def gpu_machine(results: dict[str, Any]) -> str:
     """The device, and the limits that were measured beside the layers."""
     e, limits = results["environment"]["gpu"], results["limits"]
@@ -96,10 +102,9 @@ def group_table(results: dict[str, Any], entry: dict[str, Any]) -> str:
         rate = 1e-9 * flops / value.value
         share = 100 * rate / results["sgemm"]["best"]
         time = f"{milliseconds(value.value)} ({milliseconds(value.low)}-{milliseconds(value.high)})"
-        meaning = CONTENDERS[name].meaning if name in CONTENDERS else name
         rows.append(
-            (meaning, time, spread(ratio_of(seconds, rounds[reference])), f"{rate:.0f} ({share:.0f} %)",
-             milliseconds(entry["first"][name]), str(len(seconds)))
+            (meaning_of(results, name), time, spread(ratio_of(seconds, rounds[reference])),
+             f"{rate:.0f} ({share:.0f} %)", milliseconds(entry["first"][name]), str(len(seconds)))
         )  # fmt: skip
     head = ("", "ms", f"/ {reference}", f"GFLOP/s (of {_product(results).lower()})", "first call, ms", "rounds")
     return table(head, rows)
@@ -126,7 +131,7 @@ def _kernels(results: dict[str, Any]) -> str:
         pieces = {True: "one piece", False: "apart", None: ""}[entry.get("one_piece")]
         path = f"unknown: {entry['unknown']}" if "unknown" in entry else entry.get("path", "")
         counts = (str(sums.get(group, 0) or "") for group in groups)
-        rows.append((entry["cell"], entry["shape"], CONTENDERS[entry["contender"]].meaning, path, pieces, *counts))
+        rows.append((entry["cell"], entry["shape"], meaning_of(results, entry["contender"]), path, pieces, *counts))
     return table(("", "shape", "", "path", "weights", *groups), rows)
 
 
@@ -142,7 +147,7 @@ def failures(results: dict[str, Any]) -> str:
 def criteria_table(results: dict[str, Any]) -> str:
     """Every criterion on every shape, missed ones as plainly as met ones."""
     if not judged(results):
-        return "The criteria of `bench/criteria.py` are about float32 on a CPU: none is judged here."
+        return "The criteria of `fused_rnn_dropout/bench/criteria.py` are about float32 on a CPU: none is judged here."
     return table(
         ("criterion", "", "shape", "bar", "measured", ""),
         (
@@ -182,8 +187,9 @@ def report(results: dict[str, Any]) -> str:
 
 
 KERNELS = (
-    "Counted by torch's profiler, grouped by their names (`bench/paths.py`). *Path* is which way torch's own layers "
-    "took, *weights* whether theirs lie in one piece of memory: apart, all of them are copied at each call."
+    "Counted by torch's profiler, grouped by their names (`fused_rnn_dropout/bench/paths.py`). *Path* is which way "
+    "torch's own layers took, *weights* whether theirs lie in one piece of memory: apart, all of them are copied at "
+    "each call."
 )
 
 _OVER_TORCH = (
@@ -258,7 +264,7 @@ def summary(results: dict[str, Any]) -> str:
     if not judged(results):
         lines.append(criteria_table(results))
     elif missed:
-        lines.append("Short of what we set out to reach (`bench/criteria.py`):")
+        lines.append("Short of what we set out to reach (`fused_rnn_dropout/bench/criteria.py`):")
         lines.append(
             "\n".join(
                 f"- {v.criterion.meaning}, {v.cell} {v.shape}: {spread(v.value)}, {v} of {v.criterion.bar:.2f}"
@@ -266,7 +272,7 @@ def summary(results: dict[str, Any]) -> str:
             )
         )
     else:
-        lines.append("Every criterion of `bench/criteria.py` is met in this run.")
+        lines.append("Every criterion of `fused_rnn_dropout/bench/criteria.py` is met in this run.")
     lines.append(f"Made by `{results['environment']['command']}`, then `python -m bench pages`.")
     return "\n\n".join(lines)
 

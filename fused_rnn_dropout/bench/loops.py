@@ -69,16 +69,29 @@ def rnn_step(
     return (_zone(rates["zoneout_h"], h, candidate, training),)
 
 
-STEPS: dict[str, Step] = {"LSTM": lstm_step, "GRU": gru_step, "RNN": rnn_step}
+STEPS: dict[str, Step] = {"LSTM": lstm_step, "GRU": gru_step, "RNN_TANH": rnn_step}
+
+
+LOOP_CELLS = tuple(STEPS)
+LOOP_SITES = (
+    "input_dropout",
+    "output_dropout",
+    "hidden_dropout",
+    "weight_dropout",
+    "update_dropout",
+    "zoneout_c",
+    "zoneout_h",
+)
+"""What :class:`Loop` knows."""
 
 
 class Loop(nn.Module):
     """One layer as a loop over time, its product with the inputs taken out of the loop.
 
     Args:
-        cell: of :data:`STEPS`.
+        cell: one of :data:`LOOP_CELLS`, or the class of one.
         inputs, units: widths.
-        rates: by the names of the library's sites; those that are missing are 0.
+        rates: by the names of :data:`LOOP_SITES`, as the library has them by default; those that are missing are 0.
         careful: whether the steps of that product are taken apart by one ``unbind``. Published loops index it at each
             step, and autograd makes a gradient as large as all steps for each of them: that time grows with T squared.
         compiled: whether each step goes through ``torch.compile``.
@@ -101,8 +114,7 @@ class Loop(nn.Module):
         super().__init__()
         self.row, self.units, self.careful = row_of(cell), units, careful
         gates = self.row.gates
-        names = ("input_dropout", "output_dropout", "hidden_dropout", "weight_dropout", "update_dropout")
-        self.rates = {name: rates.get(name, 0.0) for name in (*names, "zoneout_c", "zoneout_h")}
+        self.rates = {name: rates.get(name, 0.0) for name in LOOP_SITES}
         bound = 1 / math.sqrt(units)
         for name, shape in (
             ("weight_ih_l0", (gates * units, inputs)),
@@ -111,7 +123,7 @@ class Loop(nn.Module):
             ("bias_hh_l0", (gates * units,)),
         ):
             self.register_parameter(name, nn.Parameter(torch.empty(shape).uniform_(-bound, bound)))
-        self.step = torch.compile(STEPS[cell], dynamic=False) if compiled else STEPS[cell]
+        self.step = torch.compile(STEPS[self.row.name], dynamic=False) if compiled else STEPS[self.row.name]
 
     def _mask(self, name: str, like: Tensor) -> Tensor | None:
         """One mask for all steps: (B, width)."""

@@ -1,6 +1,6 @@
 """What a layer's schedules on a GPU do, counted from their sources: products, launches, bytes, FLOPs.
 
-One layer in one direction with every site of :data:`bench.contenders.RATES`, forward and backward, everything kept for
+One layer in one direction with every site of :data:`contenders.RATES`, forward and backward, everything kept for
 backward. H units, I inputs, G gates; a value takes ``e`` bytes, a number of the state ``STATE``. Counted are the
 library's kernels and the matrix products. torch's own small ones (zeros for h_0, casts, the draw of ``rng``) are a few
 a call, whatever T is.

@@ -40,14 +40,22 @@ def rates_of(cell: str) -> dict[str, float]:
     return {name: rate for name, rate in RATES.items() if SITE[name].fits(row_of(cell).name)}
 
 
+def layer(library: Any, cell: str, shape: Shape, **options: Any) -> Any:
+    """What ``library``, ``torch.nn`` or this one, has for a cell and a shape."""
+    row = row_of(cell)
+    return getattr(library, row.module)(
+        shape.inputs, shape.units, shape.layers, bidirectional=shape.directions == 2, **row.settings, **options
+    )
+
+
 def _ours(cell: str, shape: Shape, names: tuple[str, ...] | None = (), **options: Any) -> nn.Module:
     rates = rates_of(cell)
     sites: dict[str, Any] = {name: rate for name, rate in rates.items() if names is None or name in names}
-    return getattr(frd, cell)(shape.inputs, shape.units, **sites, **options)
+    return layer(frd, cell, shape, **sites, **options)
 
 
 def _torch(cell: str, shape: Shape) -> nn.RNNBase:
-    return getattr(nn, cell)(shape.inputs, shape.units)
+    return layer(nn, cell, shape)
 
 
 def _fastai(cell: str, shape: Shape) -> nn.Module:
@@ -59,9 +67,9 @@ def _fastai(cell: str, shape: Shape) -> nn.Module:
 class Contender(NamedTuple):
     """``slow``: takes part in few rounds. ``kinds``: of shapes that it is measured on. ``package``: what it needs.
 
-    ``backend``: the library's, that it asks for. ``graph``: on a GPU, also timed as the replay of a CUDA graph, and its
-    kernels are counted. ``dtype``: its own, whatever the others compute in. ``obstacle``: by the dtype of the run, why
-    it does not take part.
+    ``ours``: whether it is the library. ``backend``: of it, that it asks for. ``graph``: on a GPU, also timed as
+    the replay of a CUDA graph, and its kernels are counted. ``dtype``: its own, whatever the others compute in.
+    ``obstacle``: by the dtype of the run, why it does not take part.
     """
 
     name: str
@@ -72,6 +80,7 @@ class Contender(NamedTuple):
     kinds: tuple[str, ...] = ("large", "small", "other")
     package: str | None = None
     compiles: bool = False
+    ours: bool = False
     backend: str | None = None
     graph: bool = False
     dtype: str | None = None
@@ -92,11 +101,15 @@ _ALL = ("large", "small", "other", "packed")
 
 CONTENDERS = (
     Contender("torch", f"{ONE_OF_TORCHS}, no dropout", _torch, kinds=_ALL, graph=True),
-    Contender("none", "ours, no site", _ours),
-    Contender("weights", "ours, sites on weights, input and output", lambda c, s: _ours(c, s, ONLY_LINEAR)),
-    Contender("all", "ours, every site", lambda c, s: _ours(c, s, None), kinds=_ALL),
+    Contender("none", "ours, no site", _ours, ours=True),
+    Contender("weights", "ours, sites on weights, input and output", lambda c, s: _ours(c, s, ONLY_LINEAR), ours=True),
+    Contender("all", "ours, every site", lambda c, s: _ours(c, s, None), kinds=_ALL, ours=True),
     Contender(
-        "recompute", "ours, every site, recompute=True", lambda c, s: _ours(c, s, None, recompute=True), ("train",)
+        "recompute",
+        "ours, every site, recompute=True",
+        lambda c, s: _ours(c, s, None, recompute=True),
+        ("train",),
+        ours=True,
     ),
     Contender(
         "weight-drop", "a weight-drop wrapper around torch's", lambda c, s: WeightDrop(_torch(c, s), 0.3), ("train",)
@@ -141,7 +154,7 @@ def _on_gpu(backend: str) -> tuple[Contender, ...]:
 
         kinds = _ALL if name == "all" else _ALL[:3]
         return Contender(
-            f"{prefix}{name}", f"{meaning}, {what}", build, tasks, kinds=kinds, backend=backend, graph=True
+            f"{prefix}{name}", f"{meaning}, {what}", build, tasks, kinds=kinds, ours=True, backend=backend, graph=True
         )
 
     return (
@@ -226,12 +239,12 @@ def runner(
     lengths = None if padded else shape.lengths()
     x: Any = leaf if lengths is None else pack_padded_sequence(leaf, lengths)
     if lengths is None:
-        grad = torch.randn(shape.steps, shape.batch, shape.units, device=device, dtype=dtype)
+        grad = torch.randn(shape.steps, shape.batch, shape.width, device=device, dtype=dtype)
     else:
         # Packing is the caller's, and the same for everyone: the leaf is the packed data.
         leaf = x.data.detach().requires_grad_(task == "train")
         x = x._replace(data=leaf)
-        grad = torch.randn(len(leaf), shape.units, device=device, dtype=dtype)
+        grad = torch.randn(len(leaf), shape.width, device=device, dtype=dtype)
 
     def train() -> None:
         out = module(x)[0]
