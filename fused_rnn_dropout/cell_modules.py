@@ -18,7 +18,7 @@ from .options import CellDropout, HiddenDropout, LockedDropout, Spec, UpdateDrop
 from .rnn_base import Regularized, RegularizedRNN
 from .sites import SITES, Plan, sites_of
 
-SITES_OF_CELLS = tuple(site.name for site in SITES if site.group not in ("inter_layer", "output"))
+SITES_OF_CELLS = tuple(site.name for site in SITES if not site.between and site.group != "output")
 """The sites of a step: a cell has no place between layers, and the h that it returns is the one that recurs."""
 
 
