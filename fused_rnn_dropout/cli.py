@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .arguments import BACKENDS
 from .cells import CELLS, MODULES
 from .options import Spec
 from .program import run_program
@@ -106,9 +107,7 @@ def _add_explain(commands: Any) -> None:
     parser.add_argument("--proj-size", type=_positive, metavar="N", help="size of an LSTM's projection")
     parser.add_argument("--bidirectional", action="store_true", help="both directions")
     parser.add_argument("--dtype", choices=tuple(_DTYPES), default="float32", help="(default: %(default)s)")
-    parser.add_argument(
-        "--backend", choices=("cpu", "cuda", "triton", "reference"), help="(default: the best there is)"
-    )
+    parser.add_argument("--backend", choices=BACKENDS, help="(default: the best there is)")
     parser.add_argument("--recompute", action="store_true", help="keep less for the backward pass")
     parser.add_argument("--eval", action="store_true", help="in eval mode, masks off")
     sites = parser.add_argument_group("sites", "the probability to drop; for zoneout to keep the old value")

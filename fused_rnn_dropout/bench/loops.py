@@ -140,7 +140,8 @@ class Loop(nn.Module):
         w_hh = F.dropout(self.weight_hh_l0, self.rates["weight_dropout"], self.training)
         state = (x.new_zeros(x.size(1), self.units),) * self.row.states
         hidden = self._mask("hidden_dropout", state[0])
-        bias, recurrent = self.bias_ih_l0 + self.bias_hh_l0, (w_hh,)
+        recurrent: tuple[Tensor, ...] = (w_hh,)
+        bias = self.bias_ih_l0 + self.bias_hh_l0
         if self.row.apart:
             bias, recurrent = self.bias_ih_l0, (w_hh, self.bias_hh_l0)
         outputs = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import pytest
@@ -18,8 +18,19 @@ from fused_rnn_dropout.sites import GROUPS, KIND, Plan, threshold
 
 F64 = torch.float64
 CLOSE = {"rtol": 1e-12, "atol": 1e-13}
+EQUATIONS = ("lstm", "gru", "gru_before", "rnn_tanh")
 GATES = {"lstm": 4, "gru": 3, "gru_before": 3, "rnn_tanh": 1, "rnn_relu": 1}
 OF_TORCH = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn_tanh": torch.nn.RNN, "rnn_relu": torch.nn.RNN}
+
+
+def name_of(cell: str) -> str:
+    """Of its row in the table of cells."""
+    return cell.removesuffix("_before").upper()
+
+
+def fits(cell: str, specs: Iterable[str]) -> bool:
+    """Whether it has all of these sites."""
+    return all(sites.SITE[site].fits(name_of(cell)) for site in specs)
 
 
 def run(
@@ -362,10 +373,10 @@ ON_THE_CELL = {"update", "cell", "cell per step", "zoneout_c", "zoneout_h", "zon
 
 
 def names_of(cell: str) -> list[str]:
-    return [name for name in LSTM_SITES if cell == "lstm" or "zoneout_c" not in LSTM_SITES[name]]
+    return [name for name in LSTM_SITES if fits(cell, LSTM_SITES[name])]
 
 
-EACH_SITE = [(cell, name) for cell in ("lstm", "gru", "gru_before") for name in names_of(cell)]
+EACH_SITE = [(cell, name) for cell in EQUATIONS for name in names_of(cell)]
 
 
 def pairs_of(cell: str) -> list[tuple[str, str]]:
@@ -385,7 +396,7 @@ def pairs_of(cell: str) -> list[tuple[str, str]]:
 def sampled(cell: str, specs: dict[str, sites.Spec], rate: float | None = None, masks_on: bool = True, **sizes: int):
     """(masks, unzoned) of configured sites from counters, at their own rates or all at ``rate``."""
     sizes = {"steps": 3, "batch": 2, "inputs": 2, "hidden": 3, "proj": 0} | sizes
-    kind = "LSTM" if cell == "lstm" else "GRU"
+    kind = name_of(cell)
     plan = Plan.make(kind, specs)
     rates = [(rate_of(specs[name]) if rate is None else rate) if name in specs else 0 for name in sites.SITE_NAMES]
     limits, rng = torch.tensor([threshold(value) for value in rates]), torch.tensor([11, 13])
@@ -431,24 +442,23 @@ def test_gradcheck_of_each_site(cell, name):
     gradcheck(cell, LSTM_SITES[name], fast=False, proj=2 if cell == "lstm" and name.startswith("weight") else 0)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_before"])
+@pytest.mark.parametrize("cell", EQUATIONS)
 def test_gradcheck_of_pairs(cell):
     pairs = pairs_of(cell)
     for one, two in pairs:
         gradcheck(cell, LSTM_SITES[one] | LSTM_SITES[two], fast=True, proj=2 if cell == "lstm" else 0)
-    assert len(pairs) > (40 if cell == "lstm" else 25)
+    assert len(pairs) > {"lstm": 40, "gru": 25, "gru_before": 25, "rnn_tanh": 15}[cell]
 
 
 def everything(cell: str, per: str = "step") -> dict[str, sites.Spec]:
-    names = ("input", "hidden", "weight", "zoneout_h", *(("zoneout_c",) if cell == "lstm" else ()))
-    specs = {site: spec for name in names for site, spec in LSTM_SITES[name].items()}
-    return specs | {
-        "update_dropout": sites.UpdateDropout(0.4, per=per),
-        "cell_dropout": sites.CellDropout(0.4, per=per),
-    }
+    names = ("input", "hidden", "weight", "zoneout_h", "zoneout_c")
+    specs: dict[str, sites.Spec] = {site: spec for name in names for site, spec in LSTM_SITES[name].items()}
+    specs["update_dropout"] = sites.UpdateDropout(0.4, per=per)
+    specs["cell_dropout"] = sites.CellDropout(0.4, per=per)
+    return {site: spec for site, spec in specs.items() if fits(cell, [site])}
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_before"])
+@pytest.mark.parametrize("cell", EQUATIONS)
 @pytest.mark.parametrize("rate", [0.0, 0.4, 1.0])
 def test_gradcheck_of_everything(cell, rate):
     for steps, batch in ((1, 1), (2, 3), (5, 1)):
@@ -456,18 +466,19 @@ def test_gradcheck_of_everything(cell, rate):
         gradcheck(cell, everything(cell, "sequence"), fast=True, rate=rate, steps=steps, batch=batch)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_before"])
+@pytest.mark.parametrize("cell", EQUATIONS)
 def test_gradcheck_with_lengths_and_in_eval(cell):
     gradcheck(cell, everything(cell), fast=True, lengths=[3, 1], proj=2 if cell == "lstm" else 0)
-    zoneout = {name: sites.Zoneout(0.4) for name in ("zoneout_c", "zoneout_h") if cell == "lstm" or name == "zoneout_h"}
+    zoneout = {"zoneout_c": sites.Zoneout(0.4), "zoneout_h": sites.Zoneout(0.4)}
     paper = {
         "update_dropout": sites.UpdateDropout(0.4, scale="paper"),
         "cell_dropout": sites.CellDropout(0.4, scale="paper"),
     }
-    gradcheck(cell, zoneout | paper, fast=True, masks_on=False)
+    in_eval = {name: spec for name, spec in (zoneout | paper).items() if fits(cell, [name])}
+    gradcheck(cell, in_eval, fast=True, masks_on=False)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_before"])
+@pytest.mark.parametrize("cell", EQUATIONS)
 def test_second_derivatives(cell):
     made, _ = sampled(cell, everything(cell))
     x, state, weights = problem(cell)
@@ -709,7 +720,7 @@ def test_dropped_infinities_are_zero():
     assert grad.tolist() == [2, 0]
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_before"])
+@pytest.mark.parametrize("cell", EQUATIONS)
 def test_gradients_are_zero_where_a_mask_is(cell):
     x, state, weights = problem(cell, batch=3, inputs=4, hidden=6)
     specs = {"input_dropout": sites.LockedDropout(0.5), "weight_dropout": sites.WeightDropout(0.5, inputs=True)}
@@ -748,7 +759,7 @@ def cut(made: dict[str, Tensor], rows: slice, steps: slice) -> dict[str, Tensor]
     return result
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_before"])
+@pytest.mark.parametrize("cell", EQUATIONS)
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("per", ["step", "sequence"])
 def test_a_padded_batch_equals_its_rows_alone(cell, reverse, per):
@@ -778,10 +789,10 @@ def test_a_padded_batch_equals_its_rows_alone(cell, reverse, per):
         torch.testing.assert_close(one, two, **CLOSE)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_before", "rnn_tanh"])
+@pytest.mark.parametrize("cell", EQUATIONS)
 def test_reverse_runs_backwards_over_the_same_masks(cell):
     x, state, weights = problem(cell, steps=4)
-    specs = {} if cell == "rnn_tanh" else everything(cell)
+    specs = everything(cell)
     made = sampled(cell, specs, steps=4)[0] if specs else {"zoneout_h": (torch.rand(4, 2, 3) < 0.5).to(F64)}
     flipped = {name: mask.flip(0) if mask.dim() == 3 and mask.shape[0] == 4 else mask for name, mask in made.items()}
     out, *end = run(cell, x, state, weights, made, reverse=True)
@@ -791,7 +802,7 @@ def test_reverse_runs_backwards_over_the_same_masks(cell):
         torch.testing.assert_close(ours, theirs, **CLOSE)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_before"])
+@pytest.mark.parametrize("cell", EQUATIONS)
 @pytest.mark.parametrize("per", ["step", "sequence"])
 def test_segments_that_carry_the_state_equal_the_whole(cell, per):
     x, state, weights = problem(cell, steps=6)
@@ -819,11 +830,11 @@ def test_entry_of_the_memory_follows_from_its_mask(cell):
 # --------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_before"])
+@pytest.mark.parametrize("cell", EQUATIONS)
 def test_vmap_over_masks_and_weights(cell):
     """An ensemble: each member has its own weights and its own masks, drawn inside the map."""
     x, state, weights = problem(cell)
-    plan = Plan.make("LSTM" if cell == "lstm" else "GRU", everything(cell))
+    plan = Plan.make(name_of(cell), everything(cell))
 
     def member(rng: Tensor, w_hh: Tensor) -> tuple[Tensor, ...]:
         made = masks.layer(
@@ -861,7 +872,7 @@ def test_forward_and_reverse_jacobians_agree(cell):
     torch.testing.assert_close(torch.func.jacfwd(of_weight)(w_hh), torch.func.jacrev(of_weight)(w_hh), **CLOSE)
 
 
-@pytest.mark.parametrize("cell", ["lstm", "gru", "gru_before"])
+@pytest.mark.parametrize("cell", EQUATIONS)
 def test_compiles_as_one_graph(cell):
     x, state, weights = problem(cell)
     made, _ = sampled(cell, everything(cell))
