@@ -8,6 +8,12 @@
 #else
 #define FRD_UNROLL _Pragma("GCC unroll 16")
 #endif
+// A loop that stays one: its bodies side by side would take registers.
+#if defined(__CUDACC__)
+#define FRD_ROLLED _Pragma("unroll 1")
+#else
+#define FRD_ROLLED
+#endif
 #if defined(__CUDACC__)
 #define FRD_INLINE __host__ __device__ __forceinline__ static
 #else
