@@ -64,21 +64,17 @@ FRD_INLINE uint32_t dropped_of_call(uint32_t call, uint32_t row, uint32_t step, 
                                     uint64_t threshold) {
   if (threshold >> 32) return 0xFF;
   const uint32_t upper = static_cast<uint32_t>(threshold >> 16), lower = static_cast<uint32_t>(threshold) & 0xFFFF;
-  uint32_t found = 0, open = (1u << FIELDS) - 1, half = upper;
-  FRD_ROLLED
-  for (int part = 0; part < 2; ++part) {
-    const Words words = philox(call, row, step, stream, key);
-    uint32_t below = 0, ties = 0;
+  const Words words = philox(call, row, step, stream, key);
+  uint32_t found = 0, ties = 0;
+  FRD_UNROLL
+  for (int f = 0; f < FIELDS; ++f) {
+    found |= uint32_t{field_of(words, f) < upper} << f;
+    ties |= uint32_t{field_of(words, f) == upper} << f;
+  }
+  if (lower && ties) {  // one call in about 8,000
+    const Words second = philox(call, row, step, stream | STREAM_LOW, key);
     FRD_UNROLL
-    for (int f = 0; f < FIELDS; ++f) {
-      below |= uint32_t{field_of(words, f) < half} << f;
-      ties |= uint32_t{field_of(words, f) == half} << f;
-    }
-    found |= open & below;
-    open &= ties;
-    if (!lower || !open) break;  // but for one call in about 8,000
-    half = lower;
-    stream |= STREAM_LOW;
+    for (int f = 0; f < FIELDS; ++f) found |= (ties >> f & uint32_t{field_of(second, f) < lower}) << f;
   }
   return found;
 }

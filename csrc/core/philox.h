@@ -8,18 +8,20 @@
 #else
 #define FRD_UNROLL _Pragma("GCC unroll 16")
 #endif
-// A loop that stays one: its bodies side by side would take registers.
-#if defined(__CUDACC__)
-#define FRD_ROLLED _Pragma("unroll 1")
-#else
-#define FRD_ROLLED
-#endif
 #if defined(__CUDACC__)
 #define FRD_INLINE __host__ __device__ __forceinline__ static
 #else
 // Forced inlining keeps one instruction set's copy from being linked into another's.
 #define FRD_INLINE __attribute__((always_inline)) static inline
 #define FRD_MEMBER __attribute__((always_inline)) inline
+#endif
+
+// Five rounds side by side, twice. With all ten, a GPU's kernel computes the keys of every round beforehand and keeps
+// them in registers, of which it then has too few for the rest.
+#if defined(__CUDACC__)
+#define FRD_HALF_OF_ROUNDS _Pragma("unroll 5")
+#else
+#define FRD_HALF_OF_ROUNDS
 #endif
 
 namespace frd {
@@ -38,6 +40,7 @@ struct Words {
 
 FRD_INLINE Words philox(uint32_t a, uint32_t b, uint32_t c, uint32_t stream, Key key) {
   uint32_t x0 = a, x1 = b, x2 = c, x3 = stream;
+  FRD_HALF_OF_ROUNDS
   for (int round = 0; round < PHILOX_ROUNDS; ++round) {
     const uint64_t p0 = static_cast<uint64_t>(PHILOX_M0) * x0, p1 = static_cast<uint64_t>(PHILOX_M1) * x2;
     x0 = static_cast<uint32_t>(p1 >> 32) ^ x1 ^ key.k0;

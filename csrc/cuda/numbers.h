@@ -9,6 +9,13 @@
 #include "core/philox.h"
 #include "cuda/platform.h"
 
+// A loop that stays one: its bodies side by side would take registers.
+#if defined(__CUDACC__)
+#define FRD_ROLLED _Pragma("unroll 1")
+#else
+#define FRD_ROLLED
+#endif
+
 namespace frd::cuda {
 
 enum class Type : int { F32, F64, F16, BF16 };
