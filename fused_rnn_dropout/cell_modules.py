@@ -1,10 +1,11 @@
-"""Drop-in ``LSTMCell`` and ``GRUCell``: one step of a layer, with every site that a step has.
+"""Drop-in ``LSTMCell``, ``GRUCell`` and ``RNNCell``: one step of a layer, with every site that a step has.
 
 A step is a sequence of length one, so that these modules run what the layers run, on the same counters.
 """
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from .cells import CELLS
 from .layouts import check_dense
 from .options import CellDropout, HiddenDropout, LockedDropout, Spec, UpdateDropout, WeightDropout, Zoneout
 from .rnn_base import Regularized, RegularizedRNN
-from .sites import Plan
+from .sites import SITE, Plan
 
 SITES_OF_CELLS = ("input_dropout", "hidden_dropout", "weight_dropout", "update_dropout", "cell_dropout", "zoneout_c",
                   "zoneout_h")  # fmt: skip
@@ -34,7 +35,7 @@ def _lasting(plan: Plan) -> tuple[str, ...]:
 
 
 class RegularizedCell(Regularized, nn.RNNCellBase):
-    """What :class:`LSTMCell` and :class:`GRUCell` share: everything but how states are given and returned."""
+    """What the cells share: everything but how states are given and returned."""
 
     # What a layer of one step has, and nn.RNNCellBase has not.
     num_layers, proj_size, bidirectional, batch_first, reset_after = 1, 0, False, False, True
@@ -58,6 +59,11 @@ class RegularizedCell(Regularized, nn.RNNCellBase):
         self._configure(sites, stacklevel=3, **switches)
 
     @property
+    def _called(self) -> str:
+        """The name of the class in messages, whatever a subclass is called."""
+        return f"{CELLS[self.mode].module}Cell"
+
+    @property
     def _flat_weights_names(self) -> list[str]:  # type: ignore[override]
         return ["weight_ih", "weight_hh", *(["bias_ih", "bias_hh"] if self.bias else [])]
 
@@ -68,14 +74,15 @@ class RegularizedCell(Regularized, nn.RNNCellBase):
     def _commit(self, specs: dict[str, Spec], stacklevel: int = 1) -> None:
         for name, spec in specs.items():
             if name not in SITES_OF_CELLS:
+                allowed = ", ".join(site for site in SITES_OF_CELLS if SITE[site].fits(self.mode))
                 raise ValueError(
-                    f"{name} is not a site of a {self.mode}Cell, whose h is returned and recurs alike; allowed sites "
-                    f"are {', '.join(SITES_OF_CELLS)}"
+                    f"{name} is not a site of a {self._called}, whose h is returned and recurs alike; allowed sites "
+                    f"are {allowed}"
                 )
             if isinstance(spec, Zoneout) and (spec.gate_shared or spec.output != "zoned"):
                 option = "gate_shared=True" if spec.gate_shared else "output='unzoned'"
                 raise ValueError(
-                    f"{name} of a {self.mode}Cell has no {option}: it needs more of the step before than the state"
+                    f"{name} of a {self._called} has no {option}: it needs more of the step before than the state"
                 )
         super()._commit(specs, stacklevel=stacklevel + 1)
 
@@ -90,7 +97,7 @@ class RegularizedCell(Regularized, nn.RNNCellBase):
             TypeError: no tensor, or one that is not dense.
             ValueError: another number of dimensions, in ``nn.LSTMCell``'s words.
         """
-        called = f"{self.mode}Cell"
+        called = self._called
         if not isinstance(input, Tensor):
             raise TypeError(f"input of a {called} should be a Tensor, got {type(input).__name__}")
         check_dense(f"input of a {called}", input)
@@ -117,19 +124,28 @@ class RegularizedCell(Regularized, nn.RNNCellBase):
         if self._lasting and self.masks_on and rng is None and not held.is_held(self):
             lasts, its = ("last", "their") if len(self._lasting) > 1 else ("lasts", "its")
             raise RuntimeError(
-                f"{' and '.join(self._lasting)} of a {self.mode}Cell {lasts} for a sequence, and this call is one step "
+                f"{' and '.join(self._lasting)} of a {self._called} {lasts} for a sequence, and this call is one step "
                 f"of it: call it inside `with hold_masks(model):`, which keeps {its} mask, or pass the sequence's rng= "
                 "and the step as step_offset="
             )
         _, *last = self._run(x, states, None, None, rng, example_ids, step_offset)
         return [state.squeeze(0) if batched else state[0, 0] for state in last]
 
+    def _one_state(
+        self, input: Tensor, hx: Any, rng: Rng | None, example_ids: Tensor | None, step_offset: int | None
+    ) -> Tensor:
+        """The h after a step, of a cell that has no c."""
+        if hx is not None and not isinstance(hx, Tensor):
+            raise TypeError(f"hx of {CELLS[self.mode].called}Cell should be one tensor h_0, got {type(hx).__name__}")
+        (h,) = self._step(input, None if hx is None else (hx,), rng, example_ids, step_offset)
+        return h
+
     def _check_states(self, states: tuple[Tensor, ...], x: Tensor, batched: bool) -> None:
         for index, state in enumerate(states):
             check_dense("hx" if len(states) == 1 else f"hx[{index}]", state)
             if state.dim() not in (1, 2):
                 name = "hidden" if len(states) == 1 else f"hx[{index}]"
-                raise ValueError(f"{self.mode}Cell: Expected {name} to be 1D or 2D, got {state.dim()}D instead")
+                raise ValueError(f"{self._called}: Expected {name} to be 1D or 2D, got {state.dim()}D instead")
         for index, state in enumerate(states):
             rows = state.size(0) if state.dim() == 2 else 1
             if rows != x.size(1) or (state.dim() == 1 and batched):
@@ -277,10 +293,72 @@ class GRUCell(RegularizedCell):
         step_offset: int | None = None,
     ) -> Tensor:
         """Computes one step: as :meth:`LSTMCell.forward`, with h alone as ``hx`` and as the result."""
-        if hx is not None and not isinstance(hx, Tensor):
-            raise TypeError(f"hx of a GRUCell should be one tensor h_0, got {type(hx).__name__}")
-        (h,) = self._step(input, None if hx is None else (hx,), rng, example_ids, step_offset)
-        return h
+        return self._one_state(input, hx, rng, example_ids, step_offset)
 
 
-__all__ = ["SITES_OF_CELLS", "GRUCell", "LSTMCell", "RegularizedCell"]
+class RNNCell(RegularizedCell):
+    """A drop-in for ``torch.nn.RNNCell`` with every RNN dropout inside the step.
+
+    As :class:`LSTMCell`, without ``zoneout_c`` and ``cell_dropout``; sites are those of :class:`RNN`.
+
+    Args:
+        nonlinearity: ``"tanh"`` or ``"relu"``.
+    """
+
+    _own_switches = types.MappingProxyType({"nonlinearity": "tanh"})
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        input_dropout: float | LockedDropout = 0.0,
+        hidden_dropout: float | HiddenDropout = 0.0,
+        weight_dropout: float | WeightDropout = 0.0,
+        update_dropout: float | UpdateDropout = 0.0,
+        zoneout_h: float | Zoneout = 0.0,
+        mc: bool = False,
+        backend: str | None = None,
+        recompute: bool = False,
+    ) -> None:
+        sites = {
+            "input_dropout": input_dropout,
+            "hidden_dropout": hidden_dropout,
+            "weight_dropout": weight_dropout,
+            "update_dropout": update_dropout,
+            "zoneout_h": zoneout_h,
+        }
+        self.nonlinearity = nonlinearity  # before the constructor, which asks for the mode
+        shape, factory = (input_size, hidden_size, bias), {"device": device, "dtype": dtype}
+        self._build(shape, factory, sites, mc=mc, backend=backend, recompute=recompute)
+
+    @property
+    def mode(self) -> str:  # type: ignore[override]
+        """torch.nn's name of the cell. Read anew: ``nn.RNNCell`` too reads ``nonlinearity`` at each call.
+
+        Raises:
+            ValueError: ``nonlinearity`` is neither ``"tanh"`` nor ``"relu"``.
+        """
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
+        return f"RNN_{self.nonlinearity.upper()}"
+
+    def forward(
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        rng: Rng | None = None,
+        example_ids: Tensor | None = None,
+        step_offset: int | None = None,
+    ) -> Tensor:
+        """Computes one step: as :meth:`LSTMCell.forward`, with h alone as ``hx`` and as the result."""
+        return self._one_state(input, hx, rng, example_ids, step_offset)
+
+
+__all__ = ["SITES_OF_CELLS", "GRUCell", "LSTMCell", "RNNCell", "RegularizedCell"]

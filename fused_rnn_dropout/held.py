@@ -191,9 +191,8 @@ def _check_not_recorded(module: Holdable) -> None:
         not torch.compiler.is_compiling() and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
     )
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or capturing:
-        name = getattr(module, "mode", type(module).__name__)
         raise RuntimeError(
-            f"a held {name} cannot be exported, traced or captured in a CUDA graph: the program would keep one "
+            f"a held {type(module).__name__} cannot be exported, traced or captured in a CUDA graph: the program would keep one "
             "step. Pass rng= and step_offset= to it, or leave hold_masks"
         )
 
