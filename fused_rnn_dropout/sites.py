@@ -71,6 +71,8 @@ KINDS: tuple[Kind, ...] = (
     Kind(9, "WEIGHT_HR", "column/4", "row", "SEQ or example", _COLUMNS),
     Kind(10, "WEIGHT_ROW", "row/4", "0 W_hh, 1 W_ih, 2 W_hr", "SEQ", _ROWS),
     Kind(11, "EMBEDDING", "word/4", "0 or example", "SEQ or step", _ROWS),
+    Kind(12, "WORD", "0", "example", "step", ("whether a word is dropped", "", "", "")),
+    Kind(13, "NOISING", "0", "example", "step", ("whether a word is replaced", "by which word", "", "")),
 )
 """The counter table. ``counter = (a, b, c, stream)`` with ``stream = kind | direction << 8 | layer << 16``."""
 

@@ -24,6 +24,8 @@ inline constexpr uint32_t KIND_WEIGHT_IH = 8;       // (column/4, row, SEQ)
 inline constexpr uint32_t KIND_WEIGHT_HR = 9;       // (column/4, row, SEQ)
 inline constexpr uint32_t KIND_WEIGHT_ROW = 10;     // (row/4, 0 W_hh | 1 W_ih | 2 W_hr, SEQ)
 inline constexpr uint32_t KIND_EMBEDDING = 11;      // (word/4, 0 or example, SEQ)
+inline constexpr uint32_t KIND_WORD = 12;           // (0, example, step)
+inline constexpr uint32_t KIND_NOISING = 13;        // (0, example, step)
 
 // Which of the four words of a STATE or STATE_SEQUENCE call serves which site.
 inline constexpr int WORD_ZONEOUT_C = 0, WORD_ZONEOUT_H = 1, WORD_UPDATE = 2, WORD_CELL = 3;

@@ -115,6 +115,8 @@ GOLDEN = (  # the first two calls of each: units 0 and 1, or units 0 to 7
     Golden("WEIGHT_HR", 2, 1, 3, SEQ, "7bfb44d8 23c71033 b8556f51 b72cd8ba 04568784 3e04fd84 7af1faf0 79e1dccd"),
     Golden("WEIGHT_ROW", 2, 1, 1, SEQ, "26953435 5506bd48 4e3dce55 b0ee6d7c d968b594 31322d9b 003c0643 63a49809"),
     Golden("EMBEDDING", 0, 0, 0, SEQ, "a6716391 5b685c57 90f6d176 0212d2d7 d3d17443 7178d711 668b2e71 b4fc28c8"),
+    Golden("WORD", 0, 0, 3, 70000, "aa756a23 f5dda221 a671a91c 5bac4cc3 21aed70b b09ddcc6 aa1e2b78 cc71af92"),
+    Golden("NOISING", 0, 0, 3, 70000, "85ef75c5 7bdaa5de 584d7952 38b6ea3f cf55ef23 99ea283f 223659c0 07599a5b"),
 )
 
 BACKENDS = {
@@ -173,8 +175,8 @@ def test_operator_gives_the_same_words_for_many_units():
 
 def test_bad_arguments_of_words_raise():
     rng, one = tensor(1, 2), tensor(0)
-    with pytest.raises(ValueError, match="kinds 0 to 11 in its low byte, got 12"):
-        masks.words(rng, one, one, 4, 12)
+    with pytest.raises(ValueError, match="kinds 0 to 13 in its low byte, got 14"):
+        masks.words(rng, one, one, 4, 14)
     with pytest.raises(ValueError, match="b should be a 1-D int64 tensor"):
         masks.words(rng, one.int(), one, 4, 0)
     with pytest.raises(ValueError, match="c should be a 1-D int64 tensor"):
