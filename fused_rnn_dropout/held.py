@@ -192,8 +192,8 @@ def _check_not_recorded(module: Holdable) -> None:
     )
     if torch.compiler.is_exporting() or torch.jit.is_tracing() or capturing:
         raise RuntimeError(
-            f"a held {type(module).__name__} cannot be exported, traced or captured in a CUDA graph: the program would keep one "
-            "step. Pass rng= and step_offset= to it, or leave hold_masks"
+            f"a held {type(module).__name__} cannot be exported, traced or captured in a CUDA graph: the program would "
+            "keep one step. Pass rng= and step_offset= to it, or leave hold_masks"
         )
 
 

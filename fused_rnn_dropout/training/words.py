@@ -126,7 +126,9 @@ class WordDropout(_OfTokens):
         elif data.dim() != 3:
             raise ValueError(f"x should have 3 dimensions, got {data.dim()}")
         if not data.is_floating_point():
-            raise ValueError(f"x should have a floating dtype, got {data.dtype}: word dropout acts behind the embedding")
+            raise ValueError(
+                f"x should have a floating dtype, got {data.dtype}: word dropout acts behind the embedding"
+            )
         if not self.masks_on or not self.draws:
             return x
         numbers, turn = self._draw(data, packed, rng, example_ids, step_offset, 1)
@@ -228,16 +230,17 @@ class DataNoising(_OfTokens):
         noised = which < self._thresholds_on(data.device)[0]
         if self._spared.numel():
             noised = noised & (data.unsqueeze(-1) != self._spared).all(-1)
-        if self._cumulative is None:
+        if self.blank is not None:
             result = data.masked_fill(noised, self.blank)
         else:
+            assert self._cumulative is not None
             drawn = torch.searchsorted(self._cumulative, by.contiguous(), right=True)
             result = torch.where(noised, drawn.to(data.dtype), data)
         turn.end((result,))
         return result if packed is None else PackedSequence(result, *packed[1:])
 
     def extra_repr(self) -> str:
-        by = f"blank={self.blank}" if self._cumulative is None else f"counts of {len(self._cumulative)} words"
+        by = f"counts of {len(self._cumulative)} words" if self._cumulative is not None else f"blank={self.blank}"
         spared = f", spared={tuple(self._spared.tolist())}" if self._spared.numel() else ""
         return f"{super().extra_repr()}, {by}{spared}"
 

@@ -1,4 +1,4 @@
-"""LSTMCell, GRUCell and RNNCell: torch.nn's where nothing is said, one step of this package's layers where sites are."""
+"""LSTMCell, GRUCell, RNNCell: torch.nn's where nothing is said, one step of this package's layers where sites are."""
 
 from __future__ import annotations
 

@@ -162,7 +162,7 @@ def test_every_extra_is_trained_from_end_to_end():
     sites = {"weight_dropout": 0.5, "output_dropout": 0.3}
     epochs: list[int] = []
     found = {}
-    values = {name: 0.3 for name in recipe.EXTRAS} | {"curriculum": 10.0, "annealed": 10.0, "nt_asgd": 1}
+    values = dict.fromkeys(recipe.EXTRAS, 0.3) | {"curriculum": 10.0, "annealed": 10.0, "nt_asgd": 1}
     for extras in ({}, *({name: value} for name, value in values.items())):
         settings = training.Settings(sites=sites, extras=extras, **small)
         line = training.train(settings, 1, epochs.append)
