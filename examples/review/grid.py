@@ -195,6 +195,9 @@ def _with_extras(made: _Builder) -> None:
     made.row("weight_dropout 0.5, annealed", weight, 3, extras={"annealed": 10.0})
     for variant, kappa in (("pi", 0.15), ("eld", 0.25), ("rdrop", 1.0)):
         made.row(f"{variant} {kappa:g}", weight, 3, extras={variant: kappa})
+    for name in ("word_dropout", "data_noising"):
+        for rate in (0.1, 0.25):
+            made.row(f"{name} {rate:g}", {}, 3, extras={name: rate})
     made.row("random lengths", {}, 3, extras={"random_bptt": 0.05})
     made.row("awd, random lengths", AWD, 3, extras=AWD_EXTRAS | {"random_bptt": 0.05})
     never = made.base.epochs  # too many epochs that do not count for the average to begin

@@ -28,6 +28,8 @@ CURVES = ("curriculum", "annealed")
 
 EXTRAS: Mapping[str, str] = {
     "embedding_dropout": "rate, by type: an occurrence of a character vanishes with all others of its segment",
+    "word_dropout": "rate: an occurrence of a character becomes a vector of zeros",
+    "data_noising": "rate: an occurrence of a character becomes another one, drawn in proportion to its count",
     "ar": "alpha of activation regularisation",
     "tar": "beta of temporal activation regularisation",
     **dict.fromkeys(PASSES, "kappa of the distance of two passes"),

@@ -83,6 +83,15 @@ SECTIONS: dict[str, Mapping[str, str]] = {
         "weight_dropout 0.5, curriculum": "images only",
         "weight_dropout 0.5, annealed": "",
     },
+    "words": {
+        NONE: "",
+        "embedding_dropout 0.1": "",
+        "embedding_dropout 0.25": "",
+        "word_dropout 0.1": "",
+        "word_dropout 0.25": "",
+        "data_noising 0.1": "",
+        "data_noising 0.25": "",
+    },
     "others": {
         "none, Adam 0.002": "",
         NONE: "",

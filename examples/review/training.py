@@ -71,15 +71,23 @@ class CharacterModel(nn.Module):
 
     TAR reads the output before dropout, so that with it ``output_dropout`` is a module behind the RNN, where it is
     otherwise a site of the RNN.
+
+    Args:
+        characters: size of the vocabulary.
+        settings: of the cell.
+        counts: (characters,), how often each occurs in the training text: what data noising draws by; all alike if None.
     """
 
-    def __init__(self, characters: int, settings: Settings) -> None:
+    def __init__(self, characters: int, settings: Settings, counts: Tensor | None = None) -> None:
         super().__init__()
-        sites, output = dict(settings.sites), 0.0
-        if "tar" in settings.extras:
+        sites, extras, output = dict(settings.sites), settings.extras, 0.0
+        if "tar" in extras:
             output = sites.pop("output_dropout", 0.0)
+        counts = torch.ones(characters) if counts is None else counts
+        self.noise = training.DataNoising(extras.get("data_noising", 0.0), counts=counts)
         embedding = nn.Embedding(characters, settings.embedding)
-        self.embedding = training.EmbeddingDropout(embedding, settings.extras.get("embedding_dropout", 0.0))
+        self.embedding = training.EmbeddingDropout(embedding, extras.get("embedding_dropout", 0.0))
+        self.words = training.WordDropout(extras.get("word_dropout", 0.0))
         self.rnn = CELLS[settings.cell](
             settings.embedding, settings.hidden, settings.layers, backend=settings.backend, **sites
         )
@@ -88,7 +96,7 @@ class CharacterModel(nn.Module):
 
     def encode(self, ids: Tensor, state: State = None) -> Encoded:
         """From ids int64 (T, B) to logits (T, B, characters), the state to carry on with, and what AR and TAR take."""
-        raw, state = self.rnn(self.embedding(ids), state)
+        raw, state = self.rnn(self.words(self.embedding(self.noise(ids))), state)
         dropped = self.output(raw)
         return Encoded(self.decoder(dropped), state, raw, dropped)
 
@@ -170,7 +178,8 @@ def train(settings: Settings, seed: int, tell: Callable[[int], None]) -> dict[st
     began = time.perf_counter()
     text = load_text(settings)
     torch.manual_seed(seed)
-    model = CharacterModel(text.characters, settings)
+    counts = torch.bincount(text.train.flatten(), minlength=text.characters)
+    model = CharacterModel(text.characters, settings, counts)
     recipe = Recipe(model, settings, text.train)
     curves: dict[str, list[float]] = {"train": [], "valid": []}
     best: dict[str, Tensor] = {}

@@ -65,6 +65,25 @@ def test_embedding_dropout_drops_a_character_throughout_a_segment():
     assert not (model.eval().embedding(ids) == 0).any()
 
 
+def test_noise_on_single_characters_of_the_input():
+    inputs = torch.randint(CHARACTERS, (40, 3))
+    zeroed = made({"word_dropout": 0.3}).model.train()
+    vectors = zeroed.words(zeroed.embedding(inputs))
+    assert 0.15 < float((vectors == 0).all(-1).float().mean()) < 0.45
+    settings = training.Settings(extras={"data_noising": 0.3}, **SMALL)
+    noisy = training.CharacterModel(CHARACTERS, settings, torch.eye(CHARACTERS)[5]).train()
+    replaced = noisy.noise(inputs)
+    assert 0.15 < float((replaced != inputs).float().mean()) < 0.45 and set(replaced[replaced != inputs].tolist()) == {
+        5
+    }
+    seen = []
+    noisy.embedding.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    torch.manual_seed(1)
+    noisy(inputs)
+    torch.manual_seed(1)
+    assert torch.equal(seen[0], noisy.noise(inputs))
+
+
 def test_ar_and_tar_add_their_penalties():
     trained = made({"ar": 2.0, "tar": 3.0})
     loss, _ = trained._loss(*one_segment(trained), None)
