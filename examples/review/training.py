@@ -75,7 +75,8 @@ class CharacterModel(nn.Module):
     Args:
         characters: size of the vocabulary.
         settings: of the cell.
-        counts: (characters,), how often each occurs in the training text: what data noising draws by; all alike if None.
+        counts: (characters,), how often each occurs in the training text, by which data noising draws; all alike if
+            None.
     """
 
     def __init__(self, characters: int, settings: Settings, counts: Tensor | None = None) -> None:
