@@ -19,18 +19,6 @@ from .sites import SITES, make_spec, sites_of
 _PROGRAM = "python -m fused_rnn_dropout"
 _DEMONSTRATION = "the demonstration is examples/language_model of a checkout, where bash scripts/demo.sh runs it"
 _DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_PLACES = {
-    "dropout": "between layers, as nn.LSTM means it",
-    "input_dropout": "input of the first layer",
-    "inter_layer_dropout": "between layers",
-    "output_dropout": "output of the last layer",
-    "hidden_dropout": "h before the recurrent product",
-    "weight_dropout": "recurrent weights",
-    "update_dropout": "candidate g or n",
-    "cell_dropout": "memory c or h",
-    "zoneout_c": "old c kept",
-    "zoneout_h": "old h kept",
-}
 
 
 class UsageError(Exception):
@@ -136,7 +124,7 @@ def _add_explain(commands: Any) -> None:
     sites = parser.add_argument_group("sites", "the probability to drop; for zoneout to keep the old value")
     for site in SITES:
         modules = dict.fromkeys(cell.module for cell in CELLS.values() if site.fits(cell.name))
-        text = _PLACES[site.name] + ("" if len(modules) == len(MODULES) else f" ({' and '.join(modules)} only)")
+        text = site.place + ("" if len(modules) == len(MODULES) else f" ({' and '.join(modules)} only)")
         sites.add_argument(f"--{site.name.replace('_', '-')}", type=_spec(site.name), metavar="RATE", help=text)
     parser.set_defaults(run=_explain)
 

@@ -18,7 +18,7 @@ from . import cudnn_library
 from .cudnn_library import Configuration, Layout, Weights
 from .library import lib, register_fake
 from .ops import _differentiable, _only_reference, _snapshot
-from .sites import FLAG, KIND, Plan, stream
+from .sites import BETWEEN, FLAG, KIND, Plan, stream
 
 _ops = torch.ops.fused_rnn_dropout
 
@@ -27,7 +27,7 @@ _WEIGHT_SITES = FLAG["WEIGHT_HH"] | FLAG["WEIGHT_IH"] | FLAG["WEIGHT_HR"]
 
 def layers_at_once(plan: Plan, masks_on: bool, count: int) -> int:
     """How many of ``count`` neighbouring layers one call of cuDNN runs: one where a site acts between them."""
-    between = plan.dropout is not None or plan.inter_layer_dropout is not None
+    between = any(name in BETWEEN for name in plan.names)
     return 1 if between and masks_on else count
 
 

@@ -53,9 +53,8 @@ def register(prefix: str = "") -> None:
         return bool(prefix) or x.device.type in library.gpu_devices
 
     @register_fake(f"{prefix}words")
-    def _(rng: Tensor, b: Tensor, c: Tensor, units: int, stream: int) -> Tensor:
-        shape = (c.shape[0], b.shape[0], units)
-        return rng.new_empty((*shape, 4) if stream & 0xFF in (0, 1, 2, 6) else shape)
+    def _(rng: Tensor, row: Tensor, step: Tensor, n: int, stream: int) -> Tensor:
+        return rng.new_empty((step.shape[0], row.shape[0], n))
 
     @register_fake(f"{prefix}dropout")
     def _(x: Tensor, *_: Any) -> Tensor:

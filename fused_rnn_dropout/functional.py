@@ -33,7 +33,7 @@ from .fakes import compute_dtype
 from .layer_call import BOTH, FORWARD, Keep
 from .layouts import NO_STEPS, exporting, known
 from .options import LockedDropout
-from .sites import KIND, SITE_INDEX, Plan, stream
+from .sites import KIND, SITE, SITE_INDEX, Plan, stream
 
 # --------------------------------------------------------------------------------------------------------------------
 # Layers
@@ -162,7 +162,7 @@ def _reference_layer(
         )
         untied = plan.input_dropout is not None and not plan.input_dropout.tied
         if untied and layer == 0 and call.masks_on:
-            factors["input"] = _site_mask(call, "input_dropout", x, KIND["INPUT"], 0, compute)
+            factors["input"] = _site_mask(call, "input_dropout", x, 0, compute)
     unzoned = plan.zoneout_h is not None and plan.zoneout_h.output == "unzoned"
     initial = [state.to(compute) for state in states]
     options: dict[str, Any] = {"lengths": call.lengths, "reverse": reverse, "unzoned": unzoned}
@@ -176,7 +176,7 @@ def _reference_layer(
     return tuple(result.to(call.dtype) for result in (out, *(last if has_c else (last,))))
 
 
-def _site_mask(call: Call, name: str, x: Tensor, kind: int, layer: int, dtype: torch.dtype) -> Tensor:
+def _site_mask(call: Call, name: str, x: Tensor, layer: int, dtype: torch.dtype) -> Tensor:
     spec, thresholds = getattr(call.plan, name), call.thresholds
     assert thresholds is not None
     example_ids, steps = _counters(call, x)
@@ -184,7 +184,7 @@ def _site_mask(call: Call, name: str, x: Tensor, kind: int, layer: int, dtype: t
         spec,
         thresholds[SITE_INDEX[name]],
         call.rngs[GROUP_OF[name]],
-        kind,
+        KIND[SITE[name].kind],
         layer,
         x.size(-1),
         example_ids,
@@ -194,7 +194,7 @@ def _site_mask(call: Call, name: str, x: Tensor, kind: int, layer: int, dtype: t
     )
 
 
-def _site(call: Call, name: str, x: Tensor, kind: int, layer: int) -> Tensor:
+def _site(call: Call, name: str, x: Tensor, layer: int) -> Tensor:
     """Dropout of a layer's input or output; x itself where the site is off."""
     spec = getattr(call.plan, name)
     if spec is None or not call.masks_on:
@@ -209,7 +209,7 @@ def _site(call: Call, name: str, x: Tensor, kind: int, layer: int) -> Tensor:
             call.batch_sizes,
             call.example_ids,
             SITE_INDEX[name],
-            stream(kind, layer),
+            stream(KIND[SITE[name].kind], layer),
             locked is None or locked.per == "step",
             locked is not None and locked.batch_shared,
             call.step_offset,
@@ -217,7 +217,7 @@ def _site(call: Call, name: str, x: Tensor, kind: int, layer: int) -> Tensor:
     if locked is not None and not locked.tied:
         return x  # one mask per gate: part of the first layer
     compute = compute_dtype(x.dtype)
-    return reference.apply(x.to(compute), _site_mask(call, name, x, kind, layer, compute)).to(x.dtype)
+    return reference.apply(x.to(compute), _site_mask(call, name, x, layer, compute)).to(x.dtype)
 
 
 def _cudnn_stack(
@@ -228,7 +228,7 @@ def _cudnn_stack(
     finals: list[list[Tensor]] = [[] for _ in hx]
     for first in range(0, len(layers), together):
         if first:
-            x = _site(call, between, x, KIND["INTER_LAYER"], first)
+            x = _site(call, between, x, first)
         some = layers[first : first + together]
         rows = slice(first * len(some[0]), (first + together) * len(some[0]))
         x, *last = cudnn.layers(
@@ -246,10 +246,10 @@ def _stack(
     """All layers and directions; returns the output and one stacked final state per state of the cell."""
     run = {"reference": _reference_layer, onnx.BACKEND: _onnx_layer}.get(call.backend, _fused_layer)
     between = "dropout" if call.plan.inter_layer_dropout is None else "inter_layer_dropout"
-    x = _site(call, "input_dropout", x, KIND["INPUT"], 0)
+    x = _site(call, "input_dropout", x, 0)
     if call.schedule.name == schedules.CUDNN:
         x, *last = _cudnn_stack(call, x, hx, layers, between)
-        x = _site(call, "output_dropout", x.to(visible), KIND["OUTPUT"], len(layers))
+        x = _site(call, "output_dropout", x.to(visible), len(layers))
         return x, last[0].to(visible), *last[1:]
     # Layer after layer, direction after direction.
     states = [state for row in zip(*(state.unbind(0) for state in hx), strict=True) for state in row]
@@ -257,11 +257,11 @@ def _stack(
     finals: list[Tensor] = []
     for layer, directions in enumerate(layers):
         if layer:
-            x = _site(call, between, x, KIND["INTER_LAYER"], layer)
+            x = _site(call, between, x, layer)
         x, of_layer = run(call, x, states[layer * each : (layer + 1) * each], directions, layer)
         x = x.to(visible)
         finals += of_layer
-    x = _site(call, "output_dropout", x, KIND["OUTPUT"], len(layers))
+    x = _site(call, "output_dropout", x, len(layers))
     of_each = [finals[place :: len(hx)] for place in range(len(hx))]
     h_n, *others = [c[0].unsqueeze(0) if len(c) == 1 else torch.stack(c) for c in of_each]
     return x, h_n.to(visible), *others

@@ -28,9 +28,8 @@ from .functional import split_weights
 from .layouts import NO_STEPS, check_dense, check_packed
 from .options import Spec, rate_of
 from .rnn_base import Regularized, RegularizedRNN
-from .sites import KIND, SITE_INDEX, make_spec, output_differs
+from .sites import BETWEEN, KIND, SITE, SITE_INDEX, make_spec, output_differs
 
-_BETWEEN = ("dropout", "inter_layer_dropout")
 _AT_INPUT, _AT_OUTPUT = ("input_dropout",), ("output_dropout",)
 
 
@@ -127,20 +126,20 @@ def export_masks(
     widths = _input_sizes(rnn)
     result: dict[str, Tensor] = {}
 
-    def locked(key: str, name: str, kind: str, layer: int) -> None:
+    def locked(key: str, name: str, layer: int) -> None:
         spec = getattr(plan, name)
         if spec is None or not rnn.masks_on:
             return
         result[key] = masks.locked(
-            spec, thresholds[SITE_INDEX[name]], rngs[GROUP_OF[name]], KIND[kind], layer, widths[layer], examples, steps,
-            dtype, words, gates=CELLS[rnn.mode].gates,
+            spec, thresholds[SITE_INDEX[name]], rngs[GROUP_OF[name]], KIND[SITE[name].kind], layer, widths[layer],
+            examples, steps, dtype, words, gates=CELLS[rnn.mode].gates,
         )  # fmt: skip
 
-    locked("input", "input_dropout", "INPUT", 0)
+    locked("input", "input_dropout", 0)
     for layer in range(rnn.num_layers):
         if layer:
-            for name in _BETWEEN:
-                locked(f"inter_layer_l{layer}", name, "INTER_LAYER", layer)
+            for name in BETWEEN:
+                locked(f"inter_layer_l{layer}", name, layer)
         for reverse in (False, True)[: 2 if rnn.bidirectional else 1]:
             of_layer = masks.layer(
                 plan, rnn.mode, rngs, thresholds, layer=layer, reverse=reverse, input_size=widths[layer],
@@ -149,7 +148,7 @@ def export_masks(
             )  # fmt: skip
             suffix = "" if isinstance(rnn, RegularizedCell) else f"_l{layer}{'_reverse' if reverse else ''}"
             result |= {f"{name}{suffix}": mask for name, mask in of_layer.items()}
-    locked("output", "output_dropout", "OUTPUT", rnn.num_layers)
+    locked("output", "output_dropout", rnn.num_layers)
     return result
 
 
@@ -211,8 +210,8 @@ def _spelled(name: str, spec: Spec) -> str:
 
 
 def _places(rnn: RegularizedRNN) -> dict[str, str]:
-    at = {name: _spelled(name, spec) for name, spec in rnn.sites.items() if name not in _BETWEEN or rnn.num_layers > 1}
-    around = (*_BETWEEN, *_AT_INPUT, *_AT_OUTPUT)
+    at = {name: _spelled(name, spec) for name, spec in rnn.sites.items() if name not in BETWEEN or rnn.num_layers > 1}
+    around = (*BETWEEN, *_AT_INPUT, *_AT_OUTPUT)
     within = ", ".join(text for name, text in at.items() if name not in around)
     places: dict[str, str] = {}
 
@@ -224,7 +223,7 @@ def _places(rnn: RegularizedRNN) -> dict[str, str]:
     put("input", _AT_INPUT)
     for layer in range(rnn.num_layers):
         if layer:
-            put(f"between layers {layer - 1} and {layer}", _BETWEEN)
+            put(f"between layers {layer - 1} and {layer}", BETWEEN)
         for suffix in ("", " reverse")[: 2 if rnn.bidirectional else 1]:
             if within:
                 places[f"layer {layer}{suffix}"] = within
@@ -257,7 +256,7 @@ def _kept(rnn: RegularizedRNN, size: _Input, backend: str, schedule: str) -> tup
     out_is_h = visible == values and not output_differs(cell, plan.eval_flags)
     directions = 2 if rnn.bidirectional else 1
     # h is the output, which the caller or the next layer holds anyway, unless something stands in between.
-    between = plan.dropout is not None or plan.inter_layer_dropout is not None
+    between = any(name in BETWEEN for name in plan.names)
     dropped = [between] * (rnn.num_layers - 1) + [plan.output_dropout is not None]
     apart = [not out_is_h or (rnn.masks_on and site) for site in dropped]
     width, names = 0, ["h"] if any(apart) else []

@@ -1,8 +1,9 @@
 """Counters to masks in PyTorch: the same bits as the kernels, on any device, without the extension.
 
-Every mask is a pure function of ``rng`` (int64[2]), the thresholds and the counters that :data:`sites.KINDS` lists.
-All arithmetic stays in int64 tensors and nothing is read by the host, so these functions run under ``torch.compile``,
-``vmap`` and fake tensors. ``docs/semantics.md`` has the table and what each mask does.
+A mask is rows of elements. Whether an element is dropped is a pure function of ``rng`` (int64[2]), of the threshold and
+of the counters that :data:`sites.KINDS` lists: its place in the row, the row, the step, the kind of mask. All
+arithmetic stays in int64 tensors and nothing is read by the host, so these functions run under ``torch.compile``,
+``vmap`` and fake tensors. ``docs/design.md`` has the rule, ``docs/semantics.md`` what each mask does.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from torch import Tensor
 
 from .cells import CELLS
 from .options import LockedDropout, StepDropout, Zoneout
-from .sites import DOMAIN, KIND, KINDS, SEQ, SITE_INDEX, Plan, acting_in_eval, stream
+from .sites import DOMAIN, KIND, KINDS, LOW, SEQ, SITE, SITE_INDEX, Plan, acting_in_eval, stream
 
 Words: TypeAlias = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
-"""``words(rng, b, c, units, stream)``: this module's, or the operator of the same name."""
+"""``words(rng, row, step, n, stream)``: this module's, or the operator of the same name."""
 
-_LOW = 0xFFFFFFFF
+_WORD = 0xFFFFFFFF
+_HALF = 0xFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
-_FOUR_WORDS = frozenset(KIND[name] for name in ("STATE", "STATE_SEQUENCE", "HIDDEN", "INPUT_UNTIED"))
 _PAPER_KEYS = {"update_dropout": "update", "cell_dropout": "cell"}
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Random words
+# Random numbers
 # --------------------------------------------------------------------------------------------------------------------
 
 
@@ -36,7 +37,7 @@ def _multiply(x: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
     """High and low word of the 64-bit product of a 32-bit word and a multiplier above 2**31."""
     # x (m - 2**32) fits a signed 64-bit integer, x m does not: overflow would be undefined in compiled code.
     product = x * (multiplier - 2**32)
-    return (product >> 32) + x, product & _LOW
+    return (product >> 32) + x, product & _WORD
 
 
 def philox(
@@ -56,7 +57,7 @@ def philox(
     k0, k1 = key
     for index in range(rounds):
         if index:
-            k0, k1 = (k0 + _WEYL[0]) & _LOW, (k1 + _WEYL[1]) & _LOW
+            k0, k1 = (k0 + _WEYL[0]) & _WORD, (k1 + _WEYL[1]) & _WORD
         high0, low0 = _multiply(c0, _MULTIPLIERS[0])
         high1, low1 = _multiply(c2, _MULTIPLIERS[1])
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
@@ -67,48 +68,62 @@ def key(rng: Tensor, rounds: int = 10) -> tuple[Tensor, Tensor]:
     """The Philox key of a call: the first two words of Philox(counter = (rng[1], DOMAIN, 0), key = rng[0])."""
     if rng.dtype != torch.int64 or rng.shape != (2,):
         raise ValueError(f"rng should be an int64 tensor of shape (2,), got {rng.dtype} of shape {tuple(rng.shape)}")
-    low, high = rng & _LOW, rng >> 32 & _LOW
+    low, high = rng & _WORD, rng >> 32 & _WORD
     domain = torch.full_like(low[0], DOMAIN)
     words4 = philox((low[1], high[1], domain, torch.zeros_like(domain)), (low[0], high[0]), rounds)
     return words4[0], words4[1]
 
 
-def words(rng: Tensor, b: Tensor, c: Tensor, units: int, stream: int, *, rounds: int = 10) -> Tensor:
-    """Raw 32-bit words of one kind of mask, for every pair of the counter values ``b`` and ``c``.
+def _fields(words4: tuple[Tensor, ...]) -> Tensor:
+    """The eight 16-bit fields of calls, in a last dimension: word f / 2, its low half where f is even."""
+    return torch.stack([half for word in words4 for half in (word & _HALF, word >> 16)], dim=-1)
+
+
+def words(rng: Tensor, row: Tensor, step: Tensor, n: int, stream: int, *, rounds: int = 10) -> Tensor:
+    """The 32-bit numbers of one kind of mask, for every pair of ``row`` and ``step``.
+
+    Element i of a row is dropped iff its number, ``field << 16 | g``, is below the threshold. ``field`` is field
+    i mod 8 of the call with ``counter = (i // 8, row, step, stream)``. ``g`` is the same field of the call whose
+    ``stream`` has the bit :data:`sites.LOW`.
 
     Args:
         rng: int64[2], all the randomness of a call.
-        b: int64, 1-D: second counter word (example, or row of a weight), in [0, 2**32).
-        c: int64, 1-D: third counter word (step, ``SEQ``, or example), in [0, 2**32).
-        units: number of units, or of columns.
+        row: int64, 1-D: second counter word (example, or row of a weight), in [0, 2**32).
+        step: int64, 1-D: third counter word (step, ``SEQ``, or example), in [0, 2**32).
+        n: number of elements of a row.
         stream: fourth counter word, from :func:`sites.stream`; its low byte is the kind.
         rounds: rounds of Philox.
 
     Returns:
-        int64 words in [0, 2**32): (len(c), len(b), units, 4) for the kinds whose call serves one unit (STATE,
-        STATE_SEQUENCE, HIDDEN, INPUT_UNTIED), else (len(c), len(b), units).
+        int64 numbers in [0, 2**32): (len(step), len(row), n).
 
     Raises:
-        ValueError: a kind that is not in the table, or ``b`` or ``c`` that is not 1-D int64.
+        ValueError: a kind that is not in the table, a ``stream`` with the bit ``LOW``, or ``row`` or ``step`` that is
+            not 1-D int64.
     """
     kind = stream & 0xFF
     if kind >= len(KINDS):
         raise ValueError(f"stream should have one of the kinds 0 to {len(KINDS) - 1} in its low byte, got {kind}")
-    for name, value in (("b", b), ("c", c)):
+    if stream & LOW:
+        raise ValueError(
+            f"stream should have bit 15 clear, which tells the two calls of an element apart, got {stream}"
+        )
+    for name, value in (("row", row), ("step", step)):
         if value.dtype != torch.int64 or value.dim() != 1:
             raise ValueError(f"{name} should be a 1-D int64 tensor, got {value.dtype} with {value.dim()} dimensions")
-    single = kind in _FOUR_WORDS
-    a = torch.arange(units if single else (units + 3) // 4, dtype=torch.int64, device=rng.device)
-    fourth = torch.full((1,), stream, dtype=torch.int64, device=rng.device)
     # Besides cutting to 32 bits as the kernels do, this keeps TorchInductor from folding the multiplication into the
     # index of an arange: its vectorised CPU code overflows there (seen in torch 2.13).
-    a, b, c = a & _LOW, b & _LOW, c & _LOW
-    result = torch.stack(philox((a, b[:, None], c[:, None, None], fourth), key(rng, rounds), rounds), dim=-1)
-    return result if single else result.flatten(-2)[..., :units]
+    call = torch.arange((n + 7) // 8, dtype=torch.int64, device=rng.device) & _WORD
+    counter, of_call = (call, (row & _WORD)[:, None], (step & _WORD)[:, None, None]), key(rng, rounds)
+
+    def fields(fourth: int) -> Tensor:
+        return _fields(philox((*counter, torch.full_like(rng[:1], fourth)), of_call, rounds))
+
+    return (fields(stream) << 16 | fields(stream | LOW)).flatten(-2)[..., :n]
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Words to factors
+# Numbers to factors
 # --------------------------------------------------------------------------------------------------------------------
 
 
@@ -134,23 +149,32 @@ def keep_rate(p_threshold: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def factor(random: Tensor, p_threshold: Tensor, dtype: torch.dtype) -> Tensor:
-    """Multiplicative mask of raw words: the inverted scale where ``word >= P``, else 0."""
+    """Multiplicative mask of 32-bit numbers: the inverted scale where ``number >= P``, else 0."""
     return torch.where(random >= p_threshold, keep_scale(p_threshold, dtype), 0.0)
 
 
 def binary(random: Tensor, p_threshold: Tensor, dtype: torch.dtype) -> Tensor:
-    """Unscaled mask of raw words: 1 where ``word >= P``, else 0."""
+    """Unscaled mask of 32-bit numbers: 1 where ``number >= P``, else 0."""
     return (random >= p_threshold).to(dtype)
 
 
 def zoned(random: Tensor, z_threshold: Tensor, dtype: torch.dtype) -> Tensor:
-    """Zoneout mask of raw words: 1 (the old value stays) where ``word < Z``, else 0."""
+    """Zoneout mask of 32-bit numbers: 1 (the old value stays) where ``number < Z``, else 0."""
     return (random < z_threshold).to(dtype)
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # Masks of the sites
 # --------------------------------------------------------------------------------------------------------------------
+
+
+def _of_gates(
+    words: Words, rng: Tensor, row: Tensor, step: Tensor, n: int, kind: int, layer: int, direction: int, gates: int
+) -> Tensor:
+    """The numbers of a mask of each gate, (len(step), len(row), gates, n)."""
+    return torch.stack(
+        [words(rng, row, step, n, stream(kind, layer, direction, gate)) for gate in range(gates)], dim=-2
+    )
 
 
 def locked(
@@ -179,7 +203,7 @@ def locked(
         example_ids: int64 (B,).
         steps: int64 (T,), absolute.
         dtype: of the result.
-        words: where the random words come from.
+        words: where the 32-bit numbers come from.
         gates: 4 (LSTM) or 3 (GRU); read where ``spec.tied`` is False.
 
     Returns:
@@ -189,11 +213,11 @@ def locked(
     untied = isinstance(spec, LockedDropout) and not spec.tied
     per_step = not isinstance(spec, LockedDropout) or spec.per == "step"
     once = torch.full((1,), SEQ, dtype=torch.int64, device=rng.device)
+    rows, of_steps = once if batch_shared else example_ids, steps if per_step else once
     if untied:
-        kind = KIND["INPUT_UNTIED"]
-    random = words(rng, once if batch_shared else example_ids, steps if per_step else once, units, stream(kind, layer))
-    if untied:
-        random = random[..., :gates].transpose(-1, -2)
+        random = _of_gates(words, rng, rows, of_steps, units, kind, layer, 0, gates)
+    else:
+        random = words(rng, rows, of_steps, units, stream(kind, layer))
     return factor(random, p_threshold, dtype)
 
 
@@ -218,12 +242,15 @@ def embedding(
     Returns:
         Factors of the shape of ``ids``.
     """
-    example, step, of_kind = (
-        torch.as_tensor(value, dtype=torch.int64, device=ids.device)
-        for value in (examples, steps, stream(KIND["EMBEDDING"], 0))
-    )
-    four = philox((ids >> 2 & _LOW, example & _LOW, step & _LOW, of_kind), key(rng))
-    random = torch.stack(four, dim=-1).gather(-1, (ids & 3).unsqueeze(-1)).squeeze(-1)
+    row, step = (torch.as_tensor(value, dtype=torch.int64, device=ids.device) for value in (examples, steps))
+    call, of_call = (ids >> 3 & _WORD, row & _WORD, step & _WORD), key(rng)
+
+    def field(fourth: int) -> Tensor:
+        fields = _fields(philox((*call, torch.full_like(rng[0], fourth)), of_call))
+        return fields.gather(-1, (ids & 7).unsqueeze(-1)).squeeze(-1)
+
+    of_kind = stream(KIND["EMBEDDING"], 0)
+    random = field(of_kind) << 16 | field(of_kind | LOW)
     return factor(random, p_threshold, dtype)
 
 
@@ -245,10 +272,8 @@ def _weights(
     result: dict[str, Tensor] = {}
     for name, (rows, columns) in shapes.items():
         if spec.mode == "row":
-            number = ("weight_hh", "weight_ih", "weight_hr").index(name)
-            random = words(
-                rng, torch.full_like(once, number), once, rows, stream(KIND["WEIGHT_ROW"], layer, direction)
-            )[0, 0, :, None]
+            of_kind = stream(KIND[f"{name.upper()}_ROWS"], layer, direction)
+            random = words(rng, torch.zeros_like(once), once, rows, of_kind)[0, 0, :, None]
         else:
             row = torch.arange(rows, dtype=torch.int64, device=rng.device)
             of_kind = stream(KIND[name.upper()], layer, direction)
@@ -274,19 +299,19 @@ def _state(
     plan: Plan,
     cell: str,
     thresholds: Tensor,
-    random: Callable[[str, int], Tensor],
+    random: Callable[[str], Tensor],
     proj_size: int,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """The masks of the state sites; ``random(per, word)`` gives that word of every unit."""
+    """The masks of the state sites; ``random(site)`` gives the numbers of every unit."""
     limit = {name: thresholds[index] for name, index in SITE_INDEX.items()}
     result: dict[str, Tensor] = {}
     if update := plan.update_dropout:
         mask = binary if update.scale == "paper" else factor
-        result["update"] = mask(random(update.per, 2), limit["update_dropout"], dtype)
+        result["update"] = mask(random("update_dropout"), limit["update_dropout"], dtype)
     if memory := plan.cell_dropout:
         p = limit["cell_dropout"]
-        result["cell"] = binary(random(memory.per, 3), p, dtype)
+        result["cell"] = binary(random("cell_dropout"), p, dtype)
         one = torch.ones_like(p, dtype=dtype)
         result["cell_scale"] = one if memory.scale == "paper" else keep_scale(p, dtype)
         entry = result["cell"][0] if memory.per == "sequence" else one
@@ -295,9 +320,9 @@ def _state(
         result["cell_entry"] = entry * in_rate
     if zoneout := plan.zoneout_c:
         name = "zoneout_gate" if zoneout.gate_shared else "zoneout_c"
-        result[name] = zoned(random(zoneout.per, 0), limit["zoneout_c"], dtype)
+        result[name] = zoned(random("zoneout_c"), limit["zoneout_c"], dtype)
     if zoneout := plan.zoneout_h:
-        old = zoned(random(zoneout.per, 0 if zoneout.shared else 1), limit["zoneout_h"], dtype)
+        old = zoned(random("zoneout_h"), limit["zoneout_h"], dtype)
         result["zoneout_h"] = old[..., :proj_size] if proj_size else old
     return result
 
@@ -335,7 +360,7 @@ def layer(
         steps: int64 (T,), absolute.
         dtype: of the results.
         masks_on: train or MC mode. Otherwise the expectations that eval needs, as 0-dim tensors.
-        words: where the random words come from.
+        words: where the 32-bit numbers come from.
 
     Returns:
         For :mod:`reference`, by name. Factors 0 or 1/(1-p): ``hidden`` (1, B or 1, P), untied (1, B or 1, G, P);
@@ -351,8 +376,8 @@ def layer(
     result: dict[str, Tensor] = {}
     if hidden := plan.hidden_dropout:
         examples = once if hidden.batch_shared else example_ids
-        random = words(rngs["hidden"], examples, once, state_size, stream(KIND["HIDDEN"], layer, direction))
-        random = random[..., 0] if hidden.tied else random[..., :gates].transpose(-1, -2)
+        given = words, rngs["hidden"], examples, once, state_size, KIND["HIDDEN"], layer, direction
+        random = _of_gates(*given, 1)[..., 0, :] if hidden.tied else _of_gates(*given, gates)
         result["hidden"] = factor(random, thresholds[SITE_INDEX["hidden_dropout"]], dtype)
     if weight := plan.weight_dropout:
         shapes = {"weight_hh": (gates * hidden_size, state_size)}
@@ -362,13 +387,12 @@ def layer(
             shapes["weight_hr"] = (proj_size, hidden_size)
         p = thresholds[SITE_INDEX["weight_dropout"]]
         result |= _weights(plan, rngs["weight"], p, shapes, layer, direction, example_ids, dtype, words)
-    drawn: dict[str, Tensor] = {}
 
-    def random_state(per: str, word: int) -> Tensor:
-        if per not in drawn:
-            step, kind = (steps, "STATE") if per == "step" else (once, "STATE_SEQUENCE")
-            drawn[per] = words(rngs["state"], example_ids, step, hidden_size, stream(KIND[kind], layer, direction))
-        return drawn[per][..., word]
+    def random_state(name: str) -> Tensor:
+        spec = getattr(plan, name)
+        kind = KIND[SITE["zoneout_c" if isinstance(spec, Zoneout) and spec.shared else name].kind]
+        step = steps if spec.per == "step" else once
+        return words(rngs["state"], example_ids, step, hidden_size, stream(kind, layer, direction))
 
     result |= _state(plan, cell, thresholds, random_state, proj_size, dtype)
     return result

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from .layer_call import Direction, LayerCall
 from .library import argument_names
-from .sites import FLAG, SITES, Plan, acting_in_eval
+from .sites import ACTING_IN_EVAL, FLAG, SITES, Plan, acting_in_eval
 
 OPERATORS = ("layer", "dropout")
 """Those that a program may hold where a module was: translated, or refused with a sentence."""
@@ -43,14 +43,6 @@ _NODES = {
     "RNN_TANH": _Node("RNN", (0,), {"activations": ["Tanh"]}),
     "RNN_RELU": _Node("RNN", (0,), {"activations": ["Relu"]}),
 }
-
-_ACTING_FLAGS = {
-    "UPDATE_PAPER": "update_dropout",
-    "CELL_PAPER": "cell_dropout",
-    "ZONEOUT_C": "zoneout_c",
-    "ZONEOUT_H": "zoneout_h",
-}
-"""What :func:`sites.acting_in_eval` says of a plan, for the flags of an operator in a program."""
 
 _OPSET = 14
 """From which on the nodes below are what they are; they have not changed since."""
@@ -137,7 +129,7 @@ def check_call(plan: Plan, masks_on: bool, packed: bool, projected: bool, dtype:
 
 def acting(flags: int) -> tuple[str, ...]:
     """The sites that change what eval computes, from the flags of an operator."""
-    return tuple(site for flag, site in _ACTING_FLAGS.items() if flags & FLAG[flag])
+    return tuple(site for flag, site in ACTING_IN_EVAL.items() if flags & FLAG[flag])
 
 
 def _check_operator(call: LayerCall) -> None:

@@ -366,7 +366,7 @@ def cpu_isa(choice: str | None = None) -> str:
     return ISAS[_ops.cpu_isa(-1)[0]]
 
 
-PHASES = ("pack", "input product", "recurrent product", "cell", "wait", "gradients", "dropout")
+PHASES = ("pack", "input product", "masks", "recurrent product", "cell", "wait", "gradients", "dropout")
 """What :func:`cpu_profile` tells apart, in the order of ``csrc/cpu/profile.h``."""
 
 

@@ -165,7 +165,7 @@ class Zoneout:
     Args:
         z: probability to keep the old value, in [0, 1].
         per: ``"step"`` a fresh mask each step, ``"sequence"`` one for all steps.
-        shared: ``zoneout_h`` only: read the random words of ``zoneout_c``, so that equal rates give equal masks.
+        shared: ``zoneout_h`` only: read the random numbers of ``zoneout_c``, so that equal rates give equal masks.
         output: ``zoneout_h`` only: what the layer returns, the ``"zoned"`` h or the ``"unzoned"`` new value; the
             zoned h recurs in both cases.
         gate_shared: ``zoneout_c`` only: the paper's variant with one mask on the input gate and the output gate;

@@ -16,10 +16,8 @@ from .arguments import Rng, check_backend
 from .cells import CELLS
 from .layouts import check_dense, check_packed
 from .options import Spec, rate_of, with_rate
-from .sites import SITE, SITE_NAMES, SITES, Plan, check_combination, make_spec, sites_of, threshold
+from .sites import BETWEEN, SITE, SITE_NAMES, SITES, Plan, check_combination, make_spec, sites_of, threshold
 from .thresholds import Thresholds
-
-_BETWEEN_LAYERS = ("dropout", "inter_layer_dropout")
 
 DERIVED = ("_plan", "_thresholds", "_placed", "__module__")
 """What a module makes for itself: no copy, pickle or module of another class takes it along."""
@@ -99,7 +97,7 @@ class Regularized(Thresholds):
 
     def _make_plan(self) -> None:
         # With one layer there is nothing between layers, so that such a site must not make a call draw.
-        inert = _BETWEEN_LAYERS if self.num_layers == 1 else ()
+        inert = BETWEEN if self.num_layers == 1 else ()
         acting = {name: spec for name, spec in self._sites.items() if name not in inert}
         plan = Plan.make(self.mode, acting, reset_after=self.__dict__["_reset_after"])
         if plan != self.__dict__.get("_plan"):

@@ -18,13 +18,11 @@ from . import cudnn_library, onnx
 from .cudnn import layers_at_once
 from .cudnn_library import Weights
 from .library import setting
-from .sites import Plan, acting_in_eval
+from .sites import SITE, Plan, acting_in_eval
 
 CUDNN = "cuDNN with masked weights"
 ALTERNATING = "alternating"
 SEQUENCE = "sequence"
-
-_INSIDE = ("hidden_dropout", "update_dropout", "cell_dropout", "zoneout_c", "zoneout_h")
 
 
 class Layers(NamedTuple):
@@ -92,7 +90,7 @@ class Choice(NamedTuple):
 def _acting_inside(plan: Plan, masks_on: bool) -> tuple[str, ...]:
     """The configured sites that change what a step computes now, the weights' apart."""
     names = plan.names if masks_on else acting_in_eval(plan)
-    return tuple(name for name in names if name in _INSIDE)
+    return tuple(name for name in names if SITE[name].inside_step)
 
 
 def _fake(input: Tensor) -> bool:

@@ -41,50 +41,53 @@ DOMAIN = 0x46524431
 """Separates the key derivation from every other use of Philox with the same pair of seeds ("FRD1")."""
 
 
+LOW = 1 << 15
+"""The bit of the fourth counter word whose call has the low halves of the 32-bit numbers."""
+
+
 class Kind(NamedTuple):
-    """One row of the counter table: what sits in the counter words a, b, c and what the four words of a call serve."""
+    """One row of the table of kinds: what the elements, the rows and the steps of such masks are."""
 
     number: int
     name: str
-    a: str
-    b: str
-    c: str
-    words: tuple[str, ...]
+    element: str
+    row: str
+    step: str
 
-
-_STATE_WORDS = ("zoneout_c", "zoneout_h", "update_dropout", "cell_dropout")
-_GATES = ("i/r", "f/z", "g/n", "o")
-_UNITS = ("unit % 4 = 0", "unit % 4 = 1", "unit % 4 = 2", "unit % 4 = 3")
-_COLUMNS = ("column % 4 = 0", "column % 4 = 1", "column % 4 = 2", "column % 4 = 3")
-_ROWS = ("row % 4 = 0", "row % 4 = 1", "row % 4 = 2", "row % 4 = 3")
 
 KINDS: tuple[Kind, ...] = (
-    Kind(0, "STATE", "unit", "example", "step", _STATE_WORDS),
-    Kind(1, "STATE_SEQUENCE", "unit", "example", "SEQ", _STATE_WORDS),
-    Kind(2, "HIDDEN", "unit", "example", "SEQ", _GATES),
-    Kind(3, "INPUT", "unit/4", "example", "step or SEQ", _UNITS),
-    Kind(4, "INTER_LAYER", "unit/4", "example", "step or SEQ", _UNITS),
-    Kind(5, "OUTPUT", "unit/4", "example", "step or SEQ", _UNITS),
-    Kind(6, "INPUT_UNTIED", "unit", "example", "SEQ", _GATES),
-    Kind(7, "WEIGHT_HH", "column/4", "row", "SEQ or example", _COLUMNS),
-    Kind(8, "WEIGHT_IH", "column/4", "row", "SEQ or example", _COLUMNS),
-    Kind(9, "WEIGHT_HR", "column/4", "row", "SEQ or example", _COLUMNS),
-    Kind(10, "WEIGHT_ROW", "row/4", "0 W_hh, 1 W_ih, 2 W_hr", "SEQ", _ROWS),
-    Kind(11, "EMBEDDING", "word/4", "0 or example", "SEQ or step", _ROWS),
-    Kind(12, "WORD", "0", "example", "step", ("whether a word is dropped", "", "", "")),
-    Kind(13, "NOISING", "0", "example", "step", ("whether a word is replaced", "by which word", "", "")),
+    Kind(0, "ZONEOUT_C", "unit", "example", "step or SEQ"),
+    Kind(1, "ZONEOUT_H", "unit", "example", "step or SEQ"),
+    Kind(2, "UPDATE", "unit", "example", "step or SEQ"),
+    Kind(3, "CELL", "unit", "example", "step or SEQ"),
+    Kind(4, "HIDDEN", "unit", "example", "SEQ"),
+    Kind(5, "INPUT", "feature", "example", "step or SEQ"),
+    Kind(6, "INTER_LAYER", "feature", "example", "step or SEQ"),
+    Kind(7, "OUTPUT", "feature", "example", "step or SEQ"),
+    Kind(8, "WEIGHT_HH", "column", "row of the matrix", "SEQ or example"),
+    Kind(9, "WEIGHT_IH", "column", "row of the matrix", "SEQ or example"),
+    Kind(10, "WEIGHT_HR", "column", "row of the matrix", "SEQ or example"),
+    Kind(11, "WEIGHT_HH_ROWS", "row of the matrix", "0", "SEQ"),
+    Kind(12, "WEIGHT_IH_ROWS", "row of the matrix", "0", "SEQ"),
+    Kind(13, "WEIGHT_HR_ROWS", "row of the matrix", "0", "SEQ"),
+    Kind(14, "EMBEDDING", "word", "0 or example", "SEQ or step"),
+    Kind(15, "WORD", "0: whether a word is dropped", "example", "step"),
+    Kind(16, "NOISING", "0: whether a word is replaced; 1: by which", "example", "step"),
 )
-"""The counter table. ``counter = (a, b, c, stream)`` with ``stream = kind | direction << 8 | layer << 16``."""
+"""The kinds of masks. Element i of a row is decided by field i mod 8 of the call with
+``counter = (i // 8, row, step, stream)``; ``docs/design.md`` has the rule.
+"""
 
 KIND: dict[str, int] = {kind.name: kind.number for kind in KINDS}
 
 
-def stream(kind: int, layer: int, direction: int = 0) -> int:
-    """The fourth counter word: ``kind | direction << 8 | layer << 16``.
+def stream(kind: int, layer: int, direction: int = 0, gate: int = 0) -> int:
+    """The fourth counter word: ``kind | direction << 8 | gate << 9 | layer << 16``, whose bit :data:`LOW` is clear.
 
-    ``layer`` is the layer that reads the masked tensor: 0 for the input, ``num_layers`` for the output.
+    ``layer`` is the layer that reads the masked tensor: 0 for the input, ``num_layers`` for the output. ``gate`` is 0
+    but for a mask of each gate.
     """
-    return kind | direction << 8 | layer << 16
+    return kind | direction << 8 | gate << 9 | layer << 16
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -92,35 +95,152 @@ def stream(kind: int, layer: int, direction: int = 0) -> int:
 # --------------------------------------------------------------------------------------------------------------------
 
 
+class Option(NamedTuple):
+    """A value of an option that the kernels must know of.
+
+    Attributes:
+        name, value: of the field of the site's options object.
+        flag: the bit of ``flags`` that says so; "" where ``backend="reference"`` alone computes it.
+        acts_in_eval: whether the site then changes what eval computes.
+    """
+
+    name: str
+    value: Any
+    flag: str = ""
+    acts_in_eval: bool = False
+
+
 class Site(NamedTuple):
-    """One row of the table of sites: its argument, its options, the rng group it draws from, and the field of a cell's
-    row without which a cell does not have it.
+    """One row of the table of sites.
+
+    Attributes:
+        name: of its argument, and of its row of the thresholds.
+        spec: the class of its options.
+        group: of :data:`GROUPS`; where the mask sits, and whose pair of seeds it draws from.
+        meaning: of its rate.
+        place: where the mask sits, for help texts.
+        kind: of its masks, by the name in :data:`KINDS`; of the first matrix, where it masks several.
+        flag: the bit of ``flags`` that says that it is configured; "" where the layer operators do not compute it.
+        sequence_flag: the bit that says that its mask is drawn once per sequence; "" where there is no choice.
+        options: those that are more than when a mask is drawn.
+        acts_in_eval: whether eval computes something else because of it, whatever its options are.
+        needs: the field of a cell's row without which the cell does not have it; "" where every cell has it.
     """
 
     name: str
     spec: type
     group: str
     meaning: str
+    place: str
+    kind: str
+    flag: str = ""
+    sequence_flag: str = ""
+    options: tuple[Option, ...] = ()
+    acts_in_eval: bool = False
     needs: str = ""
 
     def fits(self, cell: str) -> bool:
         """Whether ``cell``, a name of :data:`cells.CELLS`, has it."""
         return not self.needs or getattr(CELLS[cell], self.needs)
 
+    @property
+    def inside_step(self) -> bool:
+        """Whether it acts inside a step, so that a layer with it is not torch.nn's on other weights."""
+        return self.group in ("hidden", "state")
+
+    @property
+    def between(self) -> bool:
+        """Whether it acts between layers, so that they cannot run as one."""
+        return self.group == "inter_layer"
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """Its bits of ``flags``, in their order."""
+        return tuple(flag for flag in (self.flag, self.sequence_flag, *(o.flag for o in self.options)) if flag)
+
 
 _DROP = "an element being zeroed"
+_KEEP = "a unit keeping its old value"
+_UNTIED = (Option("tied", False),)
 
 SITES: tuple[Site, ...] = (
-    Site("dropout", StepDropout, "inter_layer", _DROP),
-    Site("input_dropout", LockedDropout, "input", _DROP),
-    Site("inter_layer_dropout", LockedDropout, "inter_layer", _DROP),
-    Site("output_dropout", LockedDropout, "output", _DROP),
-    Site("hidden_dropout", HiddenDropout, "hidden", "a unit being zeroed"),
-    Site("weight_dropout", WeightDropout, "weight", "a weight being zeroed"),
-    Site("update_dropout", UpdateDropout, "state", "a candidate unit being zeroed"),
-    Site("cell_dropout", CellDropout, "state", "a memory unit being zeroed", "carries"),
-    Site("zoneout_c", Zoneout, "state", "a unit keeping its old value", "has_c"),
-    Site("zoneout_h", Zoneout, "state", "a unit keeping its old value"),
+    Site("dropout", StepDropout, "inter_layer", _DROP, "between layers, as nn.LSTM means it", "INTER_LAYER"),
+    Site("input_dropout", LockedDropout, "input", _DROP, "input of the first layer", "INPUT", options=_UNTIED),
+    Site("inter_layer_dropout", LockedDropout, "inter_layer", _DROP, "between layers", "INTER_LAYER"),
+    Site("output_dropout", LockedDropout, "output", _DROP, "output of the last layer", "OUTPUT"),
+    Site(
+        "hidden_dropout",
+        HiddenDropout,
+        "hidden",
+        "a unit being zeroed",
+        "h before the recurrent product",
+        "HIDDEN",
+        "HIDDEN",
+        options=(Option("batch_shared", True, "HIDDEN_BATCH_SHARED"), *_UNTIED),
+    ),
+    Site(
+        "weight_dropout",
+        WeightDropout,
+        "weight",
+        "a weight being zeroed",
+        "recurrent weights",
+        "WEIGHT_HH",
+        "WEIGHT_HH",
+        options=(
+            Option("inputs", True, "WEIGHT_IH"),
+            Option("projection", True, "WEIGHT_HR"),
+            Option("mode", "row", "WEIGHT_ROW"),
+            Option("per_example", True),
+        ),
+    ),
+    Site(
+        "update_dropout",
+        UpdateDropout,
+        "state",
+        "a candidate unit being zeroed",
+        "candidate g or n",
+        "UPDATE",
+        "UPDATE",
+        "UPDATE_SEQUENCE",
+        options=(Option("scale", "paper", "UPDATE_PAPER", acts_in_eval=True),),
+    ),
+    Site(
+        "cell_dropout",
+        CellDropout,
+        "state",
+        "a memory unit being zeroed",
+        "memory c or h",
+        "CELL",
+        "CELL",
+        "CELL_SEQUENCE",
+        options=(Option("scale", "paper", "CELL_PAPER", acts_in_eval=True),),
+        needs="carries",
+    ),
+    Site(
+        "zoneout_c",
+        Zoneout,
+        "state",
+        _KEEP,
+        "old c kept",
+        "ZONEOUT_C",
+        "ZONEOUT_C",
+        "ZONEOUT_C_SEQUENCE",
+        options=(Option("gate_shared", True),),
+        acts_in_eval=True,
+        needs="has_c",
+    ),
+    Site(
+        "zoneout_h",
+        Zoneout,
+        "state",
+        _KEEP,
+        "old h kept",
+        "ZONEOUT_H",
+        "ZONEOUT_H",
+        "ZONEOUT_H_SEQUENCE",
+        options=(Option("shared", True, "ZONEOUT_H_SHARED"), Option("output", "unzoned", "UNZONED")),
+        acts_in_eval=True,
+    ),
 )
 """Every site, in the order of the thresholds tensor."""
 
@@ -136,6 +256,9 @@ def sites_of(cell: str) -> tuple[str, ...]:
 
 GROUPS: tuple[str, ...] = ("input", "inter_layer", "output", "hidden", "weight", "state")
 """The keys that ``rng={"weight": r1, None: r2}`` takes: sites that draw from one pair of seeds."""
+STATE_SITES: tuple[Site, ...] = tuple(site for site in SITES if site.group == "state")
+"""Those whose masks change at each step inside the recurrence, or may."""
+BETWEEN: tuple[str, ...] = tuple(site.name for site in SITES if site.between)
 
 
 def make_spec(name: str, value: Any) -> Spec:
@@ -167,7 +290,7 @@ def make_spec(name: str, value: Any) -> Spec:
 
 
 def threshold(rate: float) -> int:
-    """P = round(rate * 2**32): an element is dropped (zoneout: keeps its old value) iff its 32-bit word < P."""
+    """P = round(rate * 2**32): an element is dropped (zoneout: keeps its old value) iff its 32-bit number < P."""
     return round(rate * 2**32)
 
 
@@ -189,30 +312,7 @@ def keep_scale(p_threshold: int) -> float:
 # --------------------------------------------------------------------------------------------------------------------
 
 FLAG: dict[str, int] = {
-    name: 1 << bit
-    for bit, name in enumerate(
-        (
-            "HIDDEN",
-            "HIDDEN_BATCH_SHARED",
-            "WEIGHT_HH",
-            "WEIGHT_IH",
-            "WEIGHT_HR",
-            "WEIGHT_ROW",
-            "UPDATE",
-            "UPDATE_SEQUENCE",
-            "UPDATE_PAPER",
-            "CELL",
-            "CELL_STEP",
-            "CELL_PAPER",
-            "ZONEOUT_C",
-            "ZONEOUT_C_SEQUENCE",
-            "ZONEOUT_H",
-            "ZONEOUT_H_SEQUENCE",
-            "ZONEOUT_H_SHARED",
-            "UNZONED",
-            "MASKS_ON",
-        )
-    )
+    name: 1 << bit for bit, name in enumerate((*(name for site in SITES for name in site.flags), "MASKS_ON"))
 }
 """Bits of the ``flags`` argument of the layer operators. Without MASKS_ON they compute what eval computes."""
 
@@ -256,33 +356,17 @@ class Plan:
     @cached_property
     def eval_flags(self) -> int:
         """The ``flags`` of the layer operators with masks off."""
-        chosen = {
-            "HIDDEN": self.hidden_dropout is not None,
-            "WEIGHT_HH": self.weight_dropout is not None,
-            "UPDATE": self.update_dropout is not None,
-            "CELL": self.cell_dropout is not None,
-            "ZONEOUT_C": self.zoneout_c is not None,
-            "ZONEOUT_H": self.zoneout_h is not None,
-        }
-        if hidden := self.hidden_dropout:
-            chosen["HIDDEN_BATCH_SHARED"] = hidden.batch_shared
-        if weight := self.weight_dropout:
-            chosen["WEIGHT_IH"] = weight.inputs
-            chosen["WEIGHT_HR"] = weight.projection
-            chosen["WEIGHT_ROW"] = weight.mode == "row"
-        if update := self.update_dropout:
-            chosen["UPDATE_SEQUENCE"] = update.per == "sequence"
-            chosen["UPDATE_PAPER"] = update.scale == "paper"
-        if cell := self.cell_dropout:
-            chosen["CELL_STEP"] = cell.per == "step"
-            chosen["CELL_PAPER"] = cell.scale == "paper"
-        if zoneout := self.zoneout_c:
-            chosen["ZONEOUT_C_SEQUENCE"] = zoneout.per == "sequence"
-        if zoneout := self.zoneout_h:
-            chosen["ZONEOUT_H_SEQUENCE"] = zoneout.per == "sequence"
-            chosen["ZONEOUT_H_SHARED"] = zoneout.shared
-            chosen["UNZONED"] = zoneout.output == "unzoned"
-        return sum(FLAG[name] for name, on in chosen.items() if on)
+        chosen = 0
+        for name in self.names:
+            site, spec = SITE[name], getattr(self, name)
+            if site.flag:
+                chosen |= FLAG[site.flag]
+            if site.sequence_flag and spec.per == "sequence":
+                chosen |= FLAG[site.sequence_flag]
+            for option in site.options:
+                if option.flag and getattr(spec, option.name) == option.value:
+                    chosen |= FLAG[option.flag]
+        return chosen
 
     @cached_property
     def train_flags(self) -> int:
@@ -293,14 +377,11 @@ class Plan:
     def reference_only(self) -> tuple[str, ...]:
         """The options asked for that only ``backend="reference"`` computes, as the user spelled them."""
         found = []
-        if self.input_dropout and not self.input_dropout.tied:
-            found.append("input_dropout=LockedDropout(tied=False)")
-        if self.hidden_dropout and not self.hidden_dropout.tied:
-            found.append("hidden_dropout=HiddenDropout(tied=False)")
-        if self.weight_dropout and self.weight_dropout.per_example:
-            found.append("weight_dropout=WeightDropout(per_example=True)")
-        if self.zoneout_c and self.zoneout_c.gate_shared:
-            found.append("zoneout_c=Zoneout(gate_shared=True)")
+        for name in self.names:
+            spec = getattr(self, name)
+            for option in SITE[name].options:
+                if not option.flag and getattr(spec, option.name) == option.value:
+                    found.append(f"{name}={type(spec).__name__}({option.name}={option.value!r})")
         if not self.reset_after:
             found.append("reset_after=False")
         return tuple(found)
@@ -315,10 +396,19 @@ def acting_in_eval(plan: Plan) -> tuple[str, ...]:
     """
 
     def acts(name: str) -> bool:
-        spec = getattr(plan, name)
-        return isinstance(spec, Zoneout) or getattr(spec, "scale", None) == "paper"
+        spec, site = getattr(plan, name), SITE[name]
+        return site.acts_in_eval or any(o.acts_in_eval and getattr(spec, o.name) == o.value for o in site.options)
 
     return tuple(name for name in plan.names if acts(name))
+
+
+ACTING_IN_EVAL: dict[str, str] = {
+    flag: site.name
+    for site in SITES
+    for flag, acts in ((site.flag, site.acts_in_eval), *((o.flag, o.acts_in_eval) for o in site.options))
+    if acts
+}
+"""What :func:`acting_in_eval` says of a plan, by the bits of ``flags``: bit to site."""
 
 
 _warned: set[str] = set()
@@ -346,7 +436,7 @@ def check_combination(
         raise ValueError("weight_dropout has projection=True, but proj_size is 0: there is no projection to drop")
     zoneout = specs.get("zoneout_c")
     if isinstance(zoneout, Zoneout) and zoneout.gate_shared:
-        others = [name for name in ("zoneout_h", "cell_dropout", "update_dropout") if name in specs]
+        others = [site.name for site in STATE_SITES if site.name != "zoneout_c" and site.name in specs]
         if others:
             raise ValueError(f"zoneout_c with gate_shared=True cannot be combined with {', '.join(others)}")
     if "inter_layer_dropout" in specs and num_layers == 1:

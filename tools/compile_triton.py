@@ -56,10 +56,20 @@ CUDA, HIP = ("cuda:80", "cuda:90", "cuda:100", "cuda:120"), ("hip:gfx942",)
 CUOBJDUMP = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
 
 ALL_SITES = sum(
-    FLAG[name] for name in ("HIDDEN", "UPDATE", "CELL", "ZONEOUT_C", "ZONEOUT_H", "ZONEOUT_H_SEQUENCE", "MASKS_ON")
+    FLAG[name]
+    for name in (
+        "HIDDEN",
+        "UPDATE",
+        "CELL",
+        "CELL_SEQUENCE",
+        "ZONEOUT_C",
+        "ZONEOUT_H",
+        "ZONEOUT_H_SEQUENCE",
+        "MASKS_ON",
+    )
 )
-"""The most that one kernel draws: words per step, words per sequence, and those of hidden dropout."""
-SITES_OF_AN_RNN = ALL_SITES - FLAG["CELL"] - FLAG["ZONEOUT_C"]
+"""The most that one kernel draws: masks per step, masks per sequence, and those of hidden dropout."""
+SITES_OF_AN_RNN = ALL_SITES - FLAG["CELL"] - FLAG["CELL_SEQUENCE"] - FLAG["ZONEOUT_C"]
 
 STEP = {"H": 1150, "P": 400, "WIDTH": 1150, "FLAGS": ALL_SITES, "BLOCK": launch.BLOCKS.step}
 SMALL = launch.TILES
@@ -86,7 +96,7 @@ class Case(NamedTuple):
 
 def cases() -> list[Case]:
     found = [
-        Case("words", philox.words_kernel, "fp32", {"BLOCK": 256}, ("b", "c", "target")),
+        Case("words", philox.words_kernel, "fp32", {"BLOCK": 256}, ("row", "step", "target")),
         Case("prepare", sites.prepare_kernel, "fp32", {"FLAGS": ALL_SITES}, options={"num_warps": 1}),
     ]
     for dtype in ("bf16", "fp32", "fp16", "fp64"):

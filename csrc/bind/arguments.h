@@ -16,6 +16,7 @@
 #include "core/counters.h"
 #include "core/flags.h"
 #include "core/rows.h"
+#include "core/sites.h"
 
 namespace frd::bind {
 
@@ -140,8 +141,7 @@ inline void check_flags(int64_t flags) {
   STD_TORCH_CHECK(flags >= 0 && flags < 2 * int64_t{FLAG_MASKS_ON}, "flags has bits that mean nothing: ", flags);
 }
 // Those of the sites in a layer that draw masks.
-inline constexpr uint32_t DRAWING_FLAGS = FLAG_HIDDEN | FLAG_WEIGHT_HH | FLAG_WEIGHT_IH | FLAG_WEIGHT_HR | FLAG_UPDATE |
-                                          FLAG_CELL | FLAG_ZONEOUT_C | FLAG_ZONEOUT_H;
+inline constexpr uint32_t DRAWING_FLAGS = FLAG_HIDDEN | FLAG_WEIGHT_HH | FLAG_WEIGHT_IH | FLAG_WEIGHT_HR | STATE_FLAGS;
 // A pair for each group of sites.
 inline void check_groups(const Tensor& rng) {
   STD_TORCH_CHECK(rng.scalar_type() == ScalarType::Long, "rng must be an int64 tensor");
@@ -160,20 +160,19 @@ inline uint32_t check_steps(int64_t step_offset, int64_t steps) {
 }
 inline void check_stream(int64_t stream) {
   STD_TORCH_CHECK(stream >= 0 && stream <= int64_t{0xFFFFFFFF}, "stream must be in [0, 2^32), got ", stream);
+  STD_TORCH_CHECK(!(stream & STREAM_LOW),
+                  "stream must have bit 15 clear, which the second call of an element has, got ", stream);
 }
 inline void check_site(int64_t site) {
   STD_TORCH_CHECK(site >= 0 && site < NUM_SITES, "site must be in [0, ", NUM_SITES, "), got ", site);
 }
-inline void check_units(int64_t units) {
-  STD_TORCH_CHECK(units >= 0 && units <= int64_t{SEQ}, "units must be in [0, 2^32), got ", units);
+inline void check_elements(int64_t n) {
+  STD_TORCH_CHECK(n >= 0 && n <= int64_t{SEQ}, "n must be in [0, 2^32), got ", n);
 }
 
-// The words that one counter (b, c) stands for: four for each unit where a counter is a unit, else one.
-inline std::vector<int64_t> words_shape(int64_t nc, int64_t nb, int64_t units, int64_t stream) {
-  const int64_t kind = stream & 0xFF;
-  std::vector<int64_t> shape{nc, nb, units};
-  if (kind <= KIND_HIDDEN || kind == KIND_INPUT_UNTIED) shape.push_back(4);
-  return shape;
+// The shape of the numbers that `words` returns.
+inline std::vector<int64_t> words_shape(const Tensor& step, const Tensor& row, int64_t n) {
+  return {step.numel(), row.numel(), n};
 }
 
 // The sizes of a layer: I, H and P, which is H without a projection. What a cell has not got is none.

@@ -1,4 +1,4 @@
-// Operators without a recurrence on a GPU: dropout of inputs and outputs, and raw words.
+// Operators without a recurrence on a GPU: dropout of inputs and outputs, and the numbers of masks.
 #include "bind/cuda_tensors.h"
 
 namespace frd::bind {
@@ -32,16 +32,21 @@ Tensor dropout(const Tensor& x, const Tensor& rng, const Tensor& thresholds, con
   return target;
 }
 
-Tensor words(const Tensor& rng, const Tensor& b, const Tensor& c, int64_t units, int64_t stream) {
+Tensor words(const Tensor& rng, const Tensor& row, const Tensor& step, int64_t n, int64_t stream) {
   check_stream(stream);
-  check_units(units);
+  check_elements(n);
   const Device device(rng);
   const Tensor pair = device_integers("rng", rng, 2, rng);
-  const Tensor bs = device_integers("b", b, -1, rng), cs = device_integers("c", c, -1, rng);
-  const int64_t nb = bs.numel(), nc = cs.numel();
-  const Tensor target = device.empty(words_shape(nc, nb, units, stream), ScalarType::Long);
-  cuda::check(cuda::read_words({read<int64_t>(pair), static_cast<uint32_t>(stream), read<int64_t>(bs),
-                                read<int64_t>(cs), nb, nc, units, data<int64_t>(target)},
+  const Tensor rows = device_integers("row", row, -1, rng), steps = device_integers("step", step, -1, rng);
+  const Tensor target = device.empty(words_shape(steps, rows, n), ScalarType::Long);
+  cuda::check(cuda::read_words({.rng = read<int64_t>(pair),
+                                .stream = static_cast<uint32_t>(stream),
+                                .row = read<int64_t>(rows),
+                                .step = read<int64_t>(steps),
+                                .rows = rows.numel(),
+                                .steps = steps.numel(),
+                                .n = n,
+                                .target = data<int64_t>(target)},
                                device.stream()));
   return target;
 }

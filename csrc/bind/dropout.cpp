@@ -1,4 +1,4 @@
-// Operators without a recurrence: dropout of inputs and outputs, raw words, the choice of instruction set.
+// Operators without a recurrence: dropout of inputs and outputs, the numbers of masks, the choice of instruction set.
 #include "bind/tensors.h"
 #include "cpu/profile.h"
 
@@ -46,17 +46,22 @@ Tensor dropout(const Tensor& x, const Tensor& rng, const Tensor& thresholds, con
   return dropout_of<float>(x, batch_sizes, fill(cpu::DropRows<float>{}), example_ids);
 }
 
-Tensor words(const Tensor& rng, const Tensor& b, const Tensor& c, int64_t units, int64_t stream) {
-  const std::vector<int64_t> bs = integers("b", b, -1), cs = integers("c", c, -1);
-  for (const auto& values : {bs, cs})
+Tensor words(const Tensor& rng, const Tensor& row, const Tensor& step, int64_t n, int64_t stream) {
+  const std::vector<int64_t> rows = integers("row", row, -1), steps = integers("step", step, -1);
+  for (const auto& values : {rows, steps})
     for (const int64_t value : values)
       STD_TORCH_CHECK(value >= 0 && value <= int64_t{SEQ}, "counter values must be in [0, 2^32), got ", value);
   check_stream(stream);
-  check_units(units);
-  const int64_t nb = static_cast<int64_t>(bs.size()), nc = static_cast<int64_t>(cs.size());
-  Tensor target = empty(words_shape(nc, nb, units, stream), ScalarType::Long);
-  kernels().read_words(
-      {Random::key(rng), static_cast<uint32_t>(stream), bs.data(), cs.data(), nb, nc, units, data<int64_t>(target)});
+  check_elements(n);
+  Tensor target = empty(words_shape(step, row, n), ScalarType::Long);
+  kernels().read_words({.key = Random::key(rng),
+                        .stream = static_cast<uint32_t>(stream),
+                        .row = rows.data(),
+                        .step = steps.data(),
+                        .rows = row.numel(),
+                        .steps = step.numel(),
+                        .n = n,
+                        .target = data<int64_t>(target)});
   return target;
 }
 

@@ -11,7 +11,7 @@ namespace frd::bind {
 
 // Those that every device implements.
 inline constexpr const char* SCHEMAS[] = {
-    "words(Tensor rng, Tensor b, Tensor c, int units, int stream) -> Tensor",
+    "words(Tensor rng, Tensor row, Tensor step, int n, int stream) -> Tensor",
 
     "dropout(Tensor x, Tensor rng, Tensor thresholds, Tensor? batch_sizes, Tensor? example_ids, int site, int stream, "
     "bool per_step, bool batch_shared, SymInt step_offset) -> Tensor",

@@ -3,6 +3,11 @@
 
 #include <cstdint>
 
+#if defined(__clang__) || defined(__CUDACC__)
+#define FRD_UNROLL _Pragma("unroll")
+#else
+#define FRD_UNROLL _Pragma("GCC unroll 16")
+#endif
 #if defined(__CUDACC__)
 #define FRD_INLINE __host__ __device__ __forceinline__ static
 #else

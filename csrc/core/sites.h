@@ -63,10 +63,46 @@ struct StateSites {
   bool unzoned;                       // the output is the new h, not the zoned one
 };
 
-// Which elements of a step are dropped (update, memory) or keep their old value (zone_c, zone_h).
+// The sites whose masks may change at each step: a row for each. A test compares it with fused_rnn_dropout/sites.py.
+// Zoneout of h is the last, as it acts behind a projection.
+struct StateSite {
+  uint32_t flag, sequence_flag;  // that it is configured; that its mask is drawn once per sequence
+  uint32_t kind;
+  int threshold;
+};
+
+enum StateSiteNumber : int { STATE_UPDATE, STATE_MEMORY, STATE_ZONE_C, STATE_ZONE_H, NUM_STATE_SITES };
+inline constexpr StateSite STATE_SITES[NUM_STATE_SITES] = {
+    {FLAG_UPDATE, FLAG_UPDATE_SEQUENCE, KIND_UPDATE, SITE_UPDATE_DROPOUT},
+    {FLAG_CELL, FLAG_CELL_SEQUENCE, KIND_CELL, SITE_CELL_DROPOUT},
+    {FLAG_ZONEOUT_C, FLAG_ZONEOUT_C_SEQUENCE, KIND_ZONEOUT_C, SITE_ZONEOUT_C},
+    {FLAG_ZONEOUT_H, FLAG_ZONEOUT_H_SEQUENCE, KIND_ZONEOUT_H, SITE_ZONEOUT_H},
+};
+static_assert(STATE_ZONE_H == NUM_STATE_SITES - 1);
+
+// How often a site draws under `flags`, which are 0 where no masks are drawn.
+FRD_INLINE constexpr bool per_step(StateSite site, uint32_t flags) {
+  return (flags & site.flag) && !(flags & site.sequence_flag);
+}
+FRD_INLINE constexpr bool per_sequence(StateSite site, uint32_t flags) {
+  return (flags & site.flag) && (flags & site.sequence_flag);
+}
+// The kind of its masks: zoneout of h may read those of zoneout of c.
+FRD_INLINE constexpr uint32_t kind_of(StateSite site, uint32_t flags) {
+  return site.kind == KIND_ZONEOUT_H && (flags & FLAG_ZONEOUT_H_SHARED) ? KIND_ZONEOUT_C : site.kind;
+}
+
+// The bits by which a state site is configured.
+inline constexpr uint32_t STATE_FLAGS = [] {
+  uint32_t found = 0;
+  for (const StateSite& site : STATE_SITES) found |= site.flag;
+  return found;
+}();
+
+// Which elements of a step are dropped, or with zoneout keep their old value: a mask for each row of STATE_SITES.
 template <class Math>
 struct Drops {
-  typename Math::Mask update, memory, zone_c, zone_h;
+  typename Math::Mask of[NUM_STATE_SITES];
 };
 
 template <class Math>

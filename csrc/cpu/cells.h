@@ -5,6 +5,7 @@
 
 #include "core/cells.h"
 #include "core/sites.h"
+#include "cpu/chunks.h"
 #include "cpu/layer.h"
 #include "cpu/masks.h"
 #include "cpu/pack.h"
@@ -23,9 +24,10 @@ class LayerCell {
   static constexpr int G = INFO.gates;
   static constexpr int SUMMED = G - INFO.apart;  // gates whose two halves, and so whose two biases, are added at once
 
-  explicit LayerCell(const LayerInputs<T>& p)
+  // most: rows of the largest chunk of steps.
+  LayerCell(const LayerInputs<T>& p, int64_t most)
       : sites_(state_sites<Math>(p.masks.flags, p.masks.thresholds)),
-        masks_(p.parallel, p.masks, p.sequence.batch, p.units),
+        masks_(p.parallel, p.masks, p.sequence, p.units, most),
         bias_apart_(INFO.apart && p.b_hh ? p.b_hh + SUMMED * p.units : nullptr),
         has_bias_(p.b_ih),
         bias_(scratch<T>(p.b_ih ? G * p.units : 0)) {
@@ -34,7 +36,9 @@ class LayerCell {
   }
 
   const StateSites<Math>& sites() const { return sites_; }
-  const StateMasks<T>& masks() const { return masks_; }
+  // Draws the masks of the steps of a chunk, which are there until the next.
+  void draw(const Chunk& chunk) { masks_.draw(chunk); }
+  FRD_MEMBER Drops<Math> drops(int64_t t, int64_t b, int64_t u) const { return masks_.drops(t, b, u); }
 
   // What is added to W x, [GH] or null, and what to the part of U h that the last gate takes apart.
   const T* bias() const { return has_bias_ ? bias_.get() : nullptr; }
@@ -69,7 +73,7 @@ class LayerCell {
 
  private:
   const StateSites<Math> sites_;
-  const StateMasks<T> masks_;
+  StateMasks<T> masks_;
   const T* const bias_apart_;
   const bool has_bias_;
   const Buffer<T> bias_;

@@ -70,13 +70,13 @@ struct DropRows {
   const int64_t* example_ids;  // (batch), or null
 };
 
-// Raw words, for tests and for exporting masks.
+// The numbers that masks are made of, for tests and for exporting masks.
 struct ReadWords {
   Key key;
   uint32_t stream;
-  const int64_t *b, *c;  // (nb), (nc)
-  int64_t nb, nc, units;
-  int64_t* target;  // [nc, nb, units, 4] where a counter is a unit, else [nc, nb, units]
+  const int64_t *row, *step;  // (rows), (steps)
+  int64_t rows, steps, n;
+  int64_t* target;  // [steps, rows, n]
 };
 
 // What a forward and its backward are both given: a layer in one direction. I inputs, H units, P of them in h: fewer

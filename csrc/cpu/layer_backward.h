@@ -48,7 +48,7 @@ class BackwardPass {
         most_(chunk_rows<T>(p.sequence, WIDE * H_, !p.gates)),
         largest_(largest_chunk(p.sequence, most_)),
         groups_(groups_for(p.parallel, tiles_of(P_, LANES), 2.0 * G * B_ * H_ * P_)),
-        cell_(p),
+        cell_(p, largest_),
         m_ih_(p.w_ih, G * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks),
         m_hh_(p.w_hh, G * H_, P_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks),
         m_hr_(p.w_hr, projects() ? P_ : 0, H_, FLAG_WEIGHT_HR, KIND_WEIGHT_HR, p.masks),
@@ -88,6 +88,8 @@ class BackwardPass {
         gradients_ = APART ? dgates_.get() : again_->gates();  // in the place of gates that are not read again
       }
       watch.lap(INPUT_PRODUCT);
+      cell_.draw(chunk_);
+      watch.lap(MASKS);
       steps();
       watch.restart();
       add_gradients();
@@ -163,18 +165,18 @@ class BackwardPass {
   void at_h(int64_t t, int64_t b, int64_t u, V sum) {
     const int64_t n = P_ - u;
     const StateSites<Math>& sites = cell_.sites();
-    const Drops<Math> drops = cell_.masks().drops(b, u, t);
+    const Drops<Math> drops = cell_.drops(t, b, u);
     const V dout = p_.dout ? cell_.seen(load(p_.dout + (p_.sequence.row(t) + b) * p_.dout_stride + u, n)) : V{};
     T* carried = &dh_[b * P_ + u];
     V dh = load(carried, n) + cell_.through(b, u, sum);
     if (!sites.unzoned) dh += dout;
-    V dh_new = Zone<Math>::to_new(sites.zone_h, drops.zone_h, dh);
+    V dh_new = Zone<Math>::to_new(sites.zone_h, drops.of[STATE_ZONE_H], dh);
     if (sites.unzoned) dh_new += dout;
     if (!HAS_C) {
       const V leak = at_gates(t, b, u, drops, dh_new, V{});
-      return store(carried, Zone<Math>::to_old(sites.zone_h, drops.zone_h, dh) + leak, n);
+      return store(carried, Zone<Math>::to_old(sites.zone_h, drops.of[STATE_ZONE_H], dh) + leak, n);
     }
-    store(carried, Zone<Math>::to_old(sites.zone_h, drops.zone_h, dh), n);
+    store(carried, Zone<Math>::to_old(sites.zone_h, drops.of[STATE_ZONE_H], dh), n);
     if (projects()) {
       store(&dprojected_[row_in_chunk(t, b) * P_ + u], dh_new, n);
     } else {
@@ -188,7 +190,7 @@ class BackwardPass {
     product(
         of_outputs_, tile, 0, p_.sequence.active(t), [&](int64_t b) { return from + b * P_; },
         &w_hr_[of_outputs_.start(tile, P_)], P_,
-        [&](int64_t b, int64_t u, V sum) { at_c(t, b, u, cell_.masks().drops(b, u, t), sum); });
+        [&](int64_t b, int64_t u, V sum) { at_c(t, b, u, cell_.drops(t, b, u), sum); });
   }
 
   // Gradients at LANES units of c_t, whose new h has dh_new.
@@ -272,7 +274,7 @@ class BackwardPass {
   const LayerBackward<T>& p_;
   const int64_t H_, P_, B_, most_, largest_;
   const int groups_;
-  const Cell cell_;
+  Cell cell_;
   const MaskedWeight<T> m_ih_, m_hh_, m_hr_;
   const Columns of_h_, of_outputs_;
   Buffer<T> w_hh_, w_hr_;

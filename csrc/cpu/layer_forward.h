@@ -39,7 +39,7 @@ class ForwardPass {
         P_(p.projected),
         B_(p.sequence.batch),
         most_(chunk_rows<T>(p.sequence, G * H_)),
-        cell_(p),
+        cell_(p, largest_chunk(p.sequence, most_)),
         m_ih_(p.w_ih, G * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks),
         w_ih_(p.parallel, m_ih_, p.keep == KEEP_STATES ? sparing_packing(p, m_ih_) : Packing::AT_ONCE),
         w_hh_(pack_gates<G>(p.parallel, MaskedWeight<T>(p.w_hh, G * H_, P_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks))),
@@ -61,6 +61,8 @@ class ForwardPass {
       gates_ = p_.gates ? p_.gates + chunk_.row * G * H_ : buffer_.get();
       input_product<G>(p_.parallel, p_.x + chunk_.row * p_.inputs, chunk_.rows, w_ih_, cell_.bias(), gates_);
       watch.lap(INPUT_PRODUCT);
+      cell_.draw(chunk_);
+      watch.lap(MASKS);
       steps();
       watch.restart();
     }
@@ -113,7 +115,7 @@ class ForwardPass {
           T* carried = HAS_C ? &c_[b * H_ + u] : &h_[b * P_ + u];
           V a[G], memory = load(carried, n);
           const V apart = Cell::preactivations(gates, H_, n, sums, bias, a);
-          const Drops<Math> drops = cell_.masks().drops(b, u, t);
+          const Drops<Math> drops = cell_.drops(t, b, u);
           const V h_new = Cell::Equations::forward(cell_.sites(), drops, a, apart, memory);
           if (p_.gates) {
 #pragma GCC unroll 8
@@ -127,7 +129,7 @@ class ForwardPass {
           if (projects()) {
             store(&outputs_[b * H_ + u], h_new, n);
           } else {
-            finish(s, t, b, u, drops.zone_h, HAS_C ? load(&h_[b * P_ + u], n) : memory, h_new);
+            finish(s, t, b, u, drops.of[STATE_ZONE_H], HAS_C ? load(&h_[b * P_ + u], n) : memory, h_new);
           }
         });
   }
@@ -137,7 +139,7 @@ class ForwardPass {
     product<1>(
         0, p_.sequence.active(t), [&](int64_t b) { return &outputs_[b * H_]; }, &w_hr_[u * H_], H_,
         [&](int64_t b, const V* sums) {
-          finish(s, t, b, u, cell_.masks().drops(b, u, t).zone_h, load(&h_[b * P_ + u], P_ - u), sums[0]);
+          finish(s, t, b, u, cell_.drops(t, b, u).of[STATE_ZONE_H], load(&h_[b * P_ + u], P_ - u), sums[0]);
         });
   }
 
@@ -154,7 +156,7 @@ class ForwardPass {
 
   const LayerForward<T>& p_;
   const int64_t H_, P_, B_, most_;
-  const Cell cell_;
+  Cell cell_;
   const MaskedWeight<T> m_ih_;
   const GateTiles<G, T> w_ih_;
   Buffer<T> w_hh_, w_hr_;

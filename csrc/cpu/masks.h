@@ -1,13 +1,15 @@
-// Random words, a register at a time, and the masks made of them. See core/counters.h for the counter table.
+// Masks, many elements at a time, as bits: what core/counters.h says of one element. Masks of the state are drawn ahead
+// of the steps that read them.
 #pragma once
 
 #include <cstdint>
-#include <memory>
-#include <utility>
 
 #include "core/counters.h"
 #include "core/flags.h"
+#include "core/rows.h"
 #include "core/sites.h"
+#include "cpu/buffer.h"
+#include "cpu/chunks.h"
 #include "cpu/layer.h"
 #include "cpu/simd.h"
 
@@ -106,136 +108,186 @@ FRD_INLINE VecWords philox(VecU a, uint32_t b, uint32_t c, uint32_t stream, cons
 }
 #endif
 
-// Kinds whose counter is a unit: the four words of units unit .. unit + LANES.
-FRD_INLINE VecWords unit_words(uint32_t unit, uint32_t b, uint32_t c, uint32_t stream, const RoundKeys& keys) {
-  return philox(lane_numbers() + unit, b, c, stream, keys);
+// Elements whose masks LANES calls draw, and the registers that they fill.
+inline constexpr int64_t BLOCK = FIELDS * LANES, BLOCK_VECTORS = BLOCK / LANES;
+
+// The eight fields of each call that `compare` is true of, as the low byte of its lane.
+template <class Compare>
+FRD_INLINE VecI fields_where(const VecWords& calls, Compare compare) {
+  VecH found{};
+#pragma GCC unroll 4
+  for (int word = 0; word < 4; ++word) {
+    // Its low half is field 2 * word, its high half the next.
+    const VecU bits = VecU{} + (1u << 2 * word | 1u << (2 * word + 17));
+    found |= (VecH)compare((VecH)calls.w[word]) & (VecH)bits;
+  }
+  const VecU both = (VecU)found;
+  return (VecI)((both | both >> 16) & 0xFFu);
 }
 
-template <int J, int... L>
-FRD_INLINE VecU quarter(const VecWords& quads, std::integer_sequence<int, L...>) {
-  const VecU w01 = pick<(LANES / 4 * J + L / 4 + LANES * (L % 2))...>(quads.w[0], quads.w[1]);
-  const VecU w23 = pick<(LANES / 4 * J + L / 4 + LANES * (L % 2))...>(quads.w[2], quads.w[3]);
-  return pick<(L % 4 < 2 ? L : LANES + L)...>(w01, w23);
-}
-// Kinds whose counter is a unit over 4: the words of units first .. first + 4 LANES, first % 4 == 0.
-FRD_INLINE VecWords quad_words(uint32_t first, uint32_t b, uint32_t c, uint32_t stream, const RoundKeys& keys) {
-  const VecWords quads = philox(lane_numbers() + first / 4, b, c, stream, keys);
-  return {
-      {quarter<0>(quads, Lanes{}), quarter<1>(quads, Lanes{}), quarter<2>(quads, Lanes{}), quarter<3>(quads, Lanes{})}};
+// Which elements first .. first + BLOCK of a row are dropped: a byte for each call. first % BLOCK == 0.
+FRD_INLINE VecB draw(uint32_t first, uint32_t row, uint32_t step, uint32_t stream, const RoundKeys& keys,
+                     uint64_t threshold) {
+  if (threshold >> 32) return ~VecB{};  // no field is as large as the upper half
+  const VecH upper = VecH{} + static_cast<uint16_t>(threshold >> 16), lower = VecH{} + static_cast<uint16_t>(threshold);
+  const VecU call = lane_numbers() + first / FIELDS;
+  const VecWords words = philox(call, row, step, stream, keys);
+  VecI found = fields_where(words, [&](VecH field) { return field < upper; });
+  if (threshold & 0xFFFF) {
+    const VecI ties = fields_where(words, [&](VecH field) { return field == upper; });
+    if (any(ties)) {
+      const VecWords second = philox(call, row, step, stream | STREAM_LOW, keys);
+      found |= ties & fields_where(second, [&](VecH field) { return field < lower; });
+    }
+  }
+  return narrow(found << 24 >> 24);  // as numbers that fit a byte
 }
 
-// Whether each word is below the threshold, which may be 2^32.
-FRD_INLINE VecI below(VecU words, uint64_t threshold) {
-  const VecI all = VecI{} - static_cast<int32_t>(threshold >> 32);
-  return (VecI)(words < static_cast<uint32_t>(threshold)) | all;
+// LANES bits of a row of masks, from `element` on, as a mask. element % LANES == 0.
+FRD_INLINE VecI spread(const uint8_t* bits, int64_t element) {
+  const uint8_t* from = bits + element / 8;
+#if FRD_LANES == 16
+  const int word = from[0] | from[1] << 8;
+#if defined(__x86_64__)
+  return (VecI)_mm512_movm_epi32(static_cast<__mmask16>(word));
+#endif
+#elif FRD_LANES == 8
+  const int word = *from;
+#else
+  const int word = *from >> element % 8;
+#endif
+  VecI powers{};
+  for (int lane = 0; lane < LANES; ++lane) powers[lane] = 1 << lane;
+  return ((VecI{} + word) & powers) != 0;
 }
+
+// Rows of masks: which row, of which step, of which kind is known to whoever draws them.
+struct Row {
+  uint32_t stream, row, step;
+  uint64_t threshold;
+  uint8_t* bits;
+
+  FRD_MEMBER void draw(const RoundKeys& keys, int64_t width) const {
+    for (int64_t first = 0; first < width; first += BLOCK)
+      store(bits + first / 8, FRD_ISA::draw(static_cast<uint32_t>(first), row, step, stream, keys, threshold));
+  }
+};
+// Bytes that a row of `width` elements takes.
+inline int64_t bytes_of(int64_t width) { return tiles_of(width, BLOCK) * LANES; }
 
 // The masks of the state sites and of hidden dropout for one layer and direction. Those that are drawn once per
-// sequence are kept as bits for the length of the call.
+// sequence are there for the length of the call, those of a step from draw(its chunk) on.
 template <class T>
 class StateMasks {
  public:
-  // width: how many units have masks (H; unit indices of a projected h start at 0 too).
-  StateMasks(const Parallel& parallel, const Masks& masks, int64_t batch, int64_t width)
-      : masks_(masks), state_keys_(masks.state), padded_((width + LANES - 1) / LANES * LANES) {
+  // width: how many units have masks (H; unit indices of a projected h start at 0 too). most: rows of a chunk.
+  StateMasks(const Parallel& parallel, const Masks& masks, const Sequence& sequence, int64_t width, int64_t most)
+      : parallel_(parallel), masks_(masks), sequence_(sequence), keys_(masks.state), width_(width) {
     const uint32_t flags = (masks.flags & FLAG_MASKS_ON) ? masks.flags : 0;
-    const auto source = [flags](uint32_t on, bool sequence) {
-      return !(flags & on) ? OFF : sequence ? SEQUENCE : STEP;
-    };
-    zone_c_ = source(FLAG_ZONEOUT_C, flags & FLAG_ZONEOUT_C_SEQUENCE);
-    zone_h_ = source(FLAG_ZONEOUT_H, flags & FLAG_ZONEOUT_H_SEQUENCE);
-    update_ = source(FLAG_UPDATE, flags & FLAG_UPDATE_SEQUENCE);
-    memory_ = source(FLAG_CELL, !(flags & FLAG_CELL_STEP));
-    hidden_ = flags & FLAG_HIDDEN;
-    hidden_scale_ = hidden_ ? T(keep_scale(masks.thresholds[SITE_HIDDEN_DROPOUT])) : T(1);
-    word_h_ = (flags & FLAG_ZONEOUT_H_SHARED) ? WORD_ZONEOUT_C : WORD_ZONEOUT_H;
-    stream_step_ = stream_of(KIND_STATE, masks.layer, masks.direction);
-    any_step_ = zone_c_ == STEP || zone_h_ == STEP || update_ == STEP || memory_ == STEP;
-    any_state_sequence_ = zone_c_ == SEQUENCE || zone_h_ == SEQUENCE || update_ == SEQUENCE || memory_ == SEQUENCE;
-    if (any_state_sequence_ || hidden_) {
-      bits_.reset(new int8_t[batch * padded_]);
-      parallel.each(batch, padded_, [&](int64_t begin, int64_t end) {
+    int64_t of_step = 0, of_sequence = 0;
+    for (int s = 0; s < NUM_STATE_SITES; ++s) {
+      const StateSite& row = STATE_SITES[s];
+      Site& site = sites_[s];
+      site.per_step = per_step(row, flags);
+      site.on = site.per_step || per_sequence(row, flags);
+      site.stream = stream_of(kind_of(row, flags), masks.layer, masks.direction);
+      site.threshold = masks.thresholds[row.threshold];
+      if (site.on) site.place = (site.per_step ? of_step : of_sequence)++ * bytes_of(width);
+    }
+    hidden_.on = flags & FLAG_HIDDEN;
+    hidden_.stream = stream_of(KIND_HIDDEN, masks.layer, masks.direction);
+    hidden_.threshold = masks.thresholds[SITE_HIDDEN_DROPOUT];
+    if (hidden_.on) hidden_.place = of_sequence++ * bytes_of(width);
+    hidden_scale_ = hidden_.on ? T(keep_scale(hidden_.threshold)) : T(1);
+    step_bytes_ = of_step * bytes_of(width);
+    sequence_bytes_ = of_sequence * bytes_of(width);
+    step_bits_ = scratch<uint8_t>(most * step_bytes_);
+    sequence_bits_ = scratch<uint8_t>(sequence.batch * sequence_bytes_);
+    if (of_sequence)
+      parallel.each(sequence.batch, of_sequence * width, [&](int64_t begin, int64_t end) {
         for (int64_t b = begin; b < end; ++b) draw_sequence(b);
       });
-    }
   }
 
-  bool dead_units() const { return memory_ == SEQUENCE; }
+  // Draws the masks of the steps of a chunk, which take the place of those of the chunk before.
+  void draw(const Chunk& chunk) {
+    first_row_ = chunk.row;
+    if (!step_bytes_) return;
+    parallel_.each(chunk.rows, step_bytes_ * 8, [&](int64_t begin, int64_t end) {
+      for (int64_t s = chunk.begin; s < chunk.end; ++s) {
+        const int64_t t = sequence_.time(s), row = sequence_.row(t) - chunk.row;
+        const int64_t first = begin > row ? begin - row : 0, last = least(sequence_.active(t), end - row);
+        for (int64_t b = first; b < last; ++b) draw_step(t, b);
+      }
+    });
+  }
 
-  // Units unit .. unit + LANES of batch row b at absolute time t. unit % LANES == 0.
-  FRD_MEMBER Drops<SimdMath<T>> drops(int64_t b, int64_t unit, int64_t t) const {
-    VecI update{}, memory{}, zone_c{}, zone_h{};
-    if (any_step_) {
-      const VecWords words = unit_words(static_cast<uint32_t>(unit), masks_.example(b),
-                                        masks_.step_offset + static_cast<uint32_t>(t), stream_step_, state_keys_);
-      if (zone_c_ == STEP) zone_c = below(words.w[WORD_ZONEOUT_C], masks_.thresholds[SITE_ZONEOUT_C]);
-      if (zone_h_ == STEP) zone_h = below(words.w[word_h_], masks_.thresholds[SITE_ZONEOUT_H]);
-      if (update_ == STEP) update = below(words.w[WORD_UPDATE], masks_.thresholds[SITE_UPDATE_DROPOUT]);
-      if (memory_ == STEP) memory = below(words.w[WORD_CELL], masks_.thresholds[SITE_CELL_DROPOUT]);
+  bool dead_units() const { return sites_[STATE_MEMORY].on && !sites_[STATE_MEMORY].per_step; }
+
+  // Units unit .. unit + LANES of batch row b at time t of the chunk. unit % LANES == 0.
+  FRD_MEMBER Drops<SimdMath<T>> drops(int64_t t, int64_t b, int64_t unit) const {
+    const uint8_t* const of_step = &step_bits_[(sequence_.row(t) + b - first_row_) * step_bytes_];
+    const uint8_t* const of_sequence = &sequence_bits_[b * sequence_bytes_];
+    Drops<SimdMath<T>> found{};
+#pragma GCC unroll 8
+    for (int s = 0; s < NUM_STATE_SITES; ++s) {
+      const Site& site = sites_[s];
+      if (site.on) found.of[s] = mask_at((site.per_step ? of_step : of_sequence) + site.place, unit);
     }
-    if (any_state_sequence_) {
-      const VecI drawn = bits(b, unit);
-      if (zone_c_ == SEQUENCE) zone_c = (drawn & ZONE_C) != 0;
-      if (zone_h_ == SEQUENCE) zone_h = (drawn & ZONE_H) != 0;
-      if (update_ == SEQUENCE) update = (drawn & UPDATE) != 0;
-      if (memory_ == SEQUENCE) memory = (drawn & MEMORY) != 0;
-    }
-    return {Simd<T>::mask_of(update), Simd<T>::mask_of(memory), Simd<T>::mask_of(zone_c), Simd<T>::mask_of(zone_h)};
+    return found;
   }
 
   // Which units enter the call dead; only meaningful with dead_units().
   FRD_MEMBER Mask<T> dead(int64_t b, int64_t unit) const {
-    return dead_units() ? Simd<T>::mask_of((bits(b, unit) & MEMORY) != 0) : Mask<T>{};
+    return dead_units() ? mask_at(&sequence_bits_[b * sequence_bytes_ + sites_[STATE_MEMORY].place], unit) : Mask<T>{};
   }
 
   // Hidden dropout of h, or of the gradient that comes back through it.
   FRD_MEMBER Vec<T> hidden(int64_t b, int64_t unit, Vec<T> value) const {
-    if (!hidden_) return value;
-    return select(Simd<T>::mask_of((bits(b, unit) & HIDDEN) != 0), Vec<T>{}, hidden_scale_ * value);
+    if (!hidden_.on) return value;
+    return select(mask_at(&sequence_bits_[b * sequence_bytes_ + hidden_.place], unit), Vec<T>{}, hidden_scale_ * value);
   }
 
  private:
-  enum Source : uint8_t { OFF, STEP, SEQUENCE };
-  static constexpr int32_t ZONE_C = 1, ZONE_H = 2, UPDATE = 4, MEMORY = 8, HIDDEN = 16;
+  struct Site {
+    bool on = false, per_step = false;
+    uint32_t stream = 0;
+    uint64_t threshold = 0;
+    int64_t place = 0;  // of its bits among those of a row
+  };
 
-  FRD_MEMBER VecI bits(int64_t b, int64_t unit) const {
-    VecB bytes;
-    __builtin_memcpy(&bytes, &bits_[b * padded_ + unit], sizeof bytes);
-    return widen(bytes);
+  FRD_INLINE Mask<T> mask_at(const uint8_t* bits, int64_t unit) { return Simd<T>::mask_of(spread(bits, unit)); }
+
+  void draw_step(int64_t t, int64_t b) {
+    const uint32_t step = masks_.step_offset + static_cast<uint32_t>(t);
+    uint8_t* const bits = &step_bits_[(sequence_.row(t) + b - first_row_) * step_bytes_];
+    for (const Site& site : sites_)
+      if (site.on && site.per_step)
+        Row{site.stream, masks_.example(b), step, site.threshold, bits + site.place}.draw(keys_, width_);
   }
 
   void draw_sequence(int64_t b) {
     const uint32_t example = masks_.example(b);
-    const uint32_t hidden_example = (masks_.flags & FLAG_HIDDEN_BATCH_SHARED) ? SEQ : example;
-    const uint32_t state_stream = stream_of(KIND_STATE_SEQUENCE, masks_.layer, masks_.direction);
-    const RoundKeys hidden_keys(masks_.hidden);
-    const uint32_t hidden_stream = stream_of(KIND_HIDDEN, masks_.layer, masks_.direction);
-    for (int64_t unit = 0; unit < padded_; unit += LANES) {
-      VecI found{};
-      if (any_state_sequence_) {
-        const VecWords words = unit_words(static_cast<uint32_t>(unit), example, SEQ, state_stream, state_keys_);
-        found |= below(words.w[WORD_ZONEOUT_C], masks_.thresholds[SITE_ZONEOUT_C]) & ZONE_C;
-        found |= below(words.w[word_h_], masks_.thresholds[SITE_ZONEOUT_H]) & ZONE_H;
-        found |= below(words.w[WORD_UPDATE], masks_.thresholds[SITE_UPDATE_DROPOUT]) & UPDATE;
-        found |= below(words.w[WORD_CELL], masks_.thresholds[SITE_CELL_DROPOUT]) & MEMORY;
-      }
-      if (hidden_) {
-        const VecWords words = unit_words(static_cast<uint32_t>(unit), hidden_example, SEQ, hidden_stream, hidden_keys);
-        found |= below(words.w[0], masks_.thresholds[SITE_HIDDEN_DROPOUT]) & HIDDEN;
-      }
-      store(&bits_[b * padded_ + unit], narrow(found));
+    uint8_t* const bits = &sequence_bits_[b * sequence_bytes_];
+    for (const Site& site : sites_)
+      if (site.on && !site.per_step)
+        Row{site.stream, example, SEQ, site.threshold, bits + site.place}.draw(keys_, width_);
+    if (hidden_.on) {
+      const uint32_t row = (masks_.flags & FLAG_HIDDEN_BATCH_SHARED) ? SEQ : example;
+      Row{hidden_.stream, row, SEQ, hidden_.threshold, bits + hidden_.place}.draw(RoundKeys(masks_.hidden), width_);
     }
   }
 
+  const Parallel& parallel_;
   const Masks& masks_;
-  const RoundKeys state_keys_;
-  const int64_t padded_;
-  Source zone_c_, zone_h_, update_, memory_;
-  bool hidden_, any_step_, any_state_sequence_;
+  const Sequence& sequence_;
+  const RoundKeys keys_;
+  const int64_t width_;
+  Site sites_[NUM_STATE_SITES], hidden_;
   T hidden_scale_;
-  int word_h_;
-  uint32_t stream_step_;
-  std::unique_ptr<int8_t[]> bits_;  // [batch, padded]
+  int64_t step_bytes_, sequence_bytes_;  // of a row: the sites' bits one after the other
+  int64_t first_row_ = 0;                // of the chunk
+  Buffer<uint8_t> step_bits_{nullptr, nullptr}, sequence_bits_{nullptr, nullptr};  // [rows of a chunk], [batch]
 };
 
 }  // namespace frd::cpu::FRD_ISA

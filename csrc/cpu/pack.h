@@ -1,45 +1,32 @@
 // Packing: matrices into the tiles that the products read, weights masked on the way.
 #pragma once
 
-#include <cstddef>
 #include <cstdint>
-#include <memory>
 
 #include "core/counters.h"
 #include "core/flags.h"
+#include "cpu/buffer.h"
 #include "cpu/gemm.h"
 #include "cpu/layer.h"
 #include "cpu/masks.h"
-#include "cpu/scratch.h"
 #include "cpu/simd.h"
 
 namespace frd::cpu::FRD_ISA {
 
-template <class T>
-using Buffer = std::unique_ptr<T[], void (*)(T*)>;
-
-// n numbers at the start of a cache line, not initialised.
-template <class T>
-Buffer<T> scratch(int64_t n) {
-  void* memory = take_scratch(static_cast<size_t>(n > 0 ? n : 1) * sizeof(T));
-  return Buffer<T>(static_cast<T*>(memory), [](T* p) { give_scratch(p); });
-}
-
-inline constexpr int64_t QUAD = 4 * LANES;  // columns whose masks one Philox call draws
-
-// A matrix [rows, columns] to be read QUAD columns at a time.
+// A matrix [rows, columns], read some registers of a row at a time.
 template <class T>
 struct Plain {
   const T* data;
   int64_t rows, columns;
 
-  // Columns first .. first + QUAD of a row; zero beyond the matrix.
-  FRD_MEMBER void read(int64_t row, int64_t first, Vec<T>* out) const {
-    for (int v = 0; v < 4; ++v) {
-      const int64_t n = columns - first - v * LANES;
-      out[v] = n > 0 ? load(data + row * columns + first + v * LANES, n) : Vec<T>{};
+  // `width` registers of a row from column `first` on; zero beyond the matrix.
+  FRD_MEMBER void read(int64_t row, int64_t first, int64_t width, Vec<T>* out) const {
+    for (int64_t v = 0; v < width; ++v) {
+      const int64_t column = first + v * LANES, n = columns - column;
+      out[v] = n > 0 ? load(data + row * columns + column, n) : Vec<T>{};
     }
   }
+  FRD_MEMBER void read(int64_t row, int64_t first, Vec<T>* out) const { read(row, first, BLOCK_VECTORS, out); }
 };
 
 // A weight as weight dropout leaves it.
@@ -50,10 +37,9 @@ class MaskedWeight {
       : plain_{data, rows, columns},
         on_(masks.sampled(flag)),
         by_row_(masks.flags & FLAG_WEIGHT_ROW),
-        kind_(kind),
         threshold_(masks.thresholds[SITE_WEIGHT_DROPOUT]),
         scale_(T(keep_scale(threshold_))),
-        stream_(stream_of(by_row_ ? KIND_WEIGHT_ROW : kind, masks.layer, masks.direction)),
+        stream_(stream_of(by_row_ ? by_rows(kind) : kind, masks.layer, masks.direction)),
         key_(masks.weight),
         keys_(masks.weight) {}
 
@@ -62,46 +48,51 @@ class MaskedWeight {
   int64_t columns() const { return plain_.columns; }
 
   // Asks for columns first .. first + n of a row, as far as there are any.
-  FRD_MEMBER void fetch(int64_t row, int64_t first, int64_t n = QUAD) const {
+  FRD_MEMBER void fetch(int64_t row, int64_t first, int64_t n = BLOCK) const {
     if (first < plain_.columns) prefetch(plain_.data + row * plain_.columns + first, least(n, plain_.columns - first));
   }
 
+  // Columns first .. first + BLOCK of a row; first % BLOCK == 0.
   FRD_MEMBER void read(int64_t row, int64_t first, Vec<T>* out) const {
-    plain_.read(row, first, out);
+    plain_.read(row, first, BLOCK_VECTORS, out);
     if (on_) mask(row, first, out);
   }
-  // `width` registers of a row from column `first` on, which need not be a multiple of QUAD.
+  // `width` registers of a row from column `first` on, which may be any register's.
   FRD_MEMBER void read(int64_t row, int64_t first, int64_t width, Vec<T>* out) const {
-    Vec<T> quad[4];
+    plain_.read(row, first, width, out);
+    if (!on_) return;
+    uint8_t bits[LANES];
     for (int64_t v = 0; v < width; ++v) {
-      const int64_t column = first + v * LANES, n = plain_.columns - column;
-      if (!on_) {
-        out[v] = load(plain_.data + row * plain_.columns + column, n);
-      } else {
-        if (v == 0 || column % QUAD == 0) read(row, column / QUAD * QUAD, quad);
-        out[v] = quad[column % QUAD / LANES];
-      }
+      const int64_t column = first + v * LANES, in_block = column % BLOCK;
+      if (v == 0 || in_block == 0) draw_block(row, column - in_block, bits);
+      out[v] = drop(bits, in_block, out[v]);
     }
   }
 
-  // The mask on QUAD columns of a row.
+  // The mask on BLOCK columns of a row.
   FRD_MEMBER void mask(int64_t row, int64_t first, Vec<T>* out) const {
-    const Vec<T> zero{};
-    if (by_row_) {
-      const Words drawn = frd::philox(static_cast<uint32_t>(row / 4), kind_ - KIND_WEIGHT_HH, SEQ, stream_, key_);
-      const bool drop = dropped(drawn.w[row % 4], threshold_);
-      for (int v = 0; v < 4; ++v) out[v] = drop ? zero : scale_ * out[v];
-    } else {
-      const VecWords drawn = quad_words(static_cast<uint32_t>(first), static_cast<uint32_t>(row), SEQ, stream_, keys_);
-      for (int v = 0; v < 4; ++v)
-        out[v] = select(Simd<T>::mask_of(below(drawn.w[v], threshold_)), zero, scale_ * out[v]);
-    }
+    uint8_t bits[LANES];
+    draw_block(row, first, bits);
+#pragma GCC unroll 8
+    for (int v = 0; v < BLOCK_VECTORS; ++v) out[v] = drop(bits, v * LANES, out[v]);
   }
 
  private:
+  FRD_MEMBER void draw_block(int64_t row, int64_t first, uint8_t* bits) const {
+    const uint32_t r = static_cast<uint32_t>(row);
+    if (by_row_) {
+      const bool drop = dropped(r, 0, SEQ, stream_, key_, threshold_);
+      store(bits, VecB{} - static_cast<int8_t>(drop));
+    } else {
+      store(bits, draw(static_cast<uint32_t>(first), r, SEQ, stream_, keys_, threshold_));
+    }
+  }
+  FRD_MEMBER Vec<T> drop(const uint8_t* bits, int64_t element, Vec<T> value) const {
+    return select(Simd<T>::mask_of(spread(bits, element)), Vec<T>{}, scale_ * value);
+  }
+
   const Plain<T> plain_;
   const bool on_, by_row_;
-  const uint32_t kind_;
   const uint64_t threshold_;
   const T scale_;
   const uint32_t stream_;
@@ -116,11 +107,11 @@ void mask_gradient(const Parallel& parallel, const MaskedWeight<T>& weight, T* g
   const int64_t rows = weight.rows(), columns = weight.columns();
   parallel.each(rows, columns, [&](int64_t begin, int64_t end) {
     for (int64_t row = begin; row < end; ++row)
-      for (int64_t first = 0; first < columns; first += QUAD) {
-        Vec<T> values[4];
-        Plain<T>{gradient, rows, columns}.read(row, first, values);
+      for (int64_t first = 0; first < columns; first += BLOCK) {
+        Vec<T> values[BLOCK_VECTORS];
+        Plain<T>{gradient, rows, columns}.read(row, first, BLOCK_VECTORS, values);
         weight.mask(row, first, values);
-        for (int v = 0; v < 4 && first + v * LANES < columns; ++v)
+        for (int v = 0; v < BLOCK_VECTORS && first + v * LANES < columns; ++v)
           store(gradient + row * columns + first + v * LANES, values[v], columns - first - v * LANES);
       }
   });
@@ -131,16 +122,16 @@ template <int NV, class T>
 void pack_gate_tile(const MaskedWeight<T>& w, int64_t tile, T* target) {
   const int64_t units = w.rows() / NV, k = w.columns();
   for (int v = 0; v < NV; ++v)
-    for (int64_t first = 0; first < k; first += QUAD) {
-      Vec<T> block[4][LANES] = {};
+    for (int64_t first = 0; first < k; first += BLOCK) {
+      Vec<T> block[BLOCK_VECTORS][LANES] = {};
       for (int lane = 0; lane < LANES && tile * LANES + lane < units; ++lane) {
-        Vec<T> values[4];
+        Vec<T> values[BLOCK_VECTORS];
         const int64_t row = v * units + tile * LANES + lane;
-        w.fetch(row, first + QUAD);  // LANES rows at once are too many streams for the processor to see
+        w.fetch(row, first + BLOCK);  // LANES rows at once are too many streams for the processor to see
         w.read(row, first, values);
-        for (int q = 0; q < 4; ++q) block[q][lane] = values[q];
+        for (int q = 0; q < BLOCK_VECTORS; ++q) block[q][lane] = values[q];
       }
-      for (int q = 0; q < 4 && first + q * LANES < k; ++q) {
+      for (int q = 0; q < BLOCK_VECTORS && first + q * LANES < k; ++q) {
         transpose(block[q]);
         for (int64_t kk = first + q * LANES, i = 0; i < LANES && kk < k; ++i, ++kk)
           store(target + (kk * NV + v) * LANES, block[q][i]);
@@ -164,13 +155,13 @@ template <class T, class Matrix>
 void pack_columns(const Parallel& parallel, const Columns& layout, const Matrix& matrix, int64_t k, T* target) {
   parallel.each(k, layout.vectors * LANES, [&](int64_t begin, int64_t end) {
     for (int64_t kk = begin; kk < end; ++kk) {
-      Vec<T> values[4];
+      Vec<T> values[BLOCK_VECTORS];
       for (int64_t tile = 0; tile < layout.tiles; ++tile) {
         const int64_t first = layout.first(tile), width = layout.width(tile);
         for (int64_t v = 0; v < width; ++v) {
           const int64_t vector = first + v;
-          if (vector % 4 == 0) matrix.read(kk, vector * LANES, values);
-          store(target + layout.start(tile, k) + (kk * width + v) * LANES, values[vector % 4]);
+          if (vector % BLOCK_VECTORS == 0) matrix.read(kk, vector * LANES, values);
+          store(target + layout.start(tile, k) + (kk * width + v) * LANES, values[vector % BLOCK_VECTORS]);
         }
       }
     }

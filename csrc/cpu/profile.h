@@ -7,8 +7,9 @@
 
 namespace frd::cpu {
 
-// Wall time of the calling thread. PRODUCT, CELL and WAIT are the steps of the recurrence.
-enum Phase : int { PACK, INPUT_PRODUCT, PRODUCT, CELL, WAIT, GRADIENTS, DROP_ROWS, NUM_PHASES };
+// Wall time of the calling thread. MASKS are those of each step, PRODUCT, CELL and WAIT the steps of the
+// recurrence.
+enum Phase : int { PACK, INPUT_PRODUCT, MASKS, PRODUCT, CELL, WAIT, GRADIENTS, DROP_ROWS, NUM_PHASES };
 
 inline std::atomic<bool> profiling{false};
 inline std::atomic<int64_t> phase_ns[NUM_PHASES];

@@ -16,6 +16,7 @@ typedef int32_t VecI __attribute__((vector_size(4 * FRD_LANES)));
 typedef int8_t VecB __attribute__((vector_size(FRD_LANES)));
 typedef int64_t VecL __attribute__((vector_size(8 * FRD_LANES)));
 typedef uint32_t VecU __attribute__((vector_size(4 * FRD_LANES)));
+typedef uint16_t VecH __attribute__((vector_size(4 * FRD_LANES)));  // the halves of VecU
 typedef uint64_t VecUL __attribute__((vector_size(8 * FRD_LANES)));
 
 template <class T>
@@ -57,6 +58,18 @@ FRD_INLINE VecB narrow(VecI x) {
   return (VecB)_mm_cvtsi128_si64(_mm_packs_epi16(words, words));
 #else
   return __builtin_convertvector(x, VecB);
+#endif
+}
+
+FRD_INLINE bool any(VecI x) {
+#if FRD_LANES == 16 && defined(__x86_64__)
+  return _mm512_test_epi32_mask((__m512i)x, (__m512i)x) != 0;
+#elif FRD_LANES == 8 && defined(__x86_64__)
+  return !_mm256_testz_si256((__m256i)x, (__m256i)x);
+#else
+  int32_t found = 0;
+  for (int lane = 0; lane < LANES; ++lane) found |= x[lane];
+  return found != 0;
 #endif
 }
 

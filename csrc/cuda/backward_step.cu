@@ -18,15 +18,17 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, LEAST_BLOCKS) backwar
   FRD_EACH_ROW(b, 0, p.step.active) {
     const int64_t at = b * H + u;
     const Pack<uint8_t, N> bits = bits_of<N>(p.masks, b, u);
+    const bool projects = INFO.projects && p.doutputs;  // zoneout of h is unproject_step's then
+    const Drawn drawn = drawn_at(p.masks, b, u, p.step.t, 0, projects ? STATE_ZONE_H : NUM_STATE_SITES);
     Drops<Math<S>> drops[N];
     Pack<bool, N> keep_h;
     FRD_UNROLL
     for (int i = 0; i < N; ++i) {
-      drops[i] = drops_of(p.masks, b, u + i, p.step.t, bits.at[i]);
-      keep_h.at[i] = drops[i].zone_h;
+      drops[i] = drops_of<S>(drawn, i, bits.at[i]);
+      keep_h.at[i] = drops[i].of[STATE_ZONE_H];
     }
     Pack<S, N> dh_new, to_old{};
-    if (INFO.projects && p.doutputs) {
+    if (projects) {
       dh_new = load_as<N, S>(p.doutputs + at);
     } else {
       dh_new = at_h<SCALED<Equations>>(p, sites, b, u, bits, keep_h, to_old);

@@ -1,5 +1,5 @@
 // Dropout of a layer's input or output: a linear map that is its own gradient. A thread takes neighbouring columns of a
-// batch row, at least the four that one Philox call serves, and goes over several steps with them, so that a mask that
+// batch row, at most the eight that one Philox call serves, and goes over several steps with them, so that a mask that
 // is drawn once per sequence is drawn once for all of those.
 #include "cuda/kernels.h"
 
@@ -32,13 +32,8 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) drop_rows_kernel(Drop
     const uint32_t step = p.per_step ? p.step_offset + static_cast<uint32_t>(head.t) : SEQ;
     FRD_EACH_ROW(b, 0, head.active) {
       const uint32_t example = p.batch_shared ? SEQ : example_of(p.example_ids, b);
-      Pack<bool, N> drop;
-      FRD_UNROLL
-      for (int quad = 0; quad < N; quad += 4) {
-        const Words words = philox(static_cast<uint32_t>((column + quad) / 4), example, step, p.stream, key[0]);
-        FRD_UNROLL
-        for (int i = 0; i < 4; ++i) drop.at[quad + i] = dropped(words.w[i], threshold[0]);
-      }
+      const uint32_t call = static_cast<uint32_t>(column / FIELDS);
+      const uint32_t drop = dropped_of_call(call, example, step, p.stream, key[0], threshold[0]) >> column % FIELDS;
       for (int64_t index = first; index < last; ++index) {
         const Step now = step_of(steps, index);
         if (b >= now.active) break;
@@ -46,12 +41,12 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) drop_rows_kernel(Drop
         if constexpr (WHOLE) {
           Pack<S, N> values = load_as<N, S>(source + at);
           FRD_UNROLL
-          for (int i = 0; i < N; ++i) values.at[i] = drop.at[i] ? S(0) : scale[0] * values.at[i];
+          for (int i = 0; i < N; ++i) values.at[i] = (drop >> i & 1) ? S(0) : scale[0] * values.at[i];
           store<N>(target + at, values);
         } else {
           FRD_UNROLL
           for (int i = 0; i < N; ++i)
-            if (i < columns) target[at + i] = narrow<D>(drop.at[i] ? S(0) : scale[0] * widen<S>(source[at + i]));
+            if (i < columns) target[at + i] = narrow<D>((drop >> i & 1) ? S(0) : scale[0] * widen<S>(source[at + i]));
         }
       }
     }

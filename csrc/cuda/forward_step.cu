@@ -23,6 +23,8 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations>)
   // Offsets are written out where they are used: one that is held for all of the body costs the registers that spill.
   const StateSites<Math<S>> sites = sites_of(p.masks);
   FRD_EACH_ROW(b, 0, p.step.active) {
+    const bool projects = INFO.projects && p.outputs;  // zoneout of h is project_step's then
+    const Drawn drawn = drawn_at(p.masks, b, u, p.step.t, 0, projects ? STATE_ZONE_H : NUM_STATE_SITES);
     D* const gates = p.gates + b * G * H + u;
     Pack<S, N> a[G], apart{};
     FRD_UNROLL
@@ -50,14 +52,14 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations>)
     FRD_UNROLL
     for (int i = 0; i < N; ++i) {
       if (enters) memory.at[i] = enter_of(p.masks, sites, SCALED<Equations>, bits.at[i], memory.at[i]);
-      const Drops<Math<S>> drops = drops_of(p.masks, b, u + i, p.step.t, bits.at[i]);
+      const Drops<Math<S>> drops = drops_of<S>(drawn, i, bits.at[i]);
       S g[G];
       FRD_UNROLL
       for (int k = 0; k < G; ++k) g[k] = a[k].at[i];
       h_new.at[i] = Equations::forward(sites, drops, g, apart.at[i], memory.at[i]);
       FRD_UNROLL
       for (int k = 0; k < G; ++k) a[k].at[i] = g[k];
-      keep_h.at[i] = drops.zone_h;
+      keep_h.at[i] = drops.of[STATE_ZONE_H];
     }
     if constexpr (INFO.has_c) {
       store<N>(p.c_after + b * H + u, memory);
@@ -68,7 +70,7 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations>)
       if (p.keep_gates) store<N>(gates + k * H, a[k]);
     if constexpr (INFO.apart)
       if (p.keep_gates) store<N>(p.apart + b * H + u, apart);
-    if (INFO.projects && p.outputs) {
+    if (projects) {
       store<N>(p.outputs + b * H + u, h_new);
     } else {
       finish_h<SCALED<Equations>>(p, sites, b, u, bits, keep_h, memory, h_new);

@@ -21,10 +21,26 @@ cudaError_t prepare(const Random& random, Prepared<S>* prepared, cudaStream_t st
 template <class S>
 struct SequenceMasks {
   const Prepared<S>* call;
-  uint32_t flags, state_stream, hidden_stream;
+  SiteDraw state[NUM_STATE_SITES];
+  bool hidden, hidden_shared;
+  uint32_t hidden_stream;
   const int64_t* example_ids;  // [batch], or null
   int64_t batch, width;
   uint8_t* bits;  // [batch, width]
+
+  static SequenceMasks of(const Random& random, const Prepared<S>* call, int64_t batch, int64_t width, uint8_t* bits) {
+    SequenceMasks p{.call = call,
+                    .state = {},
+                    .hidden = random.sampled(FLAG_HIDDEN),
+                    .hidden_shared = (random.flags & FLAG_HIDDEN_BATCH_SHARED) != 0,
+                    .hidden_stream = stream_of(KIND_HIDDEN, random.layer, random.direction),
+                    .example_ids = random.example_ids,
+                    .batch = batch,
+                    .width = width,
+                    .bits = bits};
+    SiteDraw::all(random, true, p.state);
+    return p;
+  }
 };
 template <class S>
 cudaError_t sequence_masks(const SequenceMasks<S>& p, cudaStream_t stream);
@@ -38,7 +54,7 @@ struct MaskedWeight {
   int64_t rows, columns, source_stride, target_stride;
   int64_t rotation;  // row r of the source is row (r + rotation) % rows of the target; masks are those of the source
   bool on, by_row;
-  uint32_t kind, stream;
+  uint32_t stream;
   const Key* key;  // this and the next two in device memory; not read where `on` is false
   const double* scale;
   const uint64_t* threshold;
@@ -191,13 +207,13 @@ struct DropRows {
 };
 cudaError_t drop_rows(const DropRows& p, const Sequence& sequence, cudaStream_t stream);
 
-// Raw words, for tests and for exporting masks.
+// The numbers that masks are made of, for tests and for exporting masks.
 struct ReadWords {
   const int64_t* rng;  // [2]
   uint32_t stream;
-  const int64_t *b, *c;  // [nb], [nc]
-  int64_t nb, nc, units;
-  int64_t* target;  // [nc, nb, units, 4] where a counter is a unit, else [nc, nb, units]
+  const int64_t *row, *step;  // [rows], [steps]
+  int64_t rows, steps, n;
+  int64_t* target;  // [steps, rows, n]
 };
 cudaError_t read_words(const ReadWords& p, cudaStream_t stream);
 

@@ -2,6 +2,8 @@
 // device memory, and the masks that the step kernels read or draw.
 #pragma once
 
+#include <type_traits>
+
 #include "core/counters.h"
 #include "core/flags.h"
 #include "core/sites.h"
@@ -22,12 +24,28 @@ struct Random {
   const int64_t* thresholds;   // [NUM_SITES], or null where no site is configured
 
   bool sampled(uint32_t flag) const { return (flags & FLAG_MASKS_ON) && (flags & flag); }
+  // The flags of the sites that draw.
+  uint32_t drawing() const { return (flags & FLAG_MASKS_ON) ? flags : 0; }
   // Whether some mask of the state or of h is drawn once per sequence.
   bool per_sequence() const {
-    return sampled(FLAG_HIDDEN) || (sampled(FLAG_UPDATE) && (flags & FLAG_UPDATE_SEQUENCE)) ||
-           (sampled(FLAG_CELL) && !(flags & FLAG_CELL_STEP)) ||
-           (sampled(FLAG_ZONEOUT_C) && (flags & FLAG_ZONEOUT_C_SEQUENCE)) ||
-           (sampled(FLAG_ZONEOUT_H) && (flags & FLAG_ZONEOUT_H_SEQUENCE));
+    for (const StateSite& site : STATE_SITES)
+      if (frd::per_sequence(site, drawing())) return true;
+    return sampled(FLAG_HIDDEN);
+  }
+};
+
+// How the masks of one state site are drawn, as a kernel is told.
+struct SiteDraw {
+  uint32_t stream;
+  int threshold;  // its row, or -1 where the site does not draw
+
+  // Those of all state sites, of masks once per sequence or at each step.
+  static void all(const Random& random, bool once, SiteDraw* to) {
+    for (const StateSite& site : STATE_SITES) {
+      const uint32_t flags = random.drawing();
+      const bool draws = once ? frd::per_sequence(site, flags) : frd::per_step(site, flags);
+      *to++ = {stream_of(kind_of(site, flags), random.layer, random.direction), draws ? site.threshold : -1};
+    }
   }
 };
 
@@ -42,14 +60,14 @@ struct Prepared {
 };
 
 // Masks that are drawn once per sequence: a byte for each unit of each example, drawn once per call, so that a step
-// reads a byte where it would have to call Philox twice.
-inline constexpr uint8_t BIT_ZONE_C = 1, BIT_ZONE_H = 2, BIT_UPDATE = 4, BIT_MEMORY = 8, BIT_HIDDEN = 16;
+// reads a byte where it would have to call Philox. Bit s is that of state site s.
+inline constexpr uint8_t BIT_MEMORY = 1 << STATE_MEMORY, BIT_HIDDEN = 1 << NUM_STATE_SITES;
 
 // How a kernel finds the masks of the state sites and of hidden dropout.
 template <class S>
 struct StateMasks {
-  uint32_t flags;              // only those that draw: 0 with masks off
-  uint32_t stream;             // of masks per step
+  uint32_t flags;  // only those that draw: 0 with masks off
+  SiteDraw per_step[NUM_STATE_SITES];
   uint32_t step_offset;        // of the call
   const int64_t* example_ids;  // [batch], or null
   const Prepared<S>* call;     // null where no site is configured
@@ -57,13 +75,9 @@ struct StateMasks {
   int64_t width;
 
   static StateMasks of(const Random& random, const Prepared<S>* call, const uint8_t* bits, int64_t width) {
-    return {(random.flags & FLAG_MASKS_ON) ? random.flags : 0,
-            stream_of(KIND_STATE, random.layer, random.direction),
-            random.step_offset,
-            random.example_ids,
-            call,
-            bits,
-            width};
+    StateMasks masks{random.drawing(), {}, random.step_offset, random.example_ids, call, bits, width};
+    SiteDraw::all(random, false, masks.per_step);
+    return masks;
   }
 };
 
@@ -79,7 +93,8 @@ FRD_INLINE StateSites<Math<S>> sites_of(const StateMasks<S>& masks) {
 // With one memory mask per sequence, a dropped unit enters the call dead.
 template <class S>
 FRD_INLINE bool dead_units(const StateMasks<S>& masks) {
-  return (masks.flags & FLAG_CELL) && !(masks.flags & FLAG_CELL_STEP);
+  constexpr StateSite memory = STATE_SITES[STATE_MEMORY];
+  return per_sequence(memory, masks.flags);
 }
 
 template <int N, class S>
@@ -87,29 +102,37 @@ FRD_INLINE Pack<uint8_t, N> bits_of(const StateMasks<S>& masks, int64_t b, int64
   return masks.bits ? load<N>(masks.bits + b * masks.width + unit) : Pack<uint8_t, N>{};
 }
 
-// Which masks drop, or keep the old value of, one unit of batch row b at time t. `bits`: its byte of bits_of().
+// Masks of units that share a call: bit i of byte s is that of the i-th of them at state site s.
+using Drawn = std::conditional_t<NUM_STATE_SITES * FIELDS <= 32, uint32_t, uint64_t>;
+static_assert(NUM_STATE_SITES * FIELDS <= 8 * sizeof(Drawn), "a Drawn has a byte for each state site");
+
+// What the sites [first, last) that draw at each step drop, or keep the old value of, at time t: units from `unit` on
+// of batch row b, as many as its call has.
 template <class S>
-FRD_INLINE Drops<Math<S>> drops_of(const StateMasks<S>& masks, int64_t b, int64_t unit, int64_t t, uint8_t bits) {
-  const uint32_t flags = masks.flags;
-  const bool zone_c = flags & FLAG_ZONEOUT_C, zone_c_step = zone_c && !(flags & FLAG_ZONEOUT_C_SEQUENCE);
-  const bool zone_h = flags & FLAG_ZONEOUT_H, zone_h_step = zone_h && !(flags & FLAG_ZONEOUT_H_SEQUENCE);
-  const bool update = flags & FLAG_UPDATE, update_step = update && !(flags & FLAG_UPDATE_SEQUENCE);
-  const bool memory = flags & FLAG_CELL, memory_step = memory && (flags & FLAG_CELL_STEP);
-  Drops<Math<S>> drops{};
-  if (zone_c_step || zone_h_step || update_step || memory_step) {
-    const Prepared<S>& call = *masks.call;
-    const Words words = philox(static_cast<uint32_t>(unit), example_of(masks.example_ids, b),
-                               masks.step_offset + static_cast<uint32_t>(t), masks.stream, call.state);
-    const uint32_t word_h = (flags & FLAG_ZONEOUT_H_SHARED) ? words.w[WORD_ZONEOUT_C] : words.w[WORD_ZONEOUT_H];
-    drops.zone_c = zone_c_step && dropped(words.w[WORD_ZONEOUT_C], call.thresholds[SITE_ZONEOUT_C]);
-    drops.zone_h = zone_h_step && dropped(word_h, call.thresholds[SITE_ZONEOUT_H]);
-    drops.update = update_step && dropped(words.w[WORD_UPDATE], call.thresholds[SITE_UPDATE_DROPOUT]);
-    drops.memory = memory_step && dropped(words.w[WORD_CELL], call.thresholds[SITE_CELL_DROPOUT]);
+FRD_INLINE Drawn drawn_at(const StateMasks<S>& masks, int64_t b, int64_t unit, int64_t t, int first = 0,
+                          int last = NUM_STATE_SITES) {
+  Drawn found = 0;
+  FRD_ROLLED
+  for (int s = first; s < last; ++s) {
+    const SiteDraw site = masks.per_step[s];
+    if (site.threshold < 0) continue;
+    const uint32_t bits = dropped_of_call(static_cast<uint32_t>(unit / FIELDS), example_of(masks.example_ids, b),
+                                          masks.step_offset + static_cast<uint32_t>(t), site.stream, masks.call->state,
+                                          masks.call->thresholds[site.threshold]);
+    found |= Drawn{bits >> unit % FIELDS} << FIELDS * s;
   }
-  if (zone_c && !zone_c_step) drops.zone_c = bits & BIT_ZONE_C;
-  if (zone_h && !zone_h_step) drops.zone_h = bits & BIT_ZONE_H;
-  if (update && !update_step) drops.update = bits & BIT_UPDATE;
-  if (memory && !memory_step) drops.memory = bits & BIT_MEMORY;
+  return found;
+}
+
+// The same of the i-th of them, with what its byte of bits_of() says of the whole sequence.
+FRD_INLINE bool drops_at(Drawn drawn, int i, uint8_t bits, int site) {
+  return (drawn >> (FIELDS * site + i) | static_cast<Drawn>(bits) >> site) & 1;
+}
+template <class S>
+FRD_INLINE Drops<Math<S>> drops_of(Drawn drawn, int i, uint8_t bits) {
+  Drops<Math<S>> drops;
+  FRD_UNROLL
+  for (int s = 0; s < NUM_STATE_SITES; ++s) drops.of[s] = drops_at(drawn, i, bits, s);
   return drops;
 }
 

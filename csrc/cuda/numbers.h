@@ -9,10 +9,11 @@
 #include "core/philox.h"
 #include "cuda/platform.h"
 
+// A loop that stays one: its bodies side by side would take registers.
 #if defined(__CUDACC__)
-#define FRD_UNROLL _Pragma("unroll")
+#define FRD_ROLLED _Pragma("unroll 1")
 #else
-#define FRD_UNROLL
+#define FRD_ROLLED
 #endif
 
 namespace frd::cuda {

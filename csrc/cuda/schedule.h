@@ -59,15 +59,7 @@ class Call {
       check(prepare(random, prepared_, around.stream));
       if (random.per_sequence() && batch) {
         bits = around.buffer<uint8_t>(batch * width);
-        check(sequence_masks(SequenceMasks<S>{.call = prepared_,
-                                              .flags = random.flags,
-                                              .state_stream = stream(KIND_STATE_SEQUENCE),
-                                              .hidden_stream = stream(KIND_HIDDEN),
-                                              .example_ids = random.example_ids,
-                                              .batch = batch,
-                                              .width = width,
-                                              .bits = bits},
-                             around.stream));
+        check(sequence_masks(SequenceMasks<S>::of(random, prepared_, batch, width, bits), around.stream));
       }
     }
     masks_ = StateMasks<S>::of(random, prepared_, bits, width);
@@ -115,8 +107,6 @@ class Call {
   }
 
  private:
-  uint32_t stream(uint32_t kind) const { return stream_of(kind, random_.layer, random_.direction); }
-
   void mask(const Weight& w, const void* source, Type source_type, void* target, Type target_type,
             int64_t rotation) const {
     const bool on = random_.sampled(w.flag), by_row = random_.flags & FLAG_WEIGHT_ROW;
@@ -131,8 +121,7 @@ class Call {
                          .rotation = rotation,
                          .on = on,
                          .by_row = by_row,
-                         .kind = w.kind,
-                         .stream = stream(by_row ? KIND_WEIGHT_ROW : w.kind),
+                         .stream = stream_of(by_row ? by_rows(w.kind) : w.kind, random_.layer, random_.direction),
                          .key = on ? &prepared_->weight : nullptr,
                          .scale = on ? &prepared_->weight_scale : nullptr,
                          .threshold = on ? &prepared_->thresholds[SITE_WEIGHT_DROPOUT] : nullptr},

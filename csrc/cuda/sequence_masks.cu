@@ -4,29 +4,38 @@
 namespace frd::cuda {
 namespace {
 
+// Bit f at bit 0 of byte f.
+FRD_INLINE uint64_t spread(uint32_t bits) {
+  uint64_t found = 0;
+  FRD_UNROLL
+  for (int f = 0; f < FIELDS; ++f) found |= static_cast<uint64_t>(bits >> f & 1) << 8 * f;
+  return found;
+}
+
+// A thread takes the units of one call.
 template <class S>
 __global__ void sequence_masks_kernel(SequenceMasks<S> p) {
   const Prepared<S>& call = *p.call;
-  const int64_t unit = FRD_UNIT_GROUP;
+  const int64_t unit = FRD_UNIT_GROUP * FIELDS;
   if (unit >= p.width) return;
-  const bool state = p.flags & (FLAG_ZONEOUT_C | FLAG_ZONEOUT_H | FLAG_UPDATE | FLAG_CELL);
   FRD_EACH_ROW(b, 0, p.batch) {
-    const uint32_t example = example_of(p.example_ids, b);
-    uint8_t bits = 0;
-    if (state) {
-      const Words words = philox(static_cast<uint32_t>(unit), example, SEQ, p.state_stream, call.state);
-      const uint32_t word_h = (p.flags & FLAG_ZONEOUT_H_SHARED) ? words.w[WORD_ZONEOUT_C] : words.w[WORD_ZONEOUT_H];
-      if (dropped(words.w[WORD_ZONEOUT_C], call.thresholds[SITE_ZONEOUT_C])) bits |= BIT_ZONE_C;
-      if (dropped(word_h, call.thresholds[SITE_ZONEOUT_H])) bits |= BIT_ZONE_H;
-      if (dropped(words.w[WORD_UPDATE], call.thresholds[SITE_UPDATE_DROPOUT])) bits |= BIT_UPDATE;
-      if (dropped(words.w[WORD_CELL], call.thresholds[SITE_CELL_DROPOUT])) bits |= BIT_MEMORY;
+    const uint32_t number = static_cast<uint32_t>(unit / FIELDS), example = example_of(p.example_ids, b);
+    uint64_t bits = 0;  // byte i of unit + i
+    FRD_UNROLL
+    for (int s = 0; s < NUM_STATE_SITES; ++s) {
+      const SiteDraw site = p.state[s];
+      if (site.threshold < 0) continue;
+      bits |= spread(dropped_of_call(number, example, SEQ, site.stream, call.state, call.thresholds[site.threshold]))
+              << s;
     }
-    if (p.flags & FLAG_HIDDEN) {
-      const uint32_t of = (p.flags & FLAG_HIDDEN_BATCH_SHARED) ? SEQ : example;
-      const Words words = philox(static_cast<uint32_t>(unit), of, SEQ, p.hidden_stream, call.hidden);
-      if (dropped(words.w[0], call.thresholds[SITE_HIDDEN_DROPOUT])) bits |= BIT_HIDDEN;
+    if (p.hidden) {
+      const uint32_t row = p.hidden_shared ? SEQ : example;
+      const uint64_t threshold = call.thresholds[SITE_HIDDEN_DROPOUT];
+      bits |= spread(dropped_of_call(number, row, SEQ, p.hidden_stream, call.hidden, threshold)) << NUM_STATE_SITES;
     }
-    p.bits[b * p.width + unit] = bits;
+    FRD_UNROLL
+    for (int i = 0; i < FIELDS; ++i)
+      if (unit + i < p.width) p.bits[b * p.width + unit + i] = static_cast<uint8_t>(bits >> 8 * i);
   }
 }
 
@@ -35,7 +44,8 @@ __global__ void sequence_masks_kernel(SequenceMasks<S> p) {
 template <class S>
 cudaError_t sequence_masks(const SequenceMasks<S>& p, cudaStream_t stream) {
   if (p.batch == 0) return cudaSuccess;
-  return FRD_LAUNCH(sequence_masks_kernel<S>, grid_of_rows(p.width, p.batch), block_of_rows(), 0, stream, p);
+  return FRD_LAUNCH(sequence_masks_kernel<S>, grid_of_rows((p.width + FIELDS - 1) / FIELDS, p.batch), block_of_rows(),
+                    0, stream, p);
 }
 
 template cudaError_t sequence_masks(const SequenceMasks<float>&, cudaStream_t);

@@ -15,9 +15,9 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) unproject_step_kernel
     const Pack<uint8_t, N> bits = bits_of<N>(p.masks, b, u);
     Pack<bool, N> keep{};
     Pack<S, N> to_old;
+    const Drawn drawn = drawn_at(p.masks, b, u, p.step.t, STATE_ZONE_H, STATE_ZONE_H + 1);
     FRD_UNROLL
-    for (int i = 0; i < N; ++i)
-      if (sites.zone_h.on) keep.at[i] = drops_of(p.masks, b, u + i, p.step.t, bits.at[i]).zone_h;
+    for (int i = 0; i < N; ++i) keep.at[i] = drops_at(drawn, i, bits.at[i], STATE_ZONE_H);
     store<N>(p.dprojected + b * p.projected + u, at_h<false>(p, sites, b, u, bits, keep, to_old));
     if (p.dh) store<N>(p.dh + b * p.projected + u, to_old);
   }

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..sites import FLAG, GROUPS, SEQ, SITES, bad_threshold
+from ..sites import FLAG, GROUPS, LOW, SEQ, SITES, STATE_SITES, bad_threshold
 
-_DRAWING = ("HIDDEN", "WEIGHT_HH", "WEIGHT_IH", "WEIGHT_HR", "UPDATE", "CELL", "ZONEOUT_C", "ZONEOUT_H")
+_DRAWING = ("HIDDEN", "WEIGHT_HH", "WEIGHT_IH", "WEIGHT_HR", *(site.flag for site in STATE_SITES))
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -76,6 +76,7 @@ def check_steps(step_offset: int, steps: int) -> None:
 
 def check_stream(stream: int) -> None:
     check(0 <= stream <= SEQ, f"stream must be in [0, 2^32), got {stream}")
+    check(not stream & LOW, f"stream must have bit 15 clear, which the second call of an element has, got {stream}")
 
 
 def check_counters(name: str, values: Tensor) -> None:

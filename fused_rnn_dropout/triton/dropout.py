@@ -1,7 +1,7 @@
 """Dropout of inputs and outputs. It is linear: its gradient is the same kernel on the gradient.
 
-A program takes BLOCK calls of Philox, each of which serves four neighbouring units: a row of ``WIDTH`` units has
-ceil(WIDTH / 4) calls, so that a width that is no power of two pays for itself alone.
+A program takes BLOCK calls of Philox, each of which serves eight neighbouring elements: a row of ``WIDTH`` has
+ceil(WIDTH / 8) calls, so that a width that is no power of two pays for itself alone.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .launch import BLOCKS, launch
 from .masks import examples
-from .philox import SEQ, below, derive_key, keep_scale, philox, side_by_side
+from .philox import FIELDS, SEQ, derive_key, dropped_of_calls, keep_scale, spread
 from .rows import Batch
 
 
@@ -39,7 +39,7 @@ def drop_rows_kernel(
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    calls: tl.constexpr = (WIDTH + 3) // 4
+    calls: tl.constexpr = (WIDTH + FIELDS - 1) // FIELDS
     k0, k1 = derive_key(rng)
     threshold = tl.load(thresholds + SITE)
     scale = keep_scale(threshold).to(COMPUTE)
@@ -54,11 +54,10 @@ def drop_rows_kernel(
     if PER_STEP:
         step = (step0 + i // batch).to(tl.uint32)
     a = (call % calls).to(tl.uint32)
-    w0, w1, w2, w3 = philox(a, example, step, fourth, k0, k1)
-    dropped = below(side_by_side(w0, w1, w2, w3), threshold)
+    dropped = spread(dropped_of_calls(a, example, step, fourth, threshold, k0, k1))
 
-    element = tl.program_id(0).to(tl.int64) * (4 * BLOCK) + tl.arange(0, 4 * BLOCK)
-    row, column = element // (4 * calls), element % (4 * calls)
+    element = tl.program_id(0).to(tl.int64) * (FIELDS * BLOCK) + tl.arange(0, FIELDS * BLOCK)
+    row, column = element // (FIELDS * calls), element % (FIELDS * calls)
     inside = (row < rows) & (column < WIDTH)
     at = (row0 + row) * WIDTH + column
     value = tl.load(source + at, inside, other=0.0).to(COMPUTE)
@@ -83,7 +82,7 @@ def drop_rows(
     width = x.shape[-1]
     compute = tl.float64 if x.dtype == torch.float64 else tl.float32
     for run in batch.runs():
-        calls = run.rows * triton.cdiv(width, 4)
+        calls = run.rows * triton.cdiv(width, FIELDS.value)
         launch(
             drop_rows_kernel, triton.cdiv(calls, BLOCKS.dropout),
             x, target, rng, thresholds, example_ids, run.row, run.rows, run.batch, step_offset + run.step, stream,

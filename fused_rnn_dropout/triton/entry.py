@@ -10,14 +10,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import BLOCKS, launch
-from .masks import dead_units, drop_hidden, enter, examples, read_memory
+from .launch import BLOCKS, launch, step_programs
+from .masks import dead_units, drop_hidden, elements, enter, examples, read_memory
 from .rows import Batch
 from .sites import Sites
 
 
 @triton.jit
-def operand(h, numbers, keys, thresholds, unit, example, stream, SCALED: tl.constexpr, FLAGS: tl.constexpr):
+def operand(
+    h, numbers, keys, thresholds, unit, example, stream, SCALED: tl.constexpr, FLAGS: tl.constexpr
+):  # fmt: skip
     """What the recurrent product reads of a state h."""
     if SCALED:
         h = read_memory(h, numbers, FLAGS)
@@ -25,7 +27,9 @@ def operand(h, numbers, keys, thresholds, unit, example, stream, SCALED: tl.cons
 
 
 @triton.jit
-def through(grad, numbers, keys, thresholds, unit, example, stream, SCALED: tl.constexpr, FLAGS: tl.constexpr):
+def through(
+    grad, numbers, keys, thresholds, unit, example, stream, SCALED: tl.constexpr, FLAGS: tl.constexpr
+):  # fmt: skip
     """The gradient at a state from that at the operand of its product: the same factors."""
     return operand(grad, numbers, keys, thresholds, unit, example, stream, SCALED, FLAGS)
 
@@ -55,9 +59,10 @@ def enter_kernel(
     BLOCK: tl.constexpr,
 ):
     S: tl.constexpr = state.dtype.element_ty
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < total
-    unit, example = at % WIDTH, examples(example_ids, at // WIDTH, inside)
+    b, unit = elements(WIDTH, BLOCK)
+    at = b * WIDTH + unit
+    inside = (at < total) & (unit < WIDTH)
+    example = examples(example_ids, b, inside)
     value = tl.load(source + at, inside, other=0.0).to(S)
     if MEMORY:
         dead = dead_units(keys, thresholds, unit, example, stream, FLAGS)
@@ -73,7 +78,7 @@ def enter_state(
 ) -> None:
     total, width = state.numel(), state.shape[1]
     launch(
-        enter_kernel, triton.cdiv(total, BLOCKS.step),
+        enter_kernel, step_programs(state.shape[0], width),
         source.contiguous(), state, read, *sites.tensors, total, sites.stream,
         MEMORY=memory, SCALED=scaled, WIDTH=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
@@ -102,9 +107,9 @@ def leave_kernel(
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = at < total
-    b, unit = at // WIDTH, at % WIDTH
+    b, unit = elements(WIDTH, BLOCK)
+    at = b * WIDTH + unit
+    inside = (at < total) & (unit < WIDTH)
     example = examples(example_ids, b, inside)
     grad = tl.load(carried + at, inside, other=0.0)
     if rec is not None:
@@ -121,7 +126,7 @@ def leave_state(
 ) -> None:
     total, width = carried.numel(), carried.shape[1]
     launch(
-        leave_kernel, triton.cdiv(total, BLOCKS.step),
+        leave_kernel, step_programs(carried.shape[0], width),
         carried, rec, target, *sites.tensors, sent, total, sites.stream,
         MEMORY=memory, SCALED=scaled, WIDTH=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
@@ -158,9 +163,8 @@ def operands_kernel(
     BLOCK: tl.constexpr,
 ):
     S: tl.constexpr = tl.float64 if target.dtype.element_ty == tl.float64 else tl.float32
-    element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    i, unit = element // WIDTH, element % WIDTH
-    b, at_edge, inside = i % batch, i // batch == edge, i < rows
+    i, unit = elements(WIDTH, BLOCK)
+    b, at_edge, inside = i % batch, i // batch == edge, (i < rows) & (unit < WIDTH)
     example = examples(example_ids, b, inside)
     begins = at_edge & (b >= edge_rows)
     before = tl.where(at_edge, edge_row + b, row0 + i + shift)
@@ -177,13 +181,10 @@ def operands(states: Tensor, h0: Tensor, target: Tensor, batch: Batch, sites: Si
     """Fills ``target`` (N, P) with what the product of each step read."""
     width = target.shape[1]
     for run in batch.runs():
-        total = run.rows * width
-        if not total:
-            continue
         edge = run.steps - 1 if batch.reverse else 0
         t = run.step + edge
         launch(
-            operands_kernel, triton.cdiv(total, BLOCKS.step),
+            operands_kernel, step_programs(run.rows, width),
             states, h0.contiguous(), target, *sites.tensors, run.row, run.rows, run.batch,
             run.batch if batch.reverse else -run.batch, edge, batch.row(batch.before(t)), batch.continued(t),
             sites.stream, SCALED=scaled, WIDTH=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,

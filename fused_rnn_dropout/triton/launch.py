@@ -25,6 +25,18 @@ def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
         kernel[(programs,)](*args, enable_fp_fusion=True, **constants)
 
 
+def eights(width: int) -> int:
+    """Elements of a row of ``width`` as blocks have them: eight neighbours share a call of Philox, so that each row
+    begins with a whole one.
+    """
+    return (width + 7) // 8 * 8
+
+
+def step_programs(rows: int, width: int) -> int:
+    """Programs of a kernel that gives each a block of ``BLOCKS.step`` elements of such rows."""
+    return -(-rows * eights(width) // BLOCKS.step)
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # Configurations
 # --------------------------------------------------------------------------------------------------------------------
@@ -33,7 +45,7 @@ def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
 class Blocks(NamedTuple):
     """Elements of a program of the elementwise kernels, all of 4 warps."""
 
-    dropout: int = 128  # calls of four units each: 16 bytes of fp32 for a thread, its widest access
+    dropout: int = 128  # calls of eight elements each: 16 bytes of bf16 for a thread, its widest access
     weights: int = 128  # the same
     step: int = 256  # two units for a thread; enough programs for a small batch: 32 for 20 rows of 400 units
 

@@ -1,8 +1,8 @@
 """One step of an LSTM between two products, forward: one thread sees all gates of a unit.
 
-A block is BLOCK neighbouring elements of (rows, H), so that no H pays for another one's size. A row of this step is
-number ``b`` of the batch and number ``row0 + b`` of the sequence. D is the dtype of the results, S the type that the
-cell computes in.
+A block is BLOCK neighbouring elements of (rows, H), each row filled up to a multiple of 8: no H pays for another one's
+size, and eight units share a call of Philox. A row of this step is number ``b`` of the batch and number ``row0 + b`` of
+the sequence. D is the dtype of the results, S the type that the cell computes in.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor
 
 from .cells import lstm_forward, sigmoid, tanh
 from .entry import operand
-from .launch import BLOCKS, launch
-from .masks import examples, state_masks, zone_h
+from .launch import BLOCKS, launch, step_programs
+from .masks import elements, examples, state_masks, zone_h
 from .passes import Forward, Pass
 from .rows import Batch
 from .sites import Sites, on
@@ -39,12 +39,12 @@ def pre_activation(pre, sum_, b_ih, b_hh, at_pre, at_bias, inside):
 
 @triton.jit
 def finish(
-    h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, inside,
+    h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, stream, drops, inside,
     P: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
     """Zoneout of h, and everything that h goes to."""
     old = tl.load(h + b * P + unit, inside, other=0.0)
-    zoned = zone_h(old, h_new, keep_h, numbers, FLAGS)
+    zoned = zone_h(old, h_new, drops, numbers, FLAGS)
     tl.store(h + b * P + unit, zoned, inside)
     if on(FLAGS, "UNZONED"):
         tl.store(out + row * P + unit, h_new, inside)
@@ -86,10 +86,10 @@ def lstm_forward_kernel(
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b, unit, inside = at // H, at % H, at < active * H
+    b, unit = elements(H, BLOCK)
+    at, inside = b * H + unit, (b < active) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    update, memory, keep_c, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
 
     p, r = (pre_row0 + b) * (4 * H) + unit, rec + b * (4 * H) + unit
     i = pre_activation(pre, tl.load(r, inside, other=0.0), b_ih, b_hh, p, unit, inside)
@@ -97,7 +97,7 @@ def lstm_forward_kernel(
     g = pre_activation(pre, tl.load(r + 2 * H, inside, other=0.0), b_ih, b_hh, p + 2 * H, unit + 2 * H, inside)
     o = pre_activation(pre, tl.load(r + 3 * H, inside, other=0.0), b_ih, b_hh, p + 3 * H, unit + 3 * H, inside)
     old = tl.load(c + at, inside, other=0.0)
-    i, f, g, o, new, h_new = lstm_forward(i, f, g, o, old, update, memory, keep_c, numbers, FLAGS)
+    i, f, g, o, new, h_new = lstm_forward(i, f, g, o, old, drops, numbers, FLAGS)
 
     tl.store(c + at, new, inside)
     if gates is not None:
@@ -112,7 +112,7 @@ def lstm_forward_kernel(
         tl.store(outputs + at, h_new, inside)
     else:
         finish(
-            h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, inside,
+            h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, stream, drops, inside,
             H, FLAGS,
         )  # fmt: skip
 
@@ -123,7 +123,7 @@ def forward_step(f: Forward, pre: Tensor, rec: Tensor, sites: Sites, batch: Batc
     active, units, row = batch.active(t), f.c.shape[1], batch.row(t)
     of_h = (f.h, f.read, f.out, f.states) if f.outputs is None else (None,) * 4
     launch(
-        lstm_forward_kernel, triton.cdiv(active * units, BLOCKS.step),
+        lstm_forward_kernel, step_programs(active, units),
         pre, rec, f.b_ih, f.b_hh, f.c, *of_h, f.outputs, f.gates, f.beside, *sites.tensors, active, row,
         row - chunk_row, sites.step_offset + t, sites.stream, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
@@ -148,13 +148,13 @@ def lstm_project_kernel(
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b, unit, inside = at // P, at % P, at < active * P
+    b, unit = elements(P, BLOCK)
+    at, inside = b * P + unit, (b < active) & (unit < P)
     example = examples(example_ids, b, inside)
-    _, _, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
     h_new = tl.load(projected + at, inside, other=0.0)
     finish(
-        h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row0 + b, example, stream, keep_h, inside,
+        h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row0 + b, example, stream, drops, inside,
         P, FLAGS,
     )  # fmt: skip
 
@@ -162,7 +162,7 @@ def lstm_project_kernel(
 def project_step(f: Forward, projected: Tensor, sites: Sites, batch: Batch, t: int) -> None:
     active, width = batch.active(t), f.h.shape[1]
     launch(
-        lstm_project_kernel, triton.cdiv(active * width, BLOCKS.step),
+        lstm_project_kernel, step_programs(active, width),
         projected, f.h, f.read, f.out, f.states, *sites.tensors, active, batch.row(t), sites.step_offset + t,
         sites.stream, P=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip

@@ -12,18 +12,18 @@ from torch import Tensor
 
 from .cells import lstm_backward, lstm_memory, lstm_output
 from .entry import through
-from .launch import BLOCKS, launch
-from .masks import enter, examples, split_h, state_masks
+from .launch import BLOCKS, launch, step_programs
+from .masks import elements, enter, examples, split_h, state_masks
 from .passes import Backward
 from .rows import Batch
-from .sites import Sites, on
+from .sites import MEMORY, Sites, on
 
 _SITES = ["thresholds", "example_ids"]
 
 
 @triton.jit
 def at_h(
-    sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, inside,
+    sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside,
     P: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
     """The gradient at the new h; what zoneout sends to the h before is carried in ``dh``.
@@ -41,7 +41,7 @@ def at_h(
         grad = tl.zeros_like(total)
     if not on(FLAGS, "UNZONED"):
         total += grad
-    to_old, to_new = split_h(total, keep_h, numbers, FLAGS)
+    to_old, to_new = split_h(total, drops, numbers, FLAGS)
     if on(FLAGS, "UNZONED"):
         to_new += grad
     tl.store(dh + at, tl.where(b < active, to_old, total), inside)
@@ -50,8 +50,8 @@ def at_h(
 
 @triton.jit
 def at_gates(
-    dh_new, gates, cells, c0, dc, dgates, outputs, numbers, b, unit, row, before_row0, continued, update, memory,
-    keep_c, inside, H: tl.constexpr, FLAGS: tl.constexpr,
+    dh_new, gates, cells, c0, dc, dgates, outputs, numbers, b, unit, row, before_row0, continued, drops, inside,
+    H: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
     """From the gradient at the new h to those at the pre-activations, and at the memory before."""
     S: tl.constexpr = dc.dtype.element_ty
@@ -61,14 +61,14 @@ def at_gates(
     g = tl.load(gates + place + 2 * H, inside, other=0.0).to(S)
     o = tl.load(gates + place + 3 * H, inside, other=0.0).to(S)
     first = tl.load(c0 + b * H + unit, inside & (b >= continued), other=0.0).to(S)
-    first = enter(first, memory, numbers, False, FLAGS)
+    first = enter(first, drops[MEMORY], numbers, False, FLAGS)
     c = tl.load(cells + (before_row0 + b) * H + unit, inside & (b < continued), other=0.0)
     c = tl.where(b < continued, c, first)
     if outputs is not None:
-        c_new = lstm_memory(i, f, g, c, update, memory, numbers, FLAGS)
+        c_new = lstm_memory(i, f, g, c, drops, numbers, FLAGS)
         tl.store(outputs + row * H + unit, lstm_output(o, c_new, numbers, FLAGS), inside)
     later = tl.load(dc + b * H + unit, inside, other=0.0)
-    di, df, dg, do, earlier = lstm_backward(i, f, g, o, c, dh_new, later, update, memory, keep_c, numbers, FLAGS)
+    di, df, dg, do, earlier = lstm_backward(i, f, g, o, c, dh_new, later, drops, numbers, FLAGS)
     tl.store(dc + b * H + unit, earlier, inside)
     tl.store(dgates + place, di, inside)
     tl.store(dgates + place + H, df, inside)
@@ -104,18 +104,17 @@ def lstm_backward_kernel(
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b, unit = at // H, at % H
-    inside = b < tl.maximum(active, sent)
+    b, unit = elements(H, BLOCK)
+    at, inside = b * H + unit, (b < tl.maximum(active, sent)) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    update, memory, keep_c, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
-        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, inside, H, FLAGS
+        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, H, FLAGS
     )
     at_gates(
-        dh_new, gates, cells, c0, dc, dgates, None, numbers, b, unit, row, before_row0, continued, update, memory,
-        keep_c, inside & (b < active), H, FLAGS,
+        dh_new, gates, cells, c0, dc, dgates, None, numbers, b, unit, row, before_row0, continued, drops,
+        inside & (b < active), H, FLAGS,
     )  # fmt: skip
 
 
@@ -140,16 +139,15 @@ def lstm_unproject_kernel(
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b, unit = at // P, at % P
-    inside = b < tl.maximum(active, sent)
+    b, unit = elements(P, BLOCK)
+    at, inside = b * P + unit, (b < tl.maximum(active, sent)) & (unit < P)
     row, example = row0 + b, examples(example_ids, b, inside)
-    _, _, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
-        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, inside, P, FLAGS
+        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, P, FLAGS
     )
-    tl.store(dprojected + row * P + unit, dh_new, b < active)
+    tl.store(dprojected + row * P + unit, dh_new, inside & (b < active))
 
 
 @triton.jit(
@@ -178,14 +176,12 @@ def lstm_projected_backward_kernel(
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b, unit, inside = at // H, at % H, at < active * H
-    update, memory, keep_c, _ = state_masks(
-        keys, thresholds, unit, examples(example_ids, b, inside), step, stream, FLAGS
-    )
+    b, unit = elements(H, BLOCK)
+    at, inside = b * H + unit, (b < active) & (unit < H)
+    drops = state_masks(keys, thresholds, unit, examples(example_ids, b, inside), step, stream, FLAGS)
     at_gates(
         tl.load(dh_new + at, inside, other=0.0), gates, cells, c0, dc, dgates, outputs, numbers, b, unit, row0 + b,
-        before_row0, continued, update, memory, keep_c, inside, H, FLAGS,
+        before_row0, continued, drops, inside, H, FLAGS,
     )  # fmt: skip
 
 
@@ -193,7 +189,7 @@ def backward_step(k: Backward, rec: Tensor, sites: Sites, batch: Batch, t: int) 
     assert k.dc is not None
     active, sent, units = batch.active(t), batch.active(batch.after(t)), k.dc.shape[1]
     launch(
-        lstm_backward_kernel, triton.cdiv(max(active, sent) * units, BLOCKS.step),
+        lstm_backward_kernel, step_programs(max(active, sent), units),
         rec, k.dout, k.dh, k.gates, k.beside, k.c0, k.dc, k.dgates, *sites.tensors, active, sent, batch.row(t),
         batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
         FLAGS=sites.flags, BLOCK=BLOCKS.step,
@@ -203,7 +199,7 @@ def backward_step(k: Backward, rec: Tensor, sites: Sites, batch: Batch, t: int) 
 def unproject_step(k: Backward, rec: Tensor, dprojected: Tensor, sites: Sites, batch: Batch, t: int) -> None:
     active, sent, width = batch.active(t), batch.active(batch.after(t)), k.dh.shape[1]
     launch(
-        lstm_unproject_kernel, triton.cdiv(max(active, sent) * width, BLOCKS.step),
+        lstm_unproject_kernel, step_programs(max(active, sent), width),
         rec, k.dout, k.dh, dprojected, *sites.tensors, active, sent, batch.row(t), sites.step_offset + t, sites.stream,
         P=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
@@ -213,7 +209,7 @@ def projected_backward_step(k: Backward, dh_new: Tensor, outputs: Tensor, sites:
     assert k.dc is not None
     active, units = batch.active(t), k.dc.shape[1]
     launch(
-        lstm_projected_backward_kernel, triton.cdiv(active * units, BLOCKS.step),
+        lstm_projected_backward_kernel, step_programs(active, units),
         dh_new, k.gates, k.beside, k.c0, k.dc, k.dgates, outputs, *sites.tensors, active, batch.row(t),
         batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
         FLAGS=sites.flags, BLOCK=BLOCKS.step,

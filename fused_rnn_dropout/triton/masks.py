@@ -5,34 +5,49 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .philox import SEQ, below, philox
+from .philox import FIELDS, SEQ, dropped_of_calls
 from .sites import (
+    CELL,
     ENTRY_SCALE,
     HIDDEN,
     HIDDEN_KEY,
     HIDDEN_SCALE,
+    MEMORY,
     MEMORY_SCALE,
+    NUM_STATE_SITES,
     OLD_C,
     OLD_H,
     P_CELL,
     P_HIDDEN,
-    P_UPDATE,
-    P_ZONEOUT_C,
-    P_ZONEOUT_H,
     READ_SCALE,
-    STATE,
     STATE_KEY,
-    STATE_SEQUENCE,
+    UPDATE,
     UPDATE_SCALE,
-    any_source,
+    ZONE_C,
+    ZONE_H,
+    drawing,
+    draws,
+    kind_of,
+    number_of,
     on,
+    per_step,
+    power_of_two,
     sampled,
     source,
+    threshold_of,
 )
 
 # --------------------------------------------------------------------------------------------------------------------
 # Which elements are dropped
 # --------------------------------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def elements(WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Row and unit of each element of a program's block. Units from WIDTH on fill up the last call of a row."""
+    row: tl.constexpr = (WIDTH + FIELDS - 1) // FIELDS * FIELDS
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return i // row, i % row
 
 
 @triton.jit
@@ -46,44 +61,67 @@ def examples(example_ids, b, inside):
 
 
 @triton.jit
-def _of_call(w0, w1, w2, w3, thresholds, update, memory, zone_c, zone_h, PER: tl.constexpr, FLAGS: tl.constexpr):
-    if source(FLAGS, "ZONEOUT_C") == PER:
-        zone_c = below(w0, tl.load(thresholds + P_ZONEOUT_C))
-    if source(FLAGS, "ZONEOUT_H") == PER:
-        if on(FLAGS, "ZONEOUT_H_SHARED"):
-            zone_h = below(w0, tl.load(thresholds + P_ZONEOUT_H))
-        else:
-            zone_h = below(w1, tl.load(thresholds + P_ZONEOUT_H))
-    if source(FLAGS, "UPDATE") == PER:
-        update = below(w2, tl.load(thresholds + P_UPDATE))
-    if source(FLAGS, "CELL") == PER:
-        memory = below(w3, tl.load(thresholds + P_CELL))
-    return update, memory, zone_c, zone_h
+def _calls(unit, example):
+    """The calls that serve a block, and their examples, each (elements / 8): eight neighbours share a call."""
+    call, example = tl.broadcast((unit // FIELDS).to(tl.uint32), example)
+    count: tl.constexpr = call.numel // FIELDS
+    call, example = tl.reshape(call, (count, FIELDS)), tl.reshape(example, (count, FIELDS))
+    return tl.max(call, axis=1), tl.max(example, axis=1)
+
+
+@triton.jit
+def _of_elements(bits, number, unit, example):
+    """The bit of each element of a block among those of its call; byte ``number`` has its site's."""
+    _, like = tl.broadcast(unit, example)
+    each = tl.reshape(tl.broadcast_to(bits[:, None], (bits.numel, FIELDS)), like.shape)
+    return (each >> (unit % FIELDS + FIELDS * number).to(bits.dtype)) & 1 != 0
+
+
+@triton.jit
+def _of_state(bits, unit, example, FLAGS: tl.constexpr, SITE: tl.constexpr):
+    dropped = unit < 0
+    if draws(FLAGS, SITE):
+        dropped = _of_elements(bits, number_of(FLAGS, SITE), unit, example)
+    return dropped
 
 
 @triton.jit
 def state_masks(keys, thresholds, unit, example, step, stream, FLAGS: tl.constexpr):
-    """Which elements are dropped (update, memory) or keep their old value (zone_c, zone_h) at an absolute step.
+    """Which elements are dropped, or with zoneout keep their old value, at an absolute step: a mask of each state site.
 
-    A mask per sequence is drawn again at each step, which costs less than a pass over memory that holds it.
+    All sites draw at once, each in a row of calls. A mask per sequence is drawn again at each step, which costs less
+    than a pass over memory that holds it. The units of a block are eights that share calls (:func:`elements`).
     """
-    never = unit < 0
-    update, memory, zone_c, zone_h = never, never, never, never
-    if any_source(FLAGS, "step") or any_source(FLAGS, "sequence"):
+    bits = unit.to(tl.uint32)  # not read where no site draws
+    if drawing(FLAGS) > 0:
         k0 = tl.load(keys + STATE_KEY).to(tl.uint32)
         k1 = tl.load(keys + STATE_KEY + 1).to(tl.uint32)
-        a, of_layer = unit.to(tl.uint32), stream.to(tl.uint32)
-        if any_source(FLAGS, "step"):
-            w0, w1, w2, w3 = philox(a, example, step.to(tl.uint32), of_layer + STATE, k0, k1)
-            update, memory, zone_c, zone_h = _of_call(
-                w0, w1, w2, w3, thresholds, update, memory, zone_c, zone_h, "step", FLAGS
-            )
-        if any_source(FLAGS, "sequence"):
-            w0, w1, w2, w3 = philox(a, example, of_layer * 0 + SEQ, of_layer + STATE_SEQUENCE, k0, k1)
-            update, memory, zone_c, zone_h = _of_call(
-                w0, w1, w2, w3, thresholds, update, memory, zone_c, zone_h, "sequence", FLAGS
-            )
-    return update, memory, zone_c, zone_h
+        of = tl.arange(0, power_of_two(drawing(FLAGS)))[:, None]
+        fourth, limit = of.to(tl.uint32) * 0 + stream.to(tl.uint32), of.to(tl.int64) * 0
+        steps = of.to(tl.uint32) * 0 + SEQ
+        for number in tl.static_range(drawing(FLAGS)):
+            fourth = tl.where(of == number, fourth + kind_of(FLAGS, number), fourth)
+            limit = tl.where(of == number, tl.load(thresholds + threshold_of(FLAGS, number)), limit)
+            if per_step(FLAGS, number):
+                steps = tl.where(of == number, step.to(tl.uint32), steps)
+        wide: tl.constexpr = tl.uint32 if drawing(FLAGS) <= 4 else tl.uint64  # a byte for each site
+        call, of_call = _calls(unit, example)
+        of_sites = dropped_of_calls(call[None, :], of_call[None, :], steps, fourth, limit, k0, k1)
+        bits = tl.sum(of_sites.to(wide) << (of * FIELDS).to(wide), axis=0)
+    drops = ()
+    for site in tl.static_range(NUM_STATE_SITES):
+        drops = drops + (_of_state(bits, unit, example, FLAGS, site),)
+    return drops
+
+
+@triton.jit
+def _once(key, threshold, unit, example, stream):
+    """Which elements one mask per sequence drops. ``key`` points to its two words."""
+    k0, k1 = tl.load(key).to(tl.uint32), tl.load(key + 1).to(tl.uint32)
+    call, of_call = _calls(unit, example)
+    fourth = stream.to(tl.uint32)
+    bits = dropped_of_calls(call, of_call, fourth * 0 + SEQ, fourth, tl.load(threshold), k0, k1)
+    return _of_elements(bits, 0, unit, example)
 
 
 @triton.jit
@@ -91,11 +129,7 @@ def dead_units(keys, thresholds, unit, example, stream, FLAGS: tl.constexpr):
     """Which units of the memory are dropped for the whole sequence."""
     dead = unit < 0
     if source(FLAGS, "CELL") == "sequence":
-        k0 = tl.load(keys + STATE_KEY).to(tl.uint32)
-        k1 = tl.load(keys + STATE_KEY + 1).to(tl.uint32)
-        of_layer = stream.to(tl.uint32)
-        _, _, _, w3 = philox(unit.to(tl.uint32), example, of_layer * 0 + SEQ, of_layer + STATE_SEQUENCE, k0, k1)
-        dead = below(w3, tl.load(thresholds + P_CELL))
+        dead = _once(keys + STATE_KEY, thresholds + P_CELL, unit, example, stream + CELL)
     return dead
 
 
@@ -105,31 +139,29 @@ def dead_units(keys, thresholds, unit, example, stream, FLAGS: tl.constexpr):
 
 
 @triton.jit
-def drop_hidden(value, numbers, keys, thresholds, unit, example, stream, FLAGS: tl.constexpr):
+def drop_hidden(
+    value, numbers, keys, thresholds, unit, example, stream, FLAGS: tl.constexpr
+):  # fmt: skip
     """Hidden dropout of h, or of the gradient that comes back through it."""
     if sampled(FLAGS, "HIDDEN"):
-        k0 = tl.load(keys + HIDDEN_KEY).to(tl.uint32)
-        k1 = tl.load(keys + HIDDEN_KEY + 1).to(tl.uint32)
-        of_layer = stream.to(tl.uint32)
         if on(FLAGS, "HIDDEN_BATCH_SHARED"):
-            example = of_layer * 0 + SEQ
-        w0, _, _, _ = philox(unit.to(tl.uint32), example, of_layer * 0 + SEQ, of_layer + HIDDEN, k0, k1)
-        dropped = below(w0, tl.load(thresholds + P_HIDDEN))
+            example = example * 0 + SEQ
+        dropped = _once(keys + HIDDEN_KEY, thresholds + P_HIDDEN, unit, example, stream + HIDDEN)
         value = tl.where(dropped, 0.0, tl.load(numbers + HIDDEN_SCALE) * value)
     return value
 
 
 @triton.jit
-def drop_update(value, dropped, numbers, FLAGS: tl.constexpr):
+def drop_update(value, drops, numbers, FLAGS: tl.constexpr):
     if on(FLAGS, "UPDATE"):
-        value = tl.where(dropped, 0.0, tl.load(numbers + UPDATE_SCALE) * value)
+        value = tl.where(drops[UPDATE], 0.0, tl.load(numbers + UPDATE_SCALE) * value)
     return value
 
 
 @triton.jit
-def drop_memory(value, dropped, numbers, FLAGS: tl.constexpr):
+def drop_memory(value, drops, numbers, FLAGS: tl.constexpr):
     if on(FLAGS, "CELL"):
-        value = tl.where(dropped, 0.0, tl.load(numbers + MEMORY_SCALE) * value)
+        value = tl.where(drops[MEMORY], 0.0, tl.load(numbers + MEMORY_SCALE) * value)
     return value
 
 
@@ -155,10 +187,10 @@ def enter(value, dead, numbers, SCALED: tl.constexpr, FLAGS: tl.constexpr):
 
 
 @triton.jit
-def zone_c(old, new, keep_old, numbers, FLAGS: tl.constexpr):
+def zone_c(old, new, drops, numbers, FLAGS: tl.constexpr):
     if on(FLAGS, "ZONEOUT_C"):
         if on(FLAGS, "MASKS_ON"):
-            new = tl.where(keep_old, old, new)
+            new = tl.where(drops[ZONE_C], old, new)
         else:
             z = tl.load(numbers + OLD_C)
             new = z * old + (1.0 - z) * new
@@ -166,10 +198,10 @@ def zone_c(old, new, keep_old, numbers, FLAGS: tl.constexpr):
 
 
 @triton.jit
-def zone_h(old, new, keep_old, numbers, FLAGS: tl.constexpr):
+def zone_h(old, new, drops, numbers, FLAGS: tl.constexpr):
     if on(FLAGS, "ZONEOUT_H"):
         if on(FLAGS, "MASKS_ON"):
-            new = tl.where(keep_old, old, new)
+            new = tl.where(drops[ZONE_H], old, new)
         else:
             z = tl.load(numbers + OLD_H)
             new = z * old + (1.0 - z) * new
@@ -177,13 +209,13 @@ def zone_h(old, new, keep_old, numbers, FLAGS: tl.constexpr):
 
 
 @triton.jit
-def split_c(grad, keep_old, numbers, FLAGS: tl.constexpr):
+def split_c(grad, drops, numbers, FLAGS: tl.constexpr):
     """The shares of a gradient at the zoned c that go to the old value and to the new one."""
     zero = tl.zeros_like(grad)
-    return zone_c(grad, zero, keep_old, numbers, FLAGS), zone_c(zero, grad, keep_old, numbers, FLAGS)
+    return zone_c(grad, zero, drops, numbers, FLAGS), zone_c(zero, grad, drops, numbers, FLAGS)
 
 
 @triton.jit
-def split_h(grad, keep_old, numbers, FLAGS: tl.constexpr):
+def split_h(grad, drops, numbers, FLAGS: tl.constexpr):
     zero = tl.zeros_like(grad)
-    return zone_h(grad, zero, keep_old, numbers, FLAGS), zone_h(zero, grad, keep_old, numbers, FLAGS)
+    return zone_h(grad, zero, drops, numbers, FLAGS), zone_h(zero, grad, drops, numbers, FLAGS)

@@ -56,14 +56,14 @@ def _on_its_device(operator: _F) -> _F:
 
 
 @_on_its_device
-def words(rng: Tensor, b: Tensor, c: Tensor, units: int, stream: int) -> Tensor:
-    check_counters("b", b)
-    check_counters("c", c)
+def words(rng: Tensor, row: Tensor, step: Tensor, n: int, stream: int) -> Tensor:
+    check_counters("row", row)
+    check_counters("step", step)
     check_integers("rng", rng, 2)
-    check_device(rng.device, b=b, c=c)
+    check_device(rng.device, row=row, step=step)
     check_stream(stream)
-    check(0 <= units <= SEQ, f"units must be in [0, 2^32), got {units}")
-    return philox.words(rng.contiguous(), b.reshape(-1).contiguous(), c.reshape(-1).contiguous(), units, stream)
+    check(0 <= n <= SEQ, f"n must be in [0, 2^32), got {n}")
+    return philox.words(rng.contiguous(), row.reshape(-1).contiguous(), step.reshape(-1).contiguous(), n, stream)
 
 
 @_on_its_device

@@ -1,4 +1,4 @@
-"""Counters to random words: Philox4x32-10, the key of a call, thresholds. ``csrc/core/philox.h`` in Triton."""
+"""Counters to masks: Philox4x32-10, the key of a call, what a call drops. ``csrc/core/counters.h`` in Triton."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ import triton.language as tl
 from torch import Tensor
 
 from .. import sites
-from ..sites import DOMAIN, KIND
+from ..sites import DOMAIN
 from .launch import launch
 
 SEQ = tl.constexpr(sites.SEQ)
+LOW = tl.constexpr(sites.LOW)
+FIELDS = tl.constexpr(8)  # of a call, and so the neighbouring elements that it serves
 _DOMAIN = tl.constexpr(DOMAIN)
 _M0, _M1 = tl.constexpr(0xD2511F53), tl.constexpr(0xCD9E8D57)  # multipliers
 _W0, _W1 = tl.constexpr(0x9E3779B9), tl.constexpr(0xBB67AE85)  # Weyl increments of the key
-
-FOUR_WORDS = frozenset(KIND[name] for name in ("STATE", "STATE_SEQUENCE", "HIDDEN", "INPUT_UNTIED"))
-"""Kinds whose call serves one unit; the call of any other kind serves four neighbours."""
 
 
 @triton.jit
@@ -44,9 +43,36 @@ def derive_key(rng):
 
 
 @triton.jit
-def below(words, threshold):
-    """Whether each word is below an int64 threshold in [0, 2**32]; 2**32 itself does not fit a word."""
-    return (words < threshold.to(tl.uint32)) | (threshold >= 4294967296)
+def _below(w0, w1, w2, w3, limit):
+    """The fields of calls that are below ``limit``, bit f for field f: word f / 2, its low half where f is even."""
+    found = (w0 & 0xFFFF < limit).to(tl.uint32) | (w0 >> 16 < limit).to(tl.uint32) << 1
+    found |= (w1 & 0xFFFF < limit).to(tl.uint32) << 2 | (w1 >> 16 < limit).to(tl.uint32) << 3
+    found |= (w2 & 0xFFFF < limit).to(tl.uint32) << 4 | (w2 >> 16 < limit).to(tl.uint32) << 5
+    return found | (w3 & 0xFFFF < limit).to(tl.uint32) << 6 | (w3 >> 16 < limit).to(tl.uint32) << 7
+
+
+@triton.jit
+def dropped_of_calls(call, row, step, stream, threshold, k0, k1):
+    """Which of their eight elements calls drop, bit f for field f; for zoneout, which keep their old value.
+
+    ``threshold`` is int64 in [0, 2**32], all else uint32; they broadcast. Where p = 1 the upper half is 2**16, which is
+    above every field. The second call is made where some field of a program meets the upper half.
+    """
+    upper, lower = (threshold >> 16).to(tl.uint32), (threshold & 0xFFFF).to(tl.uint32)
+    w0, w1, w2, w3 = philox(call, row, step, stream, k0, k1)
+    found = _below(w0, w1, w2, w3, upper)
+    ties = tl.where(lower > 0, _below(w0, w1, w2, w3, upper + 1) & ~found, 0)
+    if tl.max(ties) > 0:
+        w0, w1, w2, w3 = philox(call, row, step, stream | LOW, k0, k1)
+        found |= ties & _below(w0, w1, w2, w3, lower)
+    return found
+
+
+@triton.jit
+def spread(bits):
+    """(N) -> (8 N): bit f of number n at 8 n + f, as a mask."""
+    each = tl.reshape(tl.broadcast_to(bits[:, None], (bits.numel, FIELDS)), (FIELDS * bits.numel,))
+    return (each >> (tl.arange(0, FIELDS * bits.numel) % FIELDS).to(tl.uint32)) & 1 != 0
 
 
 @triton.jit
@@ -62,55 +88,55 @@ def keep_rate(threshold):
     return (4294967296 - threshold).to(tl.float64) * (1.0 / 4294967296.0)
 
 
+# --------------------------------------------------------------------------------------------------------------------
+# The numbers that masks are made of, for tests and for exporting masks
+# --------------------------------------------------------------------------------------------------------------------
+
+
 @triton.jit
-def side_by_side(w0, w1, w2, w3):
-    """(N) four times -> (4 N): the words of call n at 4 n .. 4 n + 3."""
-    together = tl.join(tl.join(w0, w2), tl.join(w1, w3))
-    return tl.reshape(together, (together.numel,))
+def _store_two(word, low_word, to, inside, room):
+    """The numbers of the two fields of a word; ``low_word`` is that of the second call."""
+    tl.store(to, (word & 0xFFFF).to(tl.int64) << 16 | (low_word & 0xFFFF).to(tl.int64), inside & (room > 0))
+    tl.store(to + 1, (word >> 16).to(tl.int64) << 16 | (low_word >> 16).to(tl.int64), inside & (room > 1))
 
 
-# --------------------------------------------------------------------------------------------------------------------
-# Raw words, for tests and for exporting masks
-# --------------------------------------------------------------------------------------------------------------------
-
-
-@triton.jit(do_not_specialize=["nb", "calls", "total", "width", "stream"])
+@triton.jit(do_not_specialize=["rows", "calls", "total", "n", "stream"])
 def words_kernel(
     rng,  # [2]
-    b,  # [nb]
-    c,  # [nc]
-    target,  # [nc, nb, width]
-    nb: tl.int64,
-    calls: tl.int64,  # for each pair of b and c
-    total: tl.int64,  # nc * nb * calls
-    width: tl.int64,  # of the words of a pair; the last call may hold more
+    row,  # [rows]
+    step,  # [steps]
+    target,  # [steps, rows, n]
+    rows: tl.int64,
+    calls: tl.int64,  # of a row
+    total: tl.int64,  # steps * rows * calls
+    n: tl.int64,
     stream: tl.int64,
     BLOCK: tl.constexpr,
 ):
     k0, k1 = derive_key(rng)
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    pair, call = at // calls, at % calls
+    of_row, call = at // calls, at % calls
     inside = at < total
-    word_b = tl.load(b + pair % nb, inside, other=0).to(tl.uint32)
-    word_c = tl.load(c + pair // nb, inside, other=0).to(tl.uint32)
-    w0, w1, w2, w3 = philox(call.to(tl.uint32), word_b, word_c, stream.to(tl.uint32), k0, k1)
-    to, room = target + pair * width + 4 * call, width - 4 * call
-    tl.store(to, w0.to(tl.int64), inside & (room > 0))
-    tl.store(to + 1, w1.to(tl.int64), inside & (room > 1))
-    tl.store(to + 2, w2.to(tl.int64), inside & (room > 2))
-    tl.store(to + 3, w3.to(tl.int64), inside & (room > 3))
+    b = tl.load(row + of_row % rows, inside, other=0).to(tl.uint32)
+    c = tl.load(step + of_row // rows, inside, other=0).to(tl.uint32)
+    a, fourth = call.to(tl.uint32), stream.to(tl.uint32)
+    w0, w1, w2, w3 = philox(a, b, c, fourth, k0, k1)
+    l0, l1, l2, l3 = philox(a, b, c, fourth | LOW, k0, k1)
+    to, room = target + of_row * n + FIELDS * call, n - FIELDS * call
+    _store_two(w0, l0, to, inside, room)
+    _store_two(w1, l1, to + 2, inside, room - 2)
+    _store_two(w2, l2, to + 4, inside, room - 4)
+    _store_two(w3, l3, to + 6, inside, room - 6)
 
 
-def words(rng: Tensor, b: Tensor, c: Tensor, units: int, stream: int) -> Tensor:
-    """int64 words: (len(c), len(b), units, 4) for the kinds of :data:`FOUR_WORDS`, else (len(c), len(b), units)."""
-    single = stream & 0xFF in FOUR_WORDS
-    shape = (c.numel(), b.numel(), units)
-    target = torch.empty((*shape, 4) if single else shape, dtype=torch.int64, device=rng.device)
-    calls = units if single else triton.cdiv(units, 4)
-    total = c.numel() * b.numel() * calls
+def words(rng: Tensor, row: Tensor, step: Tensor, n: int, stream: int) -> Tensor:
+    """int64 numbers: (len(step), len(row), n)."""
+    target = torch.empty((step.numel(), row.numel(), n), dtype=torch.int64, device=rng.device)
+    calls = triton.cdiv(n, FIELDS.value)
+    total = step.numel() * row.numel() * calls
     if total:
-        width = 4 * units if single else units
         launch(
-            words_kernel, triton.cdiv(total, 256), rng, b, c, target, b.numel(), calls, total, width, stream, BLOCK=256
-        )
+            words_kernel, triton.cdiv(total, 256), rng, row, step, target, row.numel(), calls, total, n, stream,
+            BLOCK=256,
+        )  # fmt: skip
     return target

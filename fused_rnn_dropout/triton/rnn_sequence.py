@@ -76,13 +76,13 @@ def rnn_sequence_forward_kernel(
                 w = tl.load(w_hh + unit * H + k_, (unit < H) & (k_ < H), other=0.0)
                 sum_ = dot(operand, w, sum_, PRECISION)
 
-            update, _, _, keep_h = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
+            drops = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
             a = pre_activation(pre, sum_, b_ih, b_hh, (row - chunk_row) * H + unit, unit, inside)
-            candidate, h_new = rnn_forward(a, update, numbers, RELU, FLAGS)
+            candidate, h_new = rnn_forward(a, drops, numbers, RELU, FLAGS)
             if gates is not None:
                 tl.store(gates + row * H + unit, candidate, inside)
             finish(
-                h_new, h, to, out, states, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, inside,
+                h_new, h, to, out, states, numbers, keys, thresholds, b, unit, row, example, stream, drops, inside,
                 H, FLAGS,
             )  # fmt: skip
         tl.debug_barrier()
@@ -149,12 +149,12 @@ def rnn_sequence_backward_kernel(
                 later = tl.load(dgates + (after_row0 + b) * H + k, (b < sent) & (k < H), other=0.0)
                 w = tl.load(w_hh + k_ * H + unit, (k_ < H) & (unit < H), other=0.0)
                 sum_ = dot(later, w, sum_, PRECISION)
-            update, _, _, keep_h = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
+            drops = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
             dh_new = at_h(
-                sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, inside, H,
+                sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, H,
                 FLAGS,
             )  # fmt: skip
-            at_gate(dh_new, gates, dgates, numbers, unit, row, update, inside & (b < active), RELU, H, FLAGS)
+            at_gate(dh_new, gates, dgates, numbers, unit, row, drops, inside & (b < active), RELU, H, FLAGS)
         tl.debug_barrier()
 
 

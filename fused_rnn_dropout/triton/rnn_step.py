@@ -7,10 +7,10 @@ import triton.language as tl
 from torch import Tensor
 
 from .cells import rnn_backward, rnn_candidate, rnn_forward
-from .launch import BLOCKS, launch
+from .launch import BLOCKS, launch, step_programs
 from .lstm_step import finish, pre_activation
 from .lstm_step_backward import at_h
-from .masks import examples, state_masks
+from .masks import elements, examples, state_masks
 from .passes import Backward, Forward, Pass
 from .rows import Batch
 from .sites import Sites
@@ -46,18 +46,18 @@ def rnn_forward_kernel(
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b, unit, inside = at // H, at % H, at < active * H
+    b, unit = elements(H, BLOCK)
+    at, inside = b * H + unit, (b < active) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    update, _, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
 
     sum_ = tl.load(rec + at, inside, other=0.0)
     a = pre_activation(pre, sum_, b_ih, b_hh, (pre_row0 + b) * H + unit, unit, inside)
-    candidate, h_new = rnn_forward(a, update, numbers, RELU, FLAGS)
+    candidate, h_new = rnn_forward(a, drops, numbers, RELU, FLAGS)
     if gates is not None:
         tl.store(gates + row * H + unit, candidate, inside)
     finish(
-        h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, inside, H,
+        h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, stream, drops, inside, H,
         FLAGS,
     )  # fmt: skip
 
@@ -67,7 +67,7 @@ def forward_step(
 ) -> None:
     active, units, row = batch.active(t), f.h.shape[1], batch.row(t)
     launch(
-        rnn_forward_kernel, triton.cdiv(active * units, BLOCKS.step),
+        rnn_forward_kernel, step_programs(active, units),
         pre, rec, f.b_ih, f.b_hh, f.h, f.read, f.out, f.states, f.gates, *sites.tensors, active, row, row - chunk_row,
         sites.step_offset + t, sites.stream, RELU=relu, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
@@ -102,11 +102,11 @@ def activate(p: Pass, pre: Tensor, rec: Tensor, gates: Tensor, *, relu: bool) ->
 
 @triton.jit
 def at_gate(
-    dh_new, gates, dgates, numbers, unit, row, update, inside, RELU: tl.constexpr, H: tl.constexpr, FLAGS: tl.constexpr
+    dh_new, gates, dgates, numbers, unit, row, drops, inside, RELU: tl.constexpr, H: tl.constexpr, FLAGS: tl.constexpr
 ):
     """From the gradient at the new h to that at the pre-activation."""
     candidate = tl.load(gates + row * H + unit, inside, other=0.0).to(dh_new.dtype)
-    tl.store(dgates + row * H + unit, rnn_backward(candidate, dh_new, update, numbers, RELU, FLAGS), inside)
+    tl.store(dgates + row * H + unit, rnn_backward(candidate, dh_new, drops, numbers, RELU, FLAGS), inside)
 
 
 @triton.jit(
@@ -133,22 +133,21 @@ def rnn_backward_kernel(
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    b, unit = at // H, at % H
-    inside = b < tl.maximum(active, sent)
+    b, unit = elements(H, BLOCK)
+    at, inside = b * H + unit, (b < tl.maximum(active, sent)) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    update, _, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
-        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, inside, H, FLAGS
+        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, H, FLAGS
     )
-    at_gate(dh_new, gates, dgates, numbers, unit, row, update, inside & (b < active), RELU, H, FLAGS)
+    at_gate(dh_new, gates, dgates, numbers, unit, row, drops, inside & (b < active), RELU, H, FLAGS)
 
 
 def backward_step(k: Backward, rec: Tensor, sites: Sites, batch: Batch, t: int, *, relu: bool) -> None:
     active, sent, units = batch.active(t), batch.active(batch.after(t)), k.dh.shape[1]
     launch(
-        rnn_backward_kernel, triton.cdiv(max(active, sent) * units, BLOCKS.step),
+        rnn_backward_kernel, step_programs(max(active, sent), units),
         rec, k.dout, k.dh, k.gates, k.dgates, *sites.tensors, active, sent, batch.row(t), sites.step_offset + t,
         sites.stream, RELU=relu, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..fakes import compute_dtype
-from ..sites import FLAG, KIND, SITE_INDEX, stream
+from ..sites import FLAG, KIND, SITE_INDEX, STATE_SITES, stream
 from .launch import launch
 from .philox import derive_key, keep_rate, keep_scale
 
@@ -23,8 +23,7 @@ P_UPDATE = tl.constexpr(SITE_INDEX["update_dropout"])
 P_CELL = tl.constexpr(SITE_INDEX["cell_dropout"])
 P_ZONEOUT_C = tl.constexpr(SITE_INDEX["zoneout_c"])
 P_ZONEOUT_H = tl.constexpr(SITE_INDEX["zoneout_h"])
-STATE = tl.constexpr(KIND["STATE"])
-STATE_SEQUENCE = tl.constexpr(KIND["STATE_SEQUENCE"])
+CELL = tl.constexpr(KIND["CELL"])
 HIDDEN = tl.constexpr(KIND["HIDDEN"])
 
 # What a call's kernels read: numbers in the type that the cell computes in, and the words of two keys.
@@ -40,7 +39,12 @@ STATE_KEY = tl.constexpr(0)
 HIDDEN_KEY = tl.constexpr(2)
 _KEYS = 4
 
-_SEQUENCE = {"ZONEOUT_C": "ZONEOUT_C_SEQUENCE", "ZONEOUT_H": "ZONEOUT_H_SEQUENCE", "UPDATE": "UPDATE_SEQUENCE"}
+_STATE = {site.flag: site for site in STATE_SITES}
+UPDATE, MEMORY, ZONE_C, ZONE_H = (
+    tl.constexpr(list(_STATE).index(flag)) for flag in ("UPDATE", "CELL", "ZONEOUT_C", "ZONEOUT_H")
+)
+"""Where a state site is among the masks of a step."""
+NUM_STATE_SITES = tl.constexpr(len(STATE_SITES))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -64,13 +68,55 @@ def source(flags, name):
     """How often a state site draws its mask: "off", "step" or "sequence"."""
     if not flags & FLAG[name] or not flags & FLAG["MASKS_ON"]:
         return "off"
-    once = not flags & FLAG["CELL_STEP"] if name == "CELL" else flags & FLAG[_SEQUENCE[name]]
-    return "sequence" if once else "step"
+    return "sequence" if flags & FLAG[_STATE[name].sequence_flag] else "step"
 
 
 @triton.constexpr_function
-def any_source(flags, per):
-    return any(source(flags, name) == per for name in (*_SEQUENCE, "CELL"))
+def _drawing(flags):
+    """The rows of the state sites that draw masks."""
+    return [_STATE[name] for name in _STATE if source(flags, name) != "off"]
+
+
+@triton.constexpr_function
+def drawing(flags):
+    """How many state sites draw masks."""
+    return len(_drawing(flags))
+
+
+@triton.constexpr_function
+def draws(flags, site):
+    """Whether the state site in that place does."""
+    return STATE_SITES[site] in _drawing(flags)
+
+
+@triton.constexpr_function
+def number_of(flags, site):
+    """Which of those that draw it is."""
+    return _drawing(flags).index(STATE_SITES[site])
+
+
+@triton.constexpr_function
+def kind_of(flags, number):
+    """The kind of the masks of such a site: zoneout of h may read those of zoneout of c."""
+    kind = _drawing(flags)[number].kind
+    return KIND["ZONEOUT_C" if kind == "ZONEOUT_H" and flags & FLAG["ZONEOUT_H_SHARED"] else kind]
+
+
+@triton.constexpr_function
+def threshold_of(flags, number):
+    """Its row of the thresholds."""
+    return SITE_INDEX[_drawing(flags)[number].name]
+
+
+@triton.constexpr_function
+def per_step(flags, number):
+    return source(flags, _drawing(flags)[number].flag) == "step"
+
+
+@triton.constexpr_function
+def power_of_two(n):
+    """The least that is not below n, as every dimension of a block is one."""
+    return 1 << (n - 1).bit_length()
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -107,7 +153,7 @@ def prepare_kernel(
     tl.store(numbers + ENTRY_SCALE, entry)
     tl.store(numbers + OLD_C, 1.0 - keep_rate(tl.load(thresholds + P_ZONEOUT_C)))
     tl.store(numbers + OLD_H, 1.0 - keep_rate(tl.load(thresholds + P_ZONEOUT_H)))
-    if any_source(FLAGS, "step") or any_source(FLAGS, "sequence"):
+    if drawing(FLAGS) > 0:
         k0, k1 = derive_key(rng_state)
         tl.store(keys + STATE_KEY, k0.to(tl.int64))
         tl.store(keys + STATE_KEY + 1, k1.to(tl.int64))

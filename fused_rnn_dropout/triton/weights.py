@@ -1,7 +1,7 @@
 """Weight dropout: master weights to masked, scaled weights in the dtype that products read; and masked gradients.
 
 Linear, and so its own gradient: the same kernel takes the finished sum of dU over all steps to the gradient of the
-master weight. Masks are those of ``kinds`` WEIGHT_HH, WEIGHT_IH and WEIGHT_HR, or WEIGHT_ROW by row.
+master weight. Masks are those of the kinds WEIGHT_HH, WEIGHT_IH and WEIGHT_HR, or by row WEIGHT_HH_ROWS and so on.
 """
 
 from __future__ import annotations
@@ -14,49 +14,44 @@ from torch import Tensor
 from ..fakes import compute_dtype
 from ..sites import FLAG, KIND, SITE_INDEX, stream
 from .launch import BLOCKS, launch
-from .philox import SEQ, below, derive_key, keep_scale, philox, side_by_side
+from .philox import FIELDS, SEQ, derive_key, dropped_of_calls, keep_scale, spread
 
 _P_WEIGHT = tl.constexpr(SITE_INDEX["weight_dropout"])
-_ROW_NUMBERS = ("weight_hh", "weight_ih", "weight_hr")  # counter b of kind WEIGHT_ROW
 
 
-@triton.jit(
-    do_not_specialize=["rows", "number", "stream"], do_not_specialize_on_alignment=["source", "rng", "thresholds"]
-)
+@triton.jit(do_not_specialize=["rows", "stream"], do_not_specialize_on_alignment=["source", "rng", "thresholds"])
 def mask_weight_kernel(
     source,  # [rows, COLUMNS]
     target,  # [rows, COLUMNS]
     rng,  # [2]
     thresholds,  # [10]
     rows: tl.int64,
-    number: tl.int64,  # of the matrix, with masks by row
     stream: tl.int64,
     COLUMNS: tl.constexpr,
     BY_ROW: tl.constexpr,
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    calls: tl.constexpr = (COLUMNS + 3) // 4
+    calls: tl.constexpr = (COLUMNS + FIELDS - 1) // FIELDS
     k0, k1 = derive_key(rng)
     threshold = tl.load(thresholds + _P_WEIGHT)
     scale = keep_scale(threshold).to(COMPUTE)
     fourth = stream.to(tl.uint32)
     once = fourth * 0 + SEQ
 
-    element = tl.program_id(0).to(tl.int64) * (4 * BLOCK) + tl.arange(0, 4 * BLOCK)
-    row, column = element // (4 * calls), element % (4 * calls)
+    call = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    of_row = (call // calls).to(tl.uint32)
     if BY_ROW:
-        w0, w1, w2, w3 = philox((row // 4).to(tl.uint32), number.to(tl.uint32), once, fourth, k0, k1)
-        lane = row % 4
-        word = tl.where(lane < 2, tl.where(lane == 0, w0, w1), tl.where(lane == 2, w2, w3))
+        bits = dropped_of_calls(of_row // FIELDS, fourth * 0, once, fourth, threshold, k0, k1)
+        bits = (bits >> of_row % FIELDS & 1) * 0xFF
     else:
-        call = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        w0, w1, w2, w3 = philox((call % calls).to(tl.uint32), (call // calls).to(tl.uint32), once, fourth, k0, k1)
-        word = side_by_side(w0, w1, w2, w3)
+        bits = dropped_of_calls((call % calls).to(tl.uint32), of_row, once, fourth, threshold, k0, k1)
+    element = tl.program_id(0).to(tl.int64) * (FIELDS * BLOCK) + tl.arange(0, FIELDS * BLOCK)
+    row, column = element // (FIELDS * calls), element % (FIELDS * calls)
     inside = (row < rows) & (column < COLUMNS)
     at = row * COLUMNS + column
     value = tl.load(source + at, inside, other=0.0).to(COMPUTE)
-    tl.store(target + at, tl.where(below(word, threshold), 0.0, scale * value), inside)
+    tl.store(target + at, tl.where(spread(bits), 0.0, scale * value), inside)
 
 
 class WeightMasks:
@@ -81,14 +76,14 @@ class WeightMasks:
             return matrix.to(dtype).contiguous()
         assert self.rng is not None and self.thresholds is not None
         by_row = bool(self.flags & FLAG["WEIGHT_ROW"])
-        kind = KIND["WEIGHT_ROW" if by_row else name.upper()]
+        kind = KIND[f"{name.upper()}_ROWS" if by_row else name.upper()]
         matrix = matrix.contiguous()
         target = torch.empty_like(matrix, dtype=dtype)
         rows, columns = matrix.shape
-        calls = rows * triton.cdiv(columns, 4)
+        calls = rows * triton.cdiv(columns, FIELDS.value)
         launch(
             mask_weight_kernel, triton.cdiv(calls, BLOCKS.weights),
-            matrix, target, self.rng, self.thresholds, rows, _ROW_NUMBERS.index(name),
+            matrix, target, self.rng, self.thresholds, rows,
             stream(kind, self.layer, self.direction), COLUMNS=columns, BY_ROW=by_row,
             COMPUTE=tl.float64 if compute_dtype(self.dtype) == torch.float64 else tl.float32, BLOCK=BLOCKS.weights,
         )  # fmt: skip

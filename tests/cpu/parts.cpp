@@ -237,85 +237,120 @@ void products() {
   }
 }
 
-// Masks of state sites and of hidden dropout, a unit at a time, from core's own Philox.
+// Masks of state sites and of hidden dropout of a chunk of steps, a unit at a time, from core's own Philox. Each
+// threshold is the number of some element, or the next, so that fields meet its upper half.
 template <class T>
-void state_masks(uint32_t flags, int64_t width) {
-  const int64_t batch = 3, examples[] = {7, 0, 1 << 20};
-  Masks masks = masks_of(flags, uint64_t{1} << 31);
+void state_masks(uint32_t flags, int64_t width, bool reverse) {
+  const int64_t steps = between(2, 5), batch = between(2, 4), examples[] = {7, 0, 1 << 20, 5};
+  std::vector<int64_t> sizes, offsets;
+  for (int64_t t = 0, rows = 0; t < steps; rows += sizes[t++]) {
+    sizes.push_back(t == 0 ? batch : between(1, sizes.back()));
+    offsets.push_back(rows);
+  }
+  const Sequence sequence{steps, batch, offsets.back() + sizes.back(), sizes.data(), offsets.data(), reverse};
+  Masks masks = masks_of(flags, 0);
   masks.example_ids = examples;
-  masks.thresholds[SITE_ZONEOUT_H] = uint64_t{1} << 32;  // everything
-  masks.thresholds[SITE_CELL_DROPOUT] = 0;               // nothing
-  const StateMasks<T> drawn(PARALLEL, masks, batch, width);
+  const uint32_t of_tie = static_cast<uint32_t>(between(0, width - 1)), example = static_cast<uint32_t>(examples[1]);
+  const auto limit_of = [&](uint32_t kind, uint32_t step, Key key) {
+    return number_of(of_tie, example, step, stream_of(kind, 3, 1), key) + uint64_t{generator() % 2};
+  };
+  for (const StateSite& site : STATE_SITES) {
+    const uint32_t step = flags & site.sequence_flag ? SEQ : masks.step_offset;
+    masks.thresholds[site.threshold] = limit_of(kind_of(site, flags), step, masks.state);
+  }
+  masks.thresholds[SITE_HIDDEN_DROPOUT] = limit_of(KIND_HIDDEN, SEQ, masks.hidden);
+  StateMasks<T> drawn(PARALLEL, masks, sequence, width, largest_chunk(sequence, batch + 2));
   const bool sampled = flags & FLAG_MASKS_ON;
-  for (int64_t b = 0; b < batch; ++b)
-    for (int64_t unit = 0; unit < width; unit += LANES) {
-      const int64_t t = 5;
-      const Drops<SimdMath<T>> drops = drawn.drops(b, unit, t);
-      const Vec<T> hidden = drawn.hidden(b, unit, Vec<T>{} + T(1));
-      for (int64_t lane = 0; lane < LANES && unit + lane < width; ++lane) {
-        const uint32_t u = static_cast<uint32_t>(unit + lane), example = static_cast<uint32_t>(examples[b]);
-        const auto drop = [&](uint32_t flag, bool per_sequence, int word, int site) {
-          if (!sampled || !(flags & flag)) return false;
-          const uint32_t kind = per_sequence ? KIND_STATE_SEQUENCE : KIND_STATE;
-          const uint32_t step = per_sequence ? SEQ : masks.step_offset + static_cast<uint32_t>(t);
-          const Words words = frd::philox(u, example, step, stream_of(kind, 3, 1), masks.state);
-          return dropped(words.w[word], masks.thresholds[site]);
-        };
-        const int word_h = flags & FLAG_ZONEOUT_H_SHARED ? WORD_ZONEOUT_C : WORD_ZONEOUT_H;
-        EXPECT((drops.zone_c[lane] != 0) ==
-                   drop(FLAG_ZONEOUT_C, flags & FLAG_ZONEOUT_C_SEQUENCE, WORD_ZONEOUT_C, SITE_ZONEOUT_C),
-               "zoneout of c, flags %x, unit %u", flags, u);
-        EXPECT((drops.zone_h[lane] != 0) ==
-                   drop(FLAG_ZONEOUT_H, flags & FLAG_ZONEOUT_H_SEQUENCE, word_h, SITE_ZONEOUT_H),
-               "zoneout of h, flags %x, unit %u", flags, u);
-        EXPECT((drops.update[lane] != 0) ==
-                   drop(FLAG_UPDATE, flags & FLAG_UPDATE_SEQUENCE, WORD_UPDATE, SITE_UPDATE_DROPOUT),
-               "update dropout, flags %x, unit %u", flags, u);
-        EXPECT((drops.memory[lane] != 0) == drop(FLAG_CELL, !(flags & FLAG_CELL_STEP), WORD_CELL, SITE_CELL_DROPOUT),
-               "cell dropout, flags %x, unit %u", flags, u);
-        T want = 1;
-        if (sampled && (flags & FLAG_HIDDEN)) {
-          const uint32_t row = flags & FLAG_HIDDEN_BATCH_SHARED ? SEQ : example;
-          const Words words = frd::philox(u, row, SEQ, stream_of(KIND_HIDDEN, 3, 1), masks.hidden);
-          want = dropped(words.w[0], masks.thresholds[SITE_HIDDEN_DROPOUT]) ? T(0) : T(2);
+  for (Chunk chunk{}; chunk.end < steps;) {
+    chunk = Chunk::from(sequence, chunk.end, batch + 2);
+    drawn.draw(chunk);
+    for (int64_t s = chunk.begin; s < chunk.end; ++s)
+      for (int64_t t = sequence.time(s), b = 0; b < sequence.active(t); ++b)
+        for (int64_t unit = 0; unit < width; unit += LANES) {
+          const Drops<SimdMath<T>> drops = drawn.drops(t, b, unit);
+          const Vec<T> hidden = drawn.hidden(b, unit, Vec<T>{} + T(1));
+          const Mask<T> dead = drawn.dead(b, unit);
+          for (int64_t lane = 0; lane < LANES && unit + lane < width; ++lane) {
+            const uint32_t u = static_cast<uint32_t>(unit + lane), of = static_cast<uint32_t>(examples[b]);
+            for (int site = 0; site < NUM_STATE_SITES; ++site) {
+              const StateSite& row = STATE_SITES[site];
+              const bool once = flags & row.sequence_flag;
+              const uint32_t step = once ? SEQ : masks.step_offset + static_cast<uint32_t>(t);
+              const uint32_t number = number_of(u, of, step, stream_of(kind_of(row, flags), 3, 1), masks.state);
+              const bool drop = sampled && (flags & row.flag) && number < masks.thresholds[row.threshold];
+              EXPECT((drops.of[site][lane] != 0) == drop, "state site %d, flags %x, unit %u", site, flags, u);
+              if (site == STATE_MEMORY) EXPECT((dead[lane] != 0) == (once && drop), "dead units, flags %x", flags);
+            }
+            T want = 1;
+            if (sampled && (flags & FLAG_HIDDEN)) {
+              const uint64_t p = masks.thresholds[SITE_HIDDEN_DROPOUT];
+              const uint32_t row = flags & FLAG_HIDDEN_BATCH_SHARED ? SEQ : of;
+              const bool drop = number_of(u, row, SEQ, stream_of(KIND_HIDDEN, 3, 1), masks.hidden) < p;
+              want = drop ? T(0) : T(keep_scale(p));
+            }
+            EXPECT(hidden[lane] == want, "hidden dropout, flags %x, unit %u", flags, u);
+          }
         }
-        EXPECT(hidden[lane] == want, "hidden dropout, flags %x, unit %u", flags, u);
-      }
-    }
+  }
 }
 
-void words() {
+// Blocks of masks at thresholds that elements of the block meet, and at the ends.
+void blocks(uint32_t first, uint32_t row, uint32_t step, uint32_t stream, Key key) {
+  const RoundKeys keys(key);
+  uint32_t numbers[BLOCK];
+  for (uint32_t i = 0; i < BLOCK; ++i) numbers[i] = number_of(first + i, row, step, stream, key);
+  std::vector<uint64_t> limits{0,
+                               1,
+                               65535,
+                               65536,
+                               65537,
+                               uint64_t{1} << 31,
+                               (uint64_t{1} << 32) - 65536,
+                               (uint64_t{1} << 32) - 1,
+                               uint64_t{1} << 32};
+  for (int i = 0; i < 4; ++i) {
+    const uint64_t met = numbers[between(0, BLOCK - 1)], upper = met & ~uint64_t{0xFFFF};
+    for (const uint64_t limit : {met, met + 1, upper, upper + 0xFFFF, upper + 0x10000}) limits.push_back(limit);
+  }
+  for (const uint64_t limit : limits) {
+    uint8_t bits[LANES];
+    store(bits, draw(first, row, step, stream, keys, limit));
+    for (uint32_t i = 0; i < BLOCK; ++i) {
+      const bool want = numbers[i] < limit;
+      EXPECT((bits[i / 8] >> i % 8 & 1) == want, "element %u below %llu", first + i, (unsigned long long)limit);
+      EXPECT(dropped(first + i, row, step, stream, key, limit) == want, "element %u by itself", first + i);
+      EXPECT((spread(bits, i / LANES * LANES)[i % LANES] != 0) == want, "element %u as a mask", first + i);
+    }
+  }
+}
+
+void masks() {
   const Key key{0x12345678u, 0xFFFFFFFFu};
   const RoundKeys keys(key);
   for (int i = 0; i < 200; ++i) {
     const uint32_t b = static_cast<uint32_t>(generator()), c = static_cast<uint32_t>(generator());
-    const uint32_t stream = static_cast<uint32_t>(generator()), unit = static_cast<uint32_t>(between(0, 500) * QUAD);
-    const VecWords by_unit = unit_words(unit, b, c, stream, keys), by_quad = quad_words(unit, b, c, stream, keys);
+    const uint32_t stream = static_cast<uint32_t>(generator()), call = static_cast<uint32_t>(generator());
+    const VecWords calls = philox(lane_numbers() + call, b, c, stream, keys);
     for (uint32_t lane = 0; lane < LANES; ++lane) {
-      const Words want = frd::philox(unit + lane, b, c, stream, key);
-      for (int w = 0; w < 4; ++w) EXPECT(by_unit.w[w][lane] == want.w[w], "word %d of unit %u", w, unit + lane);
-      for (uint32_t v = 0; v < 4; ++v) {
-        const uint32_t element = unit + v * LANES + lane;
-        EXPECT(by_quad.w[v][lane] == frd::philox(element / 4, b, c, stream, key).w[element % 4], "element %u", element);
-      }
+      const Words want = frd::philox(call + lane, b, c, stream, key);
+      for (int w = 0; w < 4; ++w) EXPECT(calls.w[w][lane] == want.w[w], "word %d of call %u", w, call + lane);
     }
+    blocks(static_cast<uint32_t>(between(0, 500) * BLOCK), b, c, stream & ~STREAM_LOW, key);
   }
-  VecU borders{};
-  const uint32_t values[] = {0, 1, 0x7FFFFFFFu, 0x80000000u, 0xFFFFFFFFu};
-  for (const uint64_t threshold :
-       {uint64_t{0}, uint64_t{1}, uint64_t{1} << 31, (uint64_t{1} << 32) - 1, uint64_t{1} << 32})
-    for (const uint32_t value : values) {
-      borders[LANES - 1] = value;
-      EXPECT((below(borders, threshold)[LANES - 1] != 0) == dropped(value, threshold), "%u below 2^32 p", value);
-    }
   VecI small{};
   for (int lane = 0; lane < LANES; ++lane) small[lane] = lane % 2 ? -lane - 100 : lane + 100;
   const VecI again = widen(narrow(small));
   EXPECT(std::memcmp(&again, &small, sizeof small) == 0, "numbers of one byte do not come back");
+  for (int lane = 0; lane < LANES; ++lane) {
+    VecI one{};
+    EXPECT(!any(one), "none is any");
+    one[lane] = 1 << lane;
+    EXPECT(any(one), "lane %d is not seen", lane);
+  }
   for (int i = 0; i < 300; ++i) {
     const uint32_t flags = static_cast<uint32_t>(generator()) & (2 * FLAG_MASKS_ON - 1);
-    state_masks<float>(flags, size());
-    state_masks<double>(flags, size());
+    state_masks<float>(flags, size(), i % 2);
+    state_masks<double>(flags, size(), i % 2);
   }
 }
 
@@ -323,7 +358,7 @@ struct Test {
   const char* name;
   void (*run)();
 };
-constexpr Test TESTS[] = {{"pack", pack}, {"gemm", gemm}, {"products", products}, {"words", words}};
+constexpr Test TESTS[] = {{"pack", pack}, {"gemm", gemm}, {"products", products}, {"masks", masks}};
 
 }  // namespace
 }  // namespace frd::cpu::FRD_ISA

@@ -35,8 +35,8 @@ std::vector<T> numbers(int64_t n) {
   for (T& x : found) x = static_cast<T>(between(-1000, 1000)) / T(512);
   return found;
 }
-// Small sizes, and those around whole registers.
-int64_t size() { return generator() % 2 ? between(1, 5) : between(1, 6) * LANES + between(-1, 1); }
+// Small sizes, and those around whole registers; more than a block of masks among them.
+int64_t size() { return generator() % 2 ? between(1, 5) : between(1, 10) * LANES + between(-1, 1); }
 
 template <class T>
 bool close(T got, double want, double size) {
@@ -66,15 +66,19 @@ struct Weight {
   std::vector<T> given, masked;
 
   Weight(int64_t rows, int64_t columns, uint32_t flags)
-      : rows(rows), columns(columns), masks(masks_of(flags, uint64_t{3} << 30)), given(numbers<T>(rows * columns)) {
+      : rows(rows), columns(columns), masks(masks_of(flags, 0)), given(numbers<T>(rows * columns)) {
     const bool on = (flags & FLAG_MASKS_ON) && (flags & FLAG_WEIGHT_HH), by_row = flags & FLAG_WEIGHT_ROW;
-    const uint64_t p = masks.thresholds[SITE_WEIGHT_DROPOUT];
-    const uint32_t stream = stream_of(by_row ? KIND_WEIGHT_ROW : KIND_WEIGHT_HH, masks.layer, masks.direction);
+    const uint32_t kind = by_row ? KIND_WEIGHT_HH_ROWS : KIND_WEIGHT_HH;
+    const uint32_t stream = stream_of(kind, masks.layer, masks.direction);
+    // The number of some element, so that fields meet the threshold's upper half.
+    const uint32_t met = static_cast<uint32_t>(between(0, (by_row ? rows : columns) - 1));
+    const uint64_t p = number_of(met, 0, SEQ, stream, masks.weight);
+    masks.thresholds[SITE_WEIGHT_DROPOUT] = p;
     masked = given;
     for (uint32_t row = 0; on && row < rows; ++row)
       for (uint32_t column = 0; column < columns; ++column) {
         const uint32_t i = by_row ? row : column, b = by_row ? 0 : row;
-        const bool drop = dropped(frd::philox(i / 4, b, SEQ, stream, masks.weight).w[i % 4], p);
+        const bool drop = number_of(i, b, SEQ, stream, masks.weight) < p;
         masked[row * columns + column] = drop ? T(0) : T(keep_scale(p)) * given[row * columns + column];
       }
   }

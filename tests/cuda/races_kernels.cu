@@ -88,8 +88,8 @@ void multiply(void*, Type, const Matrix& a, bool turn_a, const Matrix& b, bool t
     }
 }
 
-constexpr uint32_t SITES =
-    FLAG_MASKS_ON | FLAG_HIDDEN | FLAG_WEIGHT_HH | FLAG_WEIGHT_IH | FLAG_UPDATE | FLAG_CELL | FLAG_ZONEOUT_H;
+constexpr uint32_t SITES = FLAG_MASKS_ON | FLAG_HIDDEN | FLAG_WEIGHT_HH | FLAG_WEIGHT_IH | FLAG_UPDATE | FLAG_CELL |
+                           FLAG_CELL_SEQUENCE | FLAG_ZONEOUT_H;
 
 Random random_of(Numbers& numbers, uint32_t flags) {
   int64_t* rng = numbers.take<int64_t>(2, 7);

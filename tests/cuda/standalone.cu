@@ -102,11 +102,11 @@ class Program {
 
   void call(const std::string& kernel) {
     if (kernel == "read_words") {
-      const int64_t nb = in("b").count(), nc = in("c").count(), units = number("units");
-      const Array target = made("words", nb * nc * units * 4, "i64");
+      const int64_t rows = in("row").count(), steps = in("step").count(), n = number("units");
+      const Array target = made("words", rows * steps * n, "i64");
       const auto stream = static_cast<uint32_t>(number("stream"));
-      check(read_words({in("rng").i64(), stream, in("b").i64(), in("c").i64(), nb, nc, units, target.i64()}, nullptr),
-            kernel);
+      const int64_t *row = in("row").i64(), *step = in("step").i64();
+      check(read_words({in("rng").i64(), stream, row, step, rows, steps, n, target.i64()}, nullptr), kernel);
       return write("words");
     }
     if (kernel == "drop_rows") {
@@ -142,14 +142,7 @@ class Program {
     if (kernel == "sequence_masks") {
       const int64_t batch = number("batch"), units = number("units");
       bits_ = made("bits", batch * units);
-      const SequenceMasks<float> p{call_data(),
-                                   random_.flags,
-                                   frd::stream_of(frd::KIND_STATE_SEQUENCE, 0, 0),
-                                   frd::stream_of(frd::KIND_HIDDEN, 0, 0),
-                                   nullptr,
-                                   batch,
-                                   units,
-                                   static_cast<uint8_t*>(bits_.raw())};
+      const auto p = SequenceMasks<float>::of(random_, call_data(), batch, units, static_cast<uint8_t*>(bits_.raw()));
       return check(sequence_masks(p, nullptr), kernel);
     }
     if (kernel == "masked_weight") {
@@ -161,8 +154,7 @@ class Program {
       p.rows = rows;
       p.columns = p.source_stride = p.target_stride = columns;
       p.on = true;
-      p.kind = frd::KIND_WEIGHT_HH;
-      p.stream = frd::stream_of(p.kind, 0, 0);
+      p.stream = frd::stream_of(frd::KIND_WEIGHT_HH, 0, 0);
       p.key = &call_data()->weight;
       p.scale = &call_data()->weight_scale;
       p.threshold = &call_data()->thresholds[frd::SITE_WEIGHT_DROPOUT];

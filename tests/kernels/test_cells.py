@@ -73,7 +73,7 @@ def test_whether_the_output_is_the_h_that_backward_reads(cell: Cell, site: str) 
     }[site]
     if not all(SITE[name].fits(cell.name) for name in sites):
         pytest.skip(f"no site of {cell.called}")
-    flags = {"none": 0, "cell": FLAG["CELL"], "unzoned": FLAG["UNZONED"]}[site]
+    flags = {"none": 0, "cell": FLAG["CELL"] | FLAG["CELL_SEQUENCE"], "unzoned": FLAG["UNZONED"]}[site]
     rnn = getattr(frd, cell.module)(3, 64, **cell.settings, **sites)
     assert rnn._plan.eval_flags & ~FLAG["ZONEOUT_H"] == flags
     weights = [w.detach() for w in rnn._flat_weights]

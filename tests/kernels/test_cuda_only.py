@@ -28,7 +28,7 @@ import fused_rnn_dropout as frd
 from fused_rnn_dropout import ops
 from fused_rnn_dropout.cells import CELLS as TABLE
 from fused_rnn_dropout.layer_call import BOTH, FORWARD, Keep, LayerCall
-from fused_rnn_dropout.sites import FLAG, GROUPS, keep_scale, stream, threshold
+from fused_rnn_dropout.sites import FLAG, GROUPS, KINDS, keep_scale, stream, threshold
 
 OPS = torch.ops.fused_rnn_dropout
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -56,11 +56,11 @@ def on_the_cpu(op: Callable[..., Tensor], *args: Any) -> Tensor:
 
 
 @on(CUDA)
-@pytest.mark.parametrize("units", [1, 3, 4, 33, 200])
-@pytest.mark.parametrize("kind", range(12))
-def test_words_are_those_of_the_cpu(target: Target, kind: int, units: int) -> None:
-    b, c = torch.tensor([0, 5, 2**32 - 1]), torch.tensor([7, 2**32 - 1])
-    args = (torch.tensor([-3, 2**62 + 11]), b, c, units, stream(kind, 3, 1))
+@pytest.mark.parametrize("n", [1, 7, 8, 33, 200])
+@pytest.mark.parametrize("kind", range(len(KINDS)))
+def test_words_are_those_of_the_cpu(target: Target, kind: int, n: int) -> None:
+    row, step = torch.tensor([0, 5, 2**32 - 1]), torch.tensor([7, 2**32 - 1])
+    args = (torch.tensor([-3, 2**62 + 11]), row, step, n, stream(kind, 3, 1, 2))
     assert torch.equal(OPS.words(*everywhere(target.device, list(args))).cpu(), on_the_cpu(OPS.words, *args))
 
 

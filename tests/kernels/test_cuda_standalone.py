@@ -82,7 +82,7 @@ def thresholds() -> Tensor:
 
 
 def prepared(cell: str) -> list[tuple[str, Tensor | None]]:
-    names = ["HIDDEN", "WEIGHT_HH", "UPDATE", "CELL", "ZONEOUT_H", "MASKS_ON"]
+    names = ["HIDDEN", "WEIGHT_HH", "UPDATE", "CELL", "CELL_SEQUENCE", "ZONEOUT_H", "MASKS_ON"]
     flags = sum(FLAG[name] for name in names)
     return [
         ("flags", one(flags)), ("rng", RNG), ("thresholds", thresholds()), ("batch", one(B)), ("units", one(H)),
@@ -106,16 +106,17 @@ def close(got: Tensor, want: Tensor) -> bool:
 
 
 def test_words_dropout_sums_and_weights(program: Path, tmp_path: Path) -> None:
-    b, c = torch.tensor([0, 3]), torch.tensor([2, 9])
+    row, step = torch.tensor([0, 3]), torch.tensor([2, 9])
     x, weight = torch.randn(T, B, H), torch.randn(4 * H, H)
     found = run(program, tmp_path, [
-        *prepared("LSTM"), ("b", b), ("c", c), ("stream", one(stream(KIND["STATE"], 1))), ("kernel=read_words", None),
+        *prepared("LSTM"), ("row", row), ("step", step), ("stream", one(stream(KIND["UPDATE"], 1))),
+        ("kernel=read_words", None),
         ("x", x), ("per_step", one(1)), ("site", one(SITE_INDEX["update_dropout"])),
         ("stream", one(stream(KIND["INPUT"], 0))), ("kernel=drop_rows", None),
         ("columns", one(H)), ("kernel=column_sums", None),
         ("rows", one(4 * H)), ("weight", weight), ("kernel=masked_weight", None),
     ])  # fmt: skip
-    assert torch.equal(found["words"].view(2, 2, H, 4), masks.words(RNG, b, c, H, stream(KIND["STATE"], 1)))
+    assert torch.equal(found["words"].view(2, 2, H), masks.words(RNG, row, step, H, stream(KIND["UPDATE"], 1)))
     words = masks.words(RNG, torch.arange(B), torch.arange(T), H, stream(KIND["INPUT"], 0))
     p = threshold(RATES["update_dropout"])
     scale = torch.tensor(keep_scale(p), dtype=torch.float32)

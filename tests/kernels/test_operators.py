@@ -130,8 +130,8 @@ def dropout_arguments(
 
 
 def words_arguments(**changes: Any) -> dict[str, Any]:
-    b, c = torch.tensor([0, 7]), torch.tensor([1, 2, 2**32 - 1])
-    return {"rng": RNG, "b": b, "c": c, "units": 6, "stream": stream(KIND["STATE"], 1, 1)} | changes
+    row, step = torch.tensor([0, 7]), torch.tensor([1, 2, 2**32 - 1])
+    return {"rng": RNG, "row": row, "step": step, "n": 11, "stream": stream(KIND["UPDATE"], 1, 1)} | changes
 
 
 def arguments(name: str, **options: Any) -> dict[str, Any]:
@@ -262,7 +262,7 @@ def test_opcheck_of_dropout(options: dict[str, Any]) -> None:
     assert OPS.dropout(*args).requires_grad  # an operator without any gradient would pass opcheck
 
 
-@pytest.mark.parametrize("kind", ["STATE", "WEIGHT_HH"])
+@pytest.mark.parametrize("kind", ["UPDATE", "WEIGHT_HH"])
 def test_opcheck_of_words(kind: str) -> None:
     torch.library.opcheck(OPS.words.default, tuple(words_arguments(stream=KIND[kind]).values()))
 
@@ -302,8 +302,7 @@ def faked(args: dict[str, Any], mode: FakeTensorMode, moving: tuple[str, ...]) -
 
 _FAKES: list[tuple[str, dict[str, Any]]] = [
     ("words", {}),
-    ("words", {"stream": KIND["WEIGHT_ROW"]}),
-    ("words", {"stream": KIND["INPUT_UNTIED"]}),
+    ("words", {"stream": KIND["WEIGHT_HH_ROWS"], "n": 0}),
     *[("dropout", {"packed": packed, "dtype": torch.float16}) for packed in (False, True)],
     ("dropout", {"dtype": torch.float64}),
 ]  # fmt: skip
@@ -800,17 +799,19 @@ BAD |= {
     "dropout-site_negative": Bad("dropout", _put(site=-1), "site must be in"),
     "dropout-stream": Bad("dropout", _put(stream=2**40), "stream"),
     "dropout-stream_negative": Bad("dropout", _put(stream=-5), "stream"),
+    "dropout-stream_low": Bad("dropout", _put(stream=2**15), "stream must have bit 15 clear"),
     "dropout-offset": Bad("dropout", _put(step_offset=2**32 - 4), "step_offset"),
     "dropout-offset_largest": Bad("dropout", _put(step_offset=2**63 - 1), "step_offset"),
     "dropout-offset_negative": Bad("dropout", _put(step_offset=-1), "step_offset"),
     "dropout-without_memory": Bad("dropout", lambda args: {"x": emptied(args["x"])}, ""),
-    "words-units": Bad("words", _put(units=-1), "units must be in"),
-    "words-units_large": Bad("words", _put(units=2**32), "units must be in"),
-    "words-b": Bad("words", _put(b=torch.tensor([2**32])), "counter values must be in"),
-    "words-c": Bad("words", _put(c=torch.tensor([-1])), "counter values must be in"),
-    "words-b_float": Bad("words", _put(b=torch.tensor([1.0])), "b must be an int64"),
+    "words-n": Bad("words", _put(n=-1), "n must be in"),
+    "words-n_large": Bad("words", _put(n=2**32), "n must be in"),
+    "words-row": Bad("words", _put(row=torch.tensor([2**32])), "counter values must be in"),
+    "words-step": Bad("words", _put(step=torch.tensor([-1])), "counter values must be in"),
+    "words-row_float": Bad("words", _put(row=torch.tensor([1.0])), "row must be an int64"),
     "words-rng": Bad("words", _put(rng=torch.zeros(2, dtype=torch.int32)), "rng must be an int64"),
     "words-stream": Bad("words", _put(stream=2**40), "stream"),
+    "words-stream_low": Bad("words", _put(stream=2**15), "stream must have bit 15 clear"),
 }  # fmt: skip
 
 
@@ -922,7 +923,7 @@ def test_random_arguments_never_crash(seed: int, ask: Ask) -> None:
 
 def test_a_crash_would_be_seen(ask: Ask) -> None:
     assert ask("crash_on_purpose")[0] == "crashed"
-    assert ask("call_badly", "words-units")[0] == "raised"  # and the next case still runs
+    assert ask("call_badly", "words-n")[0] == "raised"  # and the next case still runs
 
 
 def crash_on_purpose(said: Any) -> None:

@@ -1,4 +1,4 @@
-"""What surrounds the Triton kernels: raw words, arguments, fakes, schedules, compile keys, explain and doctor."""
+"""What surrounds the Triton kernels: masks, arguments, fakes, schedules, compile keys, explain, doctor."""
 
 from __future__ import annotations
 
@@ -34,28 +34,27 @@ triton_ops = ops.family("triton")
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# Words and dropout: the same bits as everywhere
+# Numbers and dropout: the same bits as everywhere
 # --------------------------------------------------------------------------------------------------------------------
 
 
 @here
 @pytest.mark.parametrize("kind", [kind.number for kind in KINDS], ids=[kind.name for kind in KINDS])
 def test_words_are_those_of_every_backend(kind: int) -> None:
-    """All kinds, both directions, a layer that fills its half word, counters at both ends."""
-    b, c = torch.tensor([0, 5, 2**31, 2**32 - 2]), torch.tensor([3, 2**32 - 1])
+    """All kinds, both directions, gates, a layer that fills its half word, counters at both ends."""
+    row, step = torch.tensor([0, 5, 2**31, 2**32 - 2]), torch.tensor([3, 2**32 - 1])
     for rng in (torch.tensor([-1, 2**63 - 1]), torch.tensor([-(2**63), 12345678901234])):
-        for of in (stream(kind, 0), stream(kind, 65535, 1)):
-            for units in (1, 37):
-                got = triton_ops.words(rng.to(DEVICE), b.to(DEVICE), c.to(DEVICE), units, of).cpu()
-                assert torch.equal(got, masks.words(rng, b, c, units, of))
-                assert torch.equal(got, ops.words(rng, b, c, units, of))
+        for of in (stream(kind, 0), stream(kind, 65535, 1, 3)):
+            for n in (1, 37):
+                got = triton_ops.words(rng.to(DEVICE), row.to(DEVICE), step.to(DEVICE), n, of).cpu()
+                assert torch.equal(got, masks.words(rng, row, step, n, of))
+                assert torch.equal(got, ops.words(rng, row, step, n, of))
 
 
 @here
 def test_no_words() -> None:
     rng, none = frd.draw_rng(DEVICE), torch.empty(0, dtype=torch.int64, device=DEVICE)
-    assert triton_ops.words(rng, none, none, 5, 0).shape == (0, 0, 5, 4)
-    assert triton_ops.words(rng, none, none, 5, 3).shape == (0, 0, 5)
+    assert triton_ops.words(rng, none, none, 5, 0).shape == (0, 0, 5)
 
 
 @here

@@ -24,7 +24,7 @@ from fused_rnn_dropout.triton import operators
 BACKEND = make_backend(GPUTarget("cuda", 90, 32))
 INPUTS, UNITS, PROJECTED = 7, 13, 5
 SEQUENCE, ALTERNATING = SCHEDULES["triton"]
-FLAGS = sum(FLAG[name] for name in ("HIDDEN", "WEIGHT_HH", "UPDATE", "CELL", "ZONEOUT_H", "MASKS_ON"))
+FLAGS = sum(FLAG[name] for name in ("HIDDEN", "WEIGHT_HH", "UPDATE", "CELL", "CELL_SEQUENCE", "ZONEOUT_H", "MASKS_ON"))
 seen: dict[str, set[str]] = defaultdict(set)
 
 

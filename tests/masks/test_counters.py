@@ -1,4 +1,4 @@
-"""The random words: Philox's known answers, the counter table, its golden vectors, and the C++ copy of both."""
+"""The rule of masks: Philox's known answers, golden vectors of every kind, and the C++ copy of the tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import re
 from fractions import Fraction
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor
 
 import fused_rnn_dropout  # noqa: F401  registers the operators
 from fused_rnn_dropout import masks, sites
-from fused_rnn_dropout.sites import DOMAIN, GROUPS, KIND, KINDS, SEQ, SITE_NAMES
+from fused_rnn_dropout.sites import DOMAIN, GROUPS, KIND, KINDS, SEQ, SITE, SITE_NAMES
 
-CORE = Path(__file__).parents[2] / "csrc" / "core"
+ROOT = Path(__file__).parents[2]
+CORE = ROOT / "csrc" / "core"
 LOW = 0xFFFFFFFF
 PI = ((0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344), (0xA4093822, 0x299F31D0))
 ONES = ((LOW,) * 4, (LOW,) * 2)
@@ -78,8 +79,8 @@ def test_words_are_the_same_in_generated_code():
     """Also where the counters are an arange inside the graph, which TorchInductor turns into index arithmetic."""
 
     def both(rng: Tensor, n: int) -> tuple[Tensor, Tensor]:
-        b, c = torch.arange(n), torch.arange(n) + 3
-        return masks.words(rng, b, c, 9, KIND["STATE"]), masks.words(rng, b, c, 37, KIND["INPUT"])
+        row, step = torch.arange(n), torch.arange(n) + 3
+        return masks.words(rng, row, step, 9, KIND["ZONEOUT_C"]), masks.words(rng, row, step, 37, KIND["INPUT"])
 
     rng = tensor(-(2**63), 2**63 - 1)
     compiled = torch.compile(both, fullgraph=True)(rng, 19)
@@ -96,28 +97,41 @@ class Golden(NamedTuple):
     kind: str
     layer: int
     direction: int
-    b: int
-    c: int
-    words: str
+    gate: int
+    row: int
+    step: int
+    numbers: str
+
+    @staticmethod
+    def of(line: str) -> Golden:
+        kind, *places, step, numbers = line.split(maxsplit=6)
+        return Golden(kind, *map(int, places), SEQ if step == "SEQ" else int(step), numbers)
 
 
 GOLDEN_RNG = (0x0123456789ABCDEF, -0x0123456789ABCDF0)
-GOLDEN = (  # the first two calls of each: units 0 and 1, or units 0 to 7
-    Golden("STATE", 2, 1, 3, 70000, "b0161969 2c55a721 fe6e20c0 6053e7ec cbb784ea bc4ca654 2a4ac5f9 bc085d49"),
-    Golden("STATE_SEQUENCE", 2, 1, 3, SEQ, "93fbef67 5c654a48 016e95f8 f7287548 04bc81f3 adf77da6 9b332d95 4f057130"),
-    Golden("HIDDEN", 2, 1, 3, SEQ, "189dac42 ffab14c2 22a3c742 eea30fff e3750fec 191175da c9c73735 a0613512"),
-    Golden("INPUT", 0, 0, 3, 70000, "b97dbddd 3de190b6 4b226f40 c3b0ee70 419555f8 e6867e79 ba301d1f 2f11e2cc"),
-    Golden("INTER_LAYER", 2, 0, 3, 70000, "e4a1b17a d9c97d9d c3b7e1d6 cada129b a1e85e7f 0362113c b2acc0dc fce1f4a2"),
-    Golden("OUTPUT", 2, 0, 3, 70000, "2baf30ed 1db08324 d2b6b021 7ce82634 14cc038d 2880c984 d33d64f6 82706547"),
-    Golden("INPUT_UNTIED", 0, 0, 3, SEQ, "c9af193b 9900e45d 39d83dba 14f9353d 7d893930 2619eb3f 87dd3572 f836d4d6"),
-    Golden("WEIGHT_HH", 2, 1, 3, SEQ, "d0665e12 89456ac4 d972eca2 2d40222a 5cb9ff4a 656419a4 b22aa31d 969886ae"),
-    Golden("WEIGHT_IH", 2, 1, 3, SEQ, "35635725 85e6413f 6ab3ac5f 955e0735 0d403f21 d11fd2b8 7eaa8542 63b5ee3a"),
-    Golden("WEIGHT_HR", 2, 1, 3, SEQ, "7bfb44d8 23c71033 b8556f51 b72cd8ba 04568784 3e04fd84 7af1faf0 79e1dccd"),
-    Golden("WEIGHT_ROW", 2, 1, 1, SEQ, "26953435 5506bd48 4e3dce55 b0ee6d7c d968b594 31322d9b 003c0643 63a49809"),
-    Golden("EMBEDDING", 0, 0, 0, SEQ, "a6716391 5b685c57 90f6d176 0212d2d7 d3d17443 7178d711 668b2e71 b4fc28c8"),
-    Golden("WORD", 0, 0, 3, 70000, "aa756a23 f5dda221 a671a91c 5bac4cc3 21aed70b b09ddcc6 aa1e2b78 cc71af92"),
-    Golden("NOISING", 0, 0, 3, 70000, "85ef75c5 7bdaa5de 584d7952 38b6ea3f cf55ef23 99ea283f 223659c0 07599a5b"),
-)
+# Kind, layer, direction, gate, row, step, and the numbers of elements 0 to 9.
+GOLDEN_LINES = """
+ZONEOUT_C      2 1 0 3 70000 196986f8 b016d4fc a721725c 2c55f81e 20c0f8f5 fe6ef990 e7ec6ff3 60530d5e 84eabd99 cbb7492d
+ZONEOUT_H      2 1 0 3 70000 c38d192f 1de80b08 4bb6f6ed 02fc706c af30a041 b1c44d04 799f9bbf fb9308d3 44ea4028 3b4ec5b5
+UPDATE         2 1 0 3 70000 ccba71fe 4614274f 680aa464 f5da0f65 e3587bc3 6dc81e98 08244775 f03568ad c1687ee1 a7c83ae3
+CELL           2 1 0 3 70000 cccaddde d12f4f0d f7fde2c3 511b3e20 0e6013b5 6787a028 7812f466 5e691688 baa535ef 6d97f639
+HIDDEN         2 1 0 3   SEQ 3e5fcaf0 211f08ba 569d20c6 881b504a 659e92c7 93804293 ef75d0fd 26d63038 341e985e a413ab45
+HIDDEN         2 1 2 3   SEQ 3266f19c b73b7b1e d57297a1 42075c35 25fa1e87 c0706846 e556c7ca cfb85393 5d0302ae 24b2bd1d
+INPUT          0 0 0 3 70000 026691dd ba146e35 131e19c2 968f725b 60184415 b0567553 c2be2ec0 2576b462 a6e789e8 83079c7a
+INPUT          0 0 2 3   SEQ 42f2a690 18c0435d 4b2de04e 8105512c 8077c7f5 2deed997 355719d1 21566c9c 3920f7e2 124a92bc
+INTER_LAYER    2 0 0 3 70000 8951af9f d8c5e17f e3610a58 e09edde7 b58d25c6 051c827f 236a097a d79011f8 b41379d3 7f75a0e1
+OUTPUT         2 0 0 3 70000 8d05d794 2572e505 58c053e5 7ef1174c a08705fd 3431b9de 1c78219b 6c72a8b5 2ed6f5ab 2f19ea3e
+WEIGHT_HH      2 1 0 3   SEQ 5725cf9e 3563730e 413f7944 85e61b5d ac5fe593 6ab35469 0735f5e3 955e8aed 3f2194a2 0d40b28b
+WEIGHT_IH      2 1 0 3   SEQ 44d89b4b 7bfb4190 1033a8a8 23c742f9 6f5136e2 b855cb73 d8bab01c b72c91a8 87847e0c 0456efae
+WEIGHT_HR      2 1 0 3   SEQ 0d0c556a 7dd9d4c3 68d3e054 4125e3a0 d9b6f055 70990eb4 3fda72d2 6ad6ab20 edf8a89b 8035ed57
+WEIGHT_HH_ROWS 2 1 0 0   SEQ 311874e0 f096b00a e71f9ee7 fd78a1ca 8cc669fa 445e53b4 e83667bd 7bd2ef52 09a86b35 5eba8f68
+WEIGHT_IH_ROWS 2 1 0 0   SEQ 516a23f1 72a0d188 830f25a0 e95230fd 0cfd2361 d939b9a9 28ed95e9 bde0f5f4 57b7196a ac180f8d
+WEIGHT_HR_ROWS 2 1 0 0   SEQ 90a121fe 334db335 b89e42c8 8fe34884 01f439e5 0bf957e7 e508f5fe 3b3de0cf 84feaf31 03e6b1d9
+EMBEDDING      0 0 0 0   SEQ 9fb69dc1 247dcc86 bfedecc7 28933452 5fd19da8 0470d2f9 7d07fab3 08c2cc88 aaec6329 4c42804b
+WORD           0 0 0 3 70000 b2b23dbb a4cee207 4dc1613d 19bc32de d856d811 ebf1f1d8 9187ff85 d67b8e21 510e298b 2bb55203
+NOISING        0 0 0 3 70000 0f309d9b f957c7f4 ead7f8b3 c120b4a7 be90087d 21156275 bcac1179 c475c9fc 84e76c8b 51bcfcc0
+"""
+GOLDEN = tuple(map(Golden.of, GOLDEN_LINES.strip().splitlines()))
 
 BACKENDS = {
     "python": masks.words,
@@ -126,97 +140,121 @@ BACKENDS = {
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: golden.kind)
+@pytest.mark.parametrize("golden", GOLDEN, ids=lambda golden: f"{golden.kind}-{golden.gate}")
 def test_golden_vectors(golden, backend):
-    units = 2 if sites.KINDS[KIND[golden.kind]].a == "unit" else 8
-    stream = sites.stream(KIND[golden.kind], golden.layer, golden.direction)
-    result = BACKENDS[backend](tensor(*GOLDEN_RNG), tensor(golden.b), tensor(golden.c), units, stream)
-    assert " ".join(f"{word:08x}" for word in result.flatten().tolist()) == golden.words
+    stream = sites.stream(KIND[golden.kind], golden.layer, golden.direction, golden.gate)
+    result = BACKENDS[backend](tensor(*GOLDEN_RNG), tensor(golden.row), tensor(golden.step), 10, stream)
+    assert " ".join(f"{number:08x}" for number in result.flatten().tolist()) == golden.numbers
 
 
 def test_every_kind_has_a_golden_vector():
-    assert [golden.kind for golden in GOLDEN] == [kind.name for kind in KINDS]
+    assert [golden.kind for golden in GOLDEN if not golden.gate] == [kind.name for kind in KINDS]
     assert [kind.number for kind in KINDS] == list(range(len(KINDS)))
 
 
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_layout_of_words(kind):
-    """Each word of the result is the one that the table names, for every unit, b and c."""
-    rng, b, c, stream = tensor(7, -3), (0, 5, SEQ), (2, SEQ), sites.stream(kind.number, 3, 1)
-    units = 7
-    result = masks.words(rng, tensor(*b), tensor(*c), units, stream)
-    key = philox_of_integers((LOW - 2, LOW, DOMAIN, 0), (7, 0))[:2]
-    own_call = kind.a == "unit"
-    assert result.shape == ((2, 3, units, 4) if own_call else (2, 3, units)) and result.dtype == torch.int64
-    for (i, of_c), (j, of_b), unit in itertools.product(enumerate(c), enumerate(b), range(units)):
-        four = philox_of_integers((unit if own_call else unit // 4, of_b, of_c, stream), tuple(key))
-        assert result[i, j, unit].tolist() == (four if own_call else four[unit % 4])
+def number_of(rng: tuple[int, int], i: int, row: int, step: int, stream: int) -> int:
+    """The 32-bit number of one element, in Python's integers and straight from the rule."""
+    low, high = (tuple(number >> shift & LOW for number in rng) for shift in (0, 32))
+    key = tuple(philox_of_integers((low[1], high[1], DOMAIN, 0), (low[0], high[0]))[:2])
+    halves = []
+    for bit in (0, 1 << 15):
+        word = philox_of_integers((i // 8, row, step, stream | bit), key)[i % 8 // 2]
+        halves.append(word >> 16 if i % 2 else word & 0xFFFF)
+    return halves[0] << 16 | halves[1]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
-def test_operator_gives_the_same_words(kind):
-    b = tensor(0, 1, 2, 255, 2**31 - 1, 2**31, LOW - 1, SEQ)
-    c = tensor(0, 3, 2**31, LOW - 1, SEQ)
+@pytest.mark.parametrize("gate", [0, 3])
+def test_layout_of_numbers(kind, gate):
+    """Each number of the result is that of the fields which the rule names, for every element, row and step."""
+    rng, row, step, stream = (7, -3), (0, 5, SEQ), (2, SEQ), sites.stream(kind.number, 3, 1, gate)
+    result = masks.words(tensor(*rng), tensor(*row), tensor(*step), 11, stream)
+    assert result.shape == (2, 3, 11) and result.dtype == torch.int64
+    for (s, of_step), (r, of_row), i in itertools.product(enumerate(step), enumerate(row), range(11)):
+        assert int(result[s, r, i]) == number_of(rng, i, of_row, of_step, stream)
+
+
+def test_stream_holds_what_the_rule_says():
+    assert sites.stream(14, 65535, 1, 3) == 14 | 1 << 8 | 3 << 9 | 65535 << 16
+    assert sites.LOW == 1 << 15
+
+
+def test_the_worked_example_of_the_documentation():
+    """The code that docs/semantics.md shows runs, and says what the text and the kernels say."""
+    text = (ROOT / "docs" / "semantics.md").read_text()
+    [code] = re.findall(r"```python\n(# One bit by hand.*?)```", text, re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(code, found)
+    rng, i, example, step, layer = (found[name] for name in ("rng", "unit", "example", "step", "layer"))
+    given = tensor(*rng), tensor(example), tensor(step), i + 1, sites.stream(KIND["UPDATE"], layer, 0)
+    for words in BACKENDS.values():
+        assert int(words(*given)[0, 0, i]) == found["number"]
+    assert f"0x{found['field']:04x}" in text and f"0x{found['g']:04x}" in text
+    assert found["dropped"] == (found["number"] < sites.threshold(0.3))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_operator_gives_the_same_numbers(kind):
+    row = tensor(0, 1, 2, 255, 2**31 - 1, 2**31, LOW - 1, SEQ)
+    step = tensor(0, 3, 2**31, LOW - 1, SEQ)
     rngs = ((0, 0), (-1, -1), (2**63 - 1, -(2**63)), (123456789, 987654321))
-    for rng, units, layer, direction in itertools.product(
-        rngs, (0, 1, 2, 3, 4, 5, 7, 8, 9, 31, 33, 70), (0, 65535), (0, 1)
-    ):
-        given = tensor(*rng), b, c, units, sites.stream(kind.number, layer, direction)
+    places = ((0, 0, 0), (65535, 0, 3), (0, 1, 3), (65535, 1, 0))
+    for rng, n, place in itertools.product(rngs, (0, 1, 2, 7, 8, 9, 31, 33, 70, 130), places):
+        given = tensor(*rng), row, step, n, sites.stream(kind.number, *place)
         assert torch.equal(torch.ops.fused_rnn_dropout.words(*given), masks.words(*given)), given
 
 
-def test_operator_gives_the_same_words_for_many_units():
+def test_operator_gives_the_same_numbers_for_many_elements():
     """Wider than any vector, cache line or tile, and with counters that are not contiguous in memory."""
-    b, c = torch.arange(0, 60, 3)[::2], torch.arange(5)
+    row, step = torch.arange(0, 60, 3)[::2], torch.arange(5)
     for kind in KINDS:
-        given = tensor(11, 12), b, c, 1153, sites.stream(kind.number, 1)
+        given = tensor(11, 12), row, step, 1153, sites.stream(kind.number, 1)
         assert torch.equal(torch.ops.fused_rnn_dropout.words(*given), masks.words(*given))
 
 
 def test_bad_arguments_of_words_raise():
     rng, one = tensor(1, 2), tensor(0)
-    with pytest.raises(ValueError, match="kinds 0 to 13 in its low byte, got 14"):
-        masks.words(rng, one, one, 4, 14)
-    with pytest.raises(ValueError, match="b should be a 1-D int64 tensor"):
+    with pytest.raises(ValueError, match="kinds 0 to 16 in its low byte, got 17"):
+        masks.words(rng, one, one, 4, 17)
+    with pytest.raises(ValueError, match="bit 15 clear"):
+        masks.words(rng, one, one, 4, sites.stream(0, 1) | sites.LOW)
+    with pytest.raises(ValueError, match="row should be a 1-D int64 tensor"):
         masks.words(rng, one.int(), one, 4, 0)
-    with pytest.raises(ValueError, match="c should be a 1-D int64 tensor"):
+    with pytest.raises(ValueError, match="step should be a 1-D int64 tensor"):
         masks.words(rng, one, one[0], 4, 0)
     with pytest.raises(ValueError, match=r"rng should be an int64 tensor of shape \(2,\)"):
         masks.words(tensor(1, 2, 3), one, one, 4, 0)
 
 
 # --------------------------------------------------------------------------------------------------------------------
-# No random word serves two masks
+# No field serves two masks
 # --------------------------------------------------------------------------------------------------------------------
 
 STEPS, EXAMPLES = (3, 4, 5), (0, 2)
 
 
-def call_numbers(rng: Tensor, b: Tensor, c: Tensor, units: int, stream: int) -> Tensor:
-    """Shaped as ``words``, but each number says which word of which counter stands there."""
-    own_call = KINDS[stream & 0xFF].a == "unit"
-    a = torch.arange(units) if own_call else torch.arange(units) // 4
-    word = torch.arange(4) if own_call else torch.arange(units) % 4
-    small_b, small_c = (torch.where(counter == SEQ, 127, counter) for counter in (b, c))
-    assert max(a.max(), small_b.max(), small_c.max()) <= 127  # the number stays unique
-    number = ((stream * 128 + a) * 128 + small_b[:, None]) * 128 + small_c[:, None, None]
-    return number[..., None] * 4 + word if own_call else number * 4 + word
+def fields_of(rng: Tensor, row: Tensor, step: Tensor, n: int, stream: int) -> Tensor:
+    """Shaped as ``words``, but each number says which field of which counter stands there."""
+    i = torch.arange(n)
+    small_row, small_step = (torch.where(counter == SEQ, 127, counter) for counter in (row, step))
+    assert max(i.max(), small_row.max(), small_step.max()) <= 127  # the number stays unique
+    return ((stream * 128 + i // 8) * 128 + small_row[:, None]) * 1024 + small_step[:, None, None] * 8 + i % 8
 
 
-def words_read(
+def fields_read(
     cell: str, specs: dict[str, sites.Spec], proj_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, set[int]]:
-    """For every mask of a bidirectional model of two layers: which words of which counters it reads."""
+    """For every mask of a bidirectional model of two layers: which fields of which counters it reads."""
     for to_mask in ("factor", "binary", "zoned"):
         monkeypatch.setattr(masks, to_mask, lambda number, threshold, dtype: number)
     plan = sites.Plan.make(cell, specs)
     rng, thresholds, example_ids, steps = tensor(1, 2), tensor(*[2**31] * 10), tensor(*EXAMPLES), tensor(*STEPS)
     found = {}
-    places = (("input_dropout", "INPUT", 0), ("inter_layer_dropout", "INTER_LAYER", 1), ("dropout", "INTER_LAYER", 1))
-    for name, kind, layer in (*places, ("output_dropout", "OUTPUT", 2)):
+    places = (("input_dropout", 0), ("inter_layer_dropout", 1), ("dropout", 1), ("output_dropout", 2))
+    for name, layer in places:
         if name in specs:
-            given = specs[name], thresholds[0], rng, KIND[kind], layer, 6, example_ids, steps, torch.float32
-            found[name] = masks.locked(*given, call_numbers)
+            given = specs[name], thresholds[0], rng, KIND[SITE[name].kind], layer, 6, example_ids, steps, torch.float32
+            found[name] = masks.locked(*given, fields_of)
     for layer, reverse in itertools.product((0, 1), (False, True)):
         of_layer = masks.layer(
             plan,
@@ -232,24 +270,24 @@ def words_read(
             steps=steps,
             dtype=torch.float32,
             masks_on=True,
-            words=call_numbers,
+            words=fields_of,
         )
         found |= {
             f"{name}_l{layer}{'_reverse' * reverse}": of_layer[name]
             for name in of_layer
             if not name.startswith("cell_")
         }
-    found["embedding"] = call_numbers(rng, tensor(0), tensor(SEQ), 9, KIND["EMBEDDING"])
+    found["embedding"] = fields_of(rng, tensor(0), tensor(SEQ), 9, KIND["EMBEDDING"])
     monkeypatch.undo()
     read = {}
     for name, numbers in found.items():
         read[name] = set(numbers.flatten().tolist())
-        assert len(read[name]) == numbers.numel(), f"{name} reads one word twice"
+        assert len(read[name]) == numbers.numel(), f"{name} reads one field twice"
     return read
 
 
 def configurations(cell: str):
-    """Every combination of options that changes which words a site reads."""
+    """Every combination of options that changes which fields a site reads."""
     locked = [
         sites.LockedDropout(0.5, per=per, batch_shared=shared)
         for per in ("sequence", "step")
@@ -273,24 +311,26 @@ def configurations(cell: str):
                 "weight_dropout": of_weight,
             }
     for per in itertools.product(("sequence", "step"), repeat=4):
-        yield {
+        specs = {
             "dropout": sites.StepDropout(0.5),
             "input_dropout": locked[1],
             "output_dropout": locked[2],
             "update_dropout": sites.UpdateDropout(0.5, per=per[0]),
             "cell_dropout": sites.CellDropout(0.5, per=per[1]),
             "zoneout_h": sites.Zoneout(0.5, per=per[2]),
-        } | ({"zoneout_c": sites.Zoneout(0.5, per=per[3])} if cell == "LSTM" else {})
+            "zoneout_c": sites.Zoneout(0.5, per=per[3]),
+        }
+        yield {name: spec for name, spec in specs.items() if sites.SITE[name].fits(cell)}
 
 
-@pytest.mark.parametrize(("cell", "proj_size"), [("LSTM", 0), ("LSTM", 3), ("GRU", 0)])
-def test_no_two_masks_read_the_same_word(cell, proj_size, monkeypatch):
+@pytest.mark.parametrize(("cell", "proj_size"), [("LSTM", 0), ("LSTM", 3), ("GRU", 0), ("RNN_TANH", 0)])
+def test_no_two_masks_read_the_same_field(cell, proj_size, monkeypatch):
     seen = 0
     for specs in configurations(cell):
         weight = specs.get("weight_dropout")
         if weight and weight.projection and not proj_size:
             continue
-        read = words_read(cell, specs, proj_size, monkeypatch)
+        read = fields_read(cell, specs, proj_size, monkeypatch)
         total = sum(map(len, read.values()))
         assert len(set().union(*read.values())) == total, [
             (one, two) for one, two in itertools.combinations(read, 2) if read[one] & read[two]
@@ -299,18 +339,18 @@ def test_no_two_masks_read_the_same_word(cell, proj_size, monkeypatch):
     assert seen > 50
 
 
-def test_shared_zoneout_reads_the_words_of_zoneout_c(monkeypatch):
+def test_shared_zoneout_reads_the_fields_of_zoneout_c(monkeypatch):
     for per in ("sequence", "step"):
         specs = {"zoneout_c": sites.Zoneout(0.5, per=per), "zoneout_h": sites.Zoneout(0.5, per=per, shared=True)}
-        read = words_read("LSTM", specs, 0, monkeypatch)
+        read = fields_read("LSTM", specs, 0, monkeypatch)
         assert read["zoneout_h_l1_reverse"] == read["zoneout_c_l1_reverse"]
 
 
 def test_each_call_reads_another_layer_direction_example_and_step(monkeypatch):
     """The counters really hold what the table says, not merely something unique."""
-    stream = sites.stream(KIND["STATE"], 1, 1)
-    expected = call_numbers(tensor(1, 2), tensor(*EXAMPLES), tensor(*STEPS), 5, stream)[..., 2]
-    read = words_read("LSTM", {"update_dropout": sites.UpdateDropout(0.5)}, 0, monkeypatch)
+    stream = sites.stream(KIND["UPDATE"], 1, 1)
+    expected = fields_of(tensor(1, 2), tensor(*EXAMPLES), tensor(*STEPS), 5, stream)
+    read = fields_read("LSTM", {"update_dropout": sites.UpdateDropout(0.5)}, 0, monkeypatch)
     assert read["update_l1_reverse"] == set(expected.flatten().tolist())
 
 
@@ -322,13 +362,13 @@ def test_each_call_reads_another_layer_direction_example_and_step(monkeypatch):
 def test_thresholds_at_the_ends():
     assert sites.threshold(0.0) == 0 and sites.threshold(1.0) == 2**32
     assert sites.keep_scale(0) == 1.0 and sites.keep_scale(2**32) == 0.0
-    word = tensor(0, 1, LOW)
+    number = tensor(0, 1, LOW)
     for dtype in (torch.float32, torch.float64):
-        assert masks.factor(word, torch.tensor(0), dtype).tolist() == [1, 1, 1]
-        assert masks.factor(word, torch.tensor(2**32), dtype).tolist() == [0, 0, 0]
-        assert masks.zoned(word, torch.tensor(2**32), dtype).tolist() == [1, 1, 1]
-        assert masks.zoned(word, torch.tensor(0), dtype).tolist() == [0, 0, 0]
-        assert masks.factor(word, torch.tensor(1), dtype).tolist()[0] == 0
+        assert masks.factor(number, torch.tensor(0), dtype).tolist() == [1, 1, 1]
+        assert masks.factor(number, torch.tensor(2**32), dtype).tolist() == [0, 0, 0]
+        assert masks.zoned(number, torch.tensor(2**32), dtype).tolist() == [1, 1, 1]
+        assert masks.zoned(number, torch.tensor(0), dtype).tolist() == [0, 0, 0]
+        assert masks.factor(number, torch.tensor(1), dtype).tolist()[0] == 0
 
 
 def test_scale_is_rounded_once():
@@ -364,10 +404,15 @@ def constants(prefix: str) -> dict[str, int]:
 def test_cpp_header_has_the_same_counters():
     assert constants("KIND_") == KIND
     assert constants("(?=SEQ|RNG_DOMAIN)") == {"SEQ": SEQ, "RNG_DOMAIN": DOMAIN}
-    names = {"ZONEOUT_C": "zoneout_c", "ZONEOUT_H": "zoneout_h", "UPDATE": "update_dropout", "CELL": "cell_dropout"}
-    for kind in ("STATE", "STATE_SEQUENCE"):
-        of_site = {name: KINDS[KIND[kind]].words.index(site) for name, site in names.items()}
-        assert constants("WORD_") == of_site
+    assert constants("(?=STREAM_LOW)") == {"STREAM_LOW": sites.LOW}
+
+
+def test_cpp_header_has_the_same_state_sites():
+    text = (CORE / "sites.h").read_text()
+    [table] = re.findall(r"STATE_SITES\[NUM_STATE_SITES\] = {(.*?)};", text, re.DOTALL)
+    rows = re.findall(r"\{FLAG_(\w+), FLAG_(\w+), KIND_(\w+), SITE_(\w+)\}", table)
+    expected = {site.name: (site.flag, site.sequence_flag, site.kind, site.name.upper()) for site in sites.STATE_SITES}
+    assert {row[3].lower(): row for row in rows} == expected
 
 
 def test_cpp_header_has_the_same_sites_and_flags():

@@ -24,8 +24,8 @@ struct Gru {
   // unscaled. The state after is the caller's to make: zoneout of h comes between.
   FRD_INLINE V forward(const StateSites<Math>& sites, const Drops<Math>& drops, V* gates, V u, const V& h_prev) {
     activate(gates, u);
-    const V z = gates[1], update = Drop<Math>::apply(sites.update, drops.update, gates[2]);
-    return Drop<Math>::apply(sites.memory, drops.memory, z * h_prev + (1 - z) * update);
+    const V z = gates[1], update = Drop<Math>::apply(sites.update, drops.of[STATE_UPDATE], gates[2]);
+    return Drop<Math>::apply(sites.memory, drops.of[STATE_MEMORY], z * h_prev + (1 - z) * update);
   }
 
   // In: activated gates, u, the state before, the gradient at the new h (before zoneout, unscaled). Out: the gradients
@@ -34,9 +34,9 @@ struct Gru {
   FRD_INLINE V backward(const StateSites<Math>& sites, const Drops<Math>& drops, V* gates, V& u, V h_prev, V dh_new,
                         V /*dc*/) {
     const V r = gates[0], z = gates[1], n = gates[2];
-    const V e = Drop<Math>::apply(sites.memory, drops.memory, dh_new);
-    const V update = Drop<Math>::apply(sites.update, drops.update, n);
-    const V dn = Drop<Math>::apply(sites.update, drops.update, e * (1 - z)) * (1 - n * n);
+    const V e = Drop<Math>::apply(sites.memory, drops.of[STATE_MEMORY], dh_new);
+    const V update = Drop<Math>::apply(sites.update, drops.of[STATE_UPDATE], n);
+    const V dn = Drop<Math>::apply(sites.update, drops.of[STATE_UPDATE], e * (1 - z)) * (1 - n * n);
     gates[0] = dn * u * r * (1 - r);
     gates[1] = e * (h_prev - update) * z * (1 - z);
     gates[2] = dn;

@@ -25,7 +25,7 @@ struct Lstm {
   FRD_INLINE V forward(const StateSites<Math>& sites, const Drops<Math>& drops, V* gates, V apart, V& c) {
     activate(gates, apart);
     const V c_new = new_c(sites, drops, gates, c);
-    c = Zone<Math>::mix(sites.zone_c, drops.zone_c, c, c_new);
+    c = Zone<Math>::mix(sites.zone_c, drops.of[STATE_ZONE_C], c, c_new);
     return read(sites, gates[3], c_new);
   }
 
@@ -39,22 +39,22 @@ struct Lstm {
   FRD_INLINE V backward(const StateSites<Math>& sites, const Drops<Math>& drops, V* gates, V& /*apart*/, V c_prev,
                         V dh_new, V dc) {
     const V i = gates[0], f = gates[1], g = gates[2], o = gates[3];
-    const V update = Drop<Math>::apply(sites.update, drops.update, g);
+    const V update = Drop<Math>::apply(sites.update, drops.of[STATE_UPDATE], g);
     const V th = Math::tanh(new_c(sites, drops, gates, c_prev));
     const V dh = dh_new * sites.read_scale;
-    const V dc_new = Zone<Math>::to_new(sites.zone_c, drops.zone_c, dc) + dh * o * (1 - th * th);
-    const V dz = Drop<Math>::apply(sites.memory, drops.memory, dc_new);
+    const V dc_new = Zone<Math>::to_new(sites.zone_c, drops.of[STATE_ZONE_C], dc) + dh * o * (1 - th * th);
+    const V dz = Drop<Math>::apply(sites.memory, drops.of[STATE_MEMORY], dc_new);
     gates[0] = dz * update * i * (1 - i);
     gates[1] = dz * c_prev * f * (1 - f);
-    gates[2] = Drop<Math>::apply(sites.update, drops.update, dz * i) * (1 - g * g);
+    gates[2] = Drop<Math>::apply(sites.update, drops.of[STATE_UPDATE], dz * i) * (1 - g * g);
     gates[3] = dh * th * o * (1 - o);
-    return Zone<Math>::to_old(sites.zone_c, drops.zone_c, dc) + dz * f;
+    return Zone<Math>::to_old(sites.zone_c, drops.of[STATE_ZONE_C], dc) + dz * f;
   }
 
  private:
   FRD_INLINE V new_c(const StateSites<Math>& sites, const Drops<Math>& drops, const V* gates, V c) {
-    const V update = Drop<Math>::apply(sites.update, drops.update, gates[2]);
-    return Drop<Math>::apply(sites.memory, drops.memory, gates[1] * c + gates[0] * update);
+    const V update = Drop<Math>::apply(sites.update, drops.of[STATE_UPDATE], gates[2]);
+    return Drop<Math>::apply(sites.memory, drops.of[STATE_MEMORY], gates[1] * c + gates[0] * update);
   }
   FRD_INLINE V read(const StateSites<Math>& sites, V o, V c_new) { return o * Math::tanh(c_new) * sites.read_scale; }
 };

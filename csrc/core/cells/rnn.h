@@ -35,14 +35,14 @@ struct Rnn {
   FRD_INLINE V forward(const StateSites<Math>& sites, const Drops<Math>& drops, V* gates, V apart,
                        const V& /*h_prev*/) {
     activate(gates, apart);
-    return Drop<Math>::apply(sites.update, drops.update, gates[0]);
+    return Drop<Math>::apply(sites.update, drops.of[STATE_UPDATE], gates[0]);
   }
 
   // In: the candidate, and the gradient at the new h before zoneout. Out: the gradient at the pre-activation. Returns
   // that at the state before but for what comes through U and what zoneout lets pass, which are the caller's to add: 0.
   FRD_INLINE V backward(const StateSites<Math>& sites, const Drops<Math>& drops, V* gates, V& /*apart*/, V /*h_prev*/,
                         V dh_new, V /*dc*/) {
-    gates[0] = Activation::gradient(gates[0], Drop<Math>::apply(sites.update, drops.update, dh_new));
+    gates[0] = Activation::gradient(gates[0], Drop<Math>::apply(sites.update, drops.of[STATE_UPDATE], dh_new));
     return V{};
   }
 };
