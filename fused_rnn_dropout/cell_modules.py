@@ -28,7 +28,7 @@ def _lasting(plan: Plan) -> tuple[str, ...]:
     return tuple(
         name
         for name in plan.names
-        if isinstance(getattr(plan, name), (HiddenDropout, WeightDropout))
+        if isinstance(getattr(plan, name), WeightDropout)
         or getattr(getattr(plan, name), "per", None) == "sequence"
     )
 

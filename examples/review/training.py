@@ -62,8 +62,26 @@ class Settings:
     backend: str | None = None
 
     def record(self) -> dict[str, Any]:
-        """All of it, for JSON: an options object as its fields."""
-        return dataclasses.asdict(self)
+        """All of it, for JSON: an options object as its fields, but for those of :data:`LATER` at their defaults."""
+        return dataclasses.asdict(self) | {"sites": {name: _fields(spec) for name, spec in self.sites.items()}}
+
+
+LATER: Mapping[str, Mapping[str, Any]] = {
+    "LockedDropout": {"noise": "bernoulli"},
+    "HiddenDropout": {"per": "sequence", "noise": "bernoulli"},
+    "WeightDropout": {"noise": "bernoulli"},
+    "Zoneout": {"unit_shared": False},
+}
+"""Options that came when there were results already, whose lines do not have them, with what those stand for."""
+
+
+def _fields(spec: Any) -> Any:
+    """An options object as its fields; a rate as it is."""
+    if not dataclasses.is_dataclass(spec) or isinstance(spec, type):
+        return spec
+    later = LATER.get(type(spec).__name__, {})
+    fields = dataclasses.asdict(spec)
+    return {name: value for name, value in fields.items() if name not in later or value != later[name]}
 
 
 class CharacterModel(nn.Module):

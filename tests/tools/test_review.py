@@ -255,6 +255,12 @@ def test_named_rows_come_first_and_rounds_of_seeds_are_whole():
     assert others == sorted(others) and others[-1] == 5
 
 
+def test_every_line_in_the_repository_is_of_a_row():
+    """Nobody can have changed a setting without seeing that its finished cells would be run again."""
+    lines = results.load(results.PATH)
+    assert len(results.of_grid(lines, STUDY.rows)) == len(lines)
+
+
 def test_rows_of_one_name_are_one_row():
     made = grid._Builder(training.Settings())
     made.row("a", {"weight_dropout": 0.5}, 3)
