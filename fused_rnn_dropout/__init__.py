@@ -14,7 +14,7 @@ if sys.version_info < (3, 10):  # noqa: UP036  a checkout is imported whatever p
 
 from . import library, flops, reference  # noqa: F401, I001  library first: it says what is wrong where it cannot be loaded
 from .arguments import draw_rng
-from .cell_modules import GRUCell, LSTMCell
+from .cell_modules import GRUCell, LSTMCell, RNNCell
 from .convert import convert, revert
 from .introspect import explain, export_masks
 from .library import library_paths
@@ -39,6 +39,7 @@ __all__ = [
     "CellDropout",
     "HiddenDropout",
     "LockedDropout",
+    "RNNCell",
     "UpdateDropout",
     "WeightDropout",
     "Zoneout",

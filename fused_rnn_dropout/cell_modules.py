@@ -1,10 +1,11 @@
-"""Drop-in ``LSTMCell`` and ``GRUCell``: one step of a layer, with every site that a step has.
+"""Drop-in ``LSTMCell``, ``GRUCell`` and ``RNNCell``: one step of a layer, with every site that a step has.
 
 A step is a sequence of length one, so that these modules run what the layers run, on the same counters.
 """
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,13 +28,13 @@ def _lasting(plan: Plan) -> tuple[str, ...]:
     return tuple(
         name
         for name in plan.names
-        if isinstance(getattr(plan, name), (HiddenDropout, WeightDropout))
+        if isinstance(getattr(plan, name), WeightDropout)
         or getattr(getattr(plan, name), "per", None) == "sequence"
     )
 
 
 class RegularizedCell(Regularized, nn.RNNCellBase):
-    """What :class:`LSTMCell` and :class:`GRUCell` share: everything but how states are given and returned."""
+    """What the cells share: everything but how states are given and returned."""
 
     # What a layer of one step has, and nn.RNNCellBase has not.
     num_layers, proj_size, bidirectional, batch_first, reset_after = 1, 0, False, False, True
@@ -100,7 +101,8 @@ class RegularizedCell(Regularized, nn.RNNCellBase):
             raise TypeError(f"{called} should be a Tensor, got {type(input).__name__}")
         check_dense(called, input)
         if input.dim() not in (1, 2):
-            raise ValueError(f"{self.mode}Cell: Expected input to be 1D or 2D, got {input.dim()}D instead")
+            called = f"{CELLS[self.mode].module}Cell"
+            raise ValueError(f"{called}: Expected input to be 1D or 2D, got {input.dim()}D instead")
         if input.size(-1) != self.input_size:
             raise RuntimeError(f"input has inconsistent input_size: got {input.size(-1)} expected {self.input_size}")
         return input.unsqueeze(0) if input.dim() == 2 else input[None, None]
@@ -129,12 +131,22 @@ class RegularizedCell(Regularized, nn.RNNCellBase):
         _, *last = self._run(x, states, None, None, rng, example_ids, step_offset)
         return [state.squeeze(0) if batched else state[0, 0] for state in last]
 
+    def _one_state(
+        self, input: Tensor, hx: Any, rng: Rng | None, example_ids: Tensor | None, step_offset: int | None
+    ) -> Tensor:
+        """The h after a step, of a cell that has no c."""
+        if hx is not None and not isinstance(hx, Tensor):
+            raise TypeError(f"hx of {self._called} should be one tensor h_0, got {type(hx).__name__}")
+        (h,) = self._step(input, None if hx is None else (hx,), rng, example_ids, step_offset)
+        return h
+
     def _check_states(self, states: tuple[Tensor, ...], x: Tensor, batched: bool) -> None:
         for index, state in enumerate(states):
             check_dense("hx" if len(states) == 1 else f"hx[{index}]", state)
             if state.dim() not in (1, 2):
                 name = "hidden" if len(states) == 1 else f"hx[{index}]"
-                raise ValueError(f"{self.mode}Cell: Expected {name} to be 1D or 2D, got {state.dim()}D instead")
+                called = f"{CELLS[self.mode].module}Cell"
+                raise ValueError(f"{called}: Expected {name} to be 1D or 2D, got {state.dim()}D instead")
         for index, state in enumerate(states):
             rows = state.size(0) if state.dim() == 2 else 1
             if rows != x.size(1) or (state.dim() == 1 and batched):
@@ -282,10 +294,72 @@ class GRUCell(RegularizedCell):
         step_offset: int | None = None,
     ) -> Tensor:
         """Computes one step: as :meth:`LSTMCell.forward`, with h alone as ``hx`` and as the result."""
-        if hx is not None and not isinstance(hx, Tensor):
-            raise TypeError(f"hx of a GRUCell should be one tensor h_0, got {type(hx).__name__}")
-        (h,) = self._step(input, None if hx is None else (hx,), rng, example_ids, step_offset)
-        return h
+        return self._one_state(input, hx, rng, example_ids, step_offset)
 
 
-__all__ = ["SITES_OF_CELLS", "GRUCell", "LSTMCell", "RegularizedCell"]
+class RNNCell(RegularizedCell):
+    """A drop-in for ``torch.nn.RNNCell`` with every RNN dropout inside the step.
+
+    As :class:`LSTMCell`, without ``zoneout_c`` and ``cell_dropout``; sites are those of :class:`RNN`.
+
+    Args:
+        nonlinearity: ``"tanh"`` or ``"relu"``.
+    """
+
+    _own_switches = types.MappingProxyType({"nonlinearity": "tanh"})
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        input_dropout: float | LockedDropout = 0.0,
+        hidden_dropout: float | HiddenDropout = 0.0,
+        weight_dropout: float | WeightDropout = 0.0,
+        update_dropout: float | UpdateDropout = 0.0,
+        zoneout_h: float | Zoneout = 0.0,
+        mc: bool = False,
+        backend: str | None = None,
+        recompute: bool = False,
+    ) -> None:
+        sites = {
+            "input_dropout": input_dropout,
+            "hidden_dropout": hidden_dropout,
+            "weight_dropout": weight_dropout,
+            "update_dropout": update_dropout,
+            "zoneout_h": zoneout_h,
+        }
+        self.nonlinearity = nonlinearity  # before the constructor, which asks for the mode
+        shape, factory = (input_size, hidden_size, bias), {"device": device, "dtype": dtype}
+        self._build(shape, factory, sites, mc=mc, backend=backend, recompute=recompute)
+
+    @property
+    def mode(self) -> str:  # type: ignore[override]
+        """torch.nn's name of the cell. Read anew: ``nn.RNNCell`` too reads ``nonlinearity`` at each call.
+
+        Raises:
+            ValueError: ``nonlinearity`` is neither ``"tanh"`` nor ``"relu"``.
+        """
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
+        return f"RNN_{self.nonlinearity.upper()}"
+
+    def forward(
+        self,
+        input: Tensor,
+        hx: Tensor | None = None,
+        *,
+        rng: Rng | None = None,
+        example_ids: Tensor | None = None,
+        step_offset: int | None = None,
+    ) -> Tensor:
+        """Computes one step: as :meth:`LSTMCell.forward`, with h alone as ``hx`` and as the result."""
+        return self._one_state(input, hx, rng, example_ids, step_offset)
+
+
+__all__ = ["SITES_OF_CELLS", "GRUCell", "LSTMCell", "RNNCell", "RegularizedCell"]

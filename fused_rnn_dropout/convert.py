@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from .cell_modules import SITES_OF_CELLS, GRUCell, LSTMCell, RegularizedCell
+from .cell_modules import SITES_OF_CELLS, GRUCell, LSTMCell, RegularizedCell, RNNCell
 from .cells import A_MODULE, CELLS, ONE_OF_TORCHS
 from .modules import CLASSES, GRU
 from .passed_over import passed_over, reason_to_leave
@@ -20,7 +20,7 @@ from .sites import SITE, SITE_NAMES, SITES, acting_in_eval, make_spec
 _OURS: dict[type, type[RegularizedRNN]] = {row.theirs: row.ours for row in CLASSES}
 _OURS_AND_TORCHS: dict[type, type[RegularizedRNN]] = {row.theirs: row.both for row in CLASSES}
 _TORCHS: dict[type, type[nn.RNNBase]] = {ours: row.theirs for row in CLASSES for ours in (row.ours, row.both)}
-_CELLS: dict[type, type[RegularizedCell]] = {nn.LSTMCell: LSTMCell, nn.GRUCell: GRUCell}
+_CELLS: dict[type, type[RegularizedCell]] = {nn.LSTMCell: LSTMCell, nn.GRUCell: GRUCell, nn.RNNCell: RNNCell}
 _CELLS_OF_TORCH: dict[type, type[nn.RNNCellBase]] = {ours: theirs for theirs, ours in _CELLS.items()}
 _OWN_STATE = ("_sites", "_plan", "_reset_after", "mc", "backend", "recompute", "_lasting")
 _COPIED = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set", "_flat_weights", "_flat_weights_names",
@@ -146,7 +146,7 @@ def convert(
     cells: bool = False,
     **sites: Any,
 ) -> nn.Module:
-    """Swaps every ``nn.LSTM`` and ``nn.GRU`` inside ``model`` for this package's, in place.
+    """Swaps every ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN`` inside ``model`` for this package's, in place.
 
     The new modules hold the same Parameter objects, so that an optimizer built before stays valid, and keep hooks, the
     training flag, ``requires_grad``, attributes set by the user, and ``dropout``; one module in several places stays
@@ -156,8 +156,8 @@ def convert(
     like this only and whose parameters are not registered in the model; it is left as it is.
 
     Left alone, with a warning: subclasses, weights that are parametrised or computed by a hook (``weight_norm``,
-    pruning), modules with a replaced or compiled forward, cells (but see ``cells``), ``nn.RNN``, and what is traced,
-    scripted or quantised.
+    pruning), modules with a replaced or compiled forward, cells (but see ``cells``), and what is traced, scripted or
+    quantised.
     Modules that are already of this package are left as they are, sites included.
 
     Args:
@@ -165,14 +165,14 @@ def convert(
         mc: as in :class:`LSTM`.
         backend: as in :class:`LSTM`.
         recompute: as in :class:`LSTM`.
-        nn_subclass: make :class:`NNLSTM` and :class:`NNGRU`, which pass ``isinstance(module, nn.LSTM)``, at the price
+        nn_subclass: make :class:`NNLSTM` and its like, which pass ``isinstance(module, nn.LSTM)``, at the price
             of a graph break under ``torch.compile``.
-        cells: swap ``nn.LSTMCell`` and ``nn.GRUCell`` too. In training their masks of a sequence need
+        cells: swap ``nn.LSTMCell``, ``nn.GRUCell`` and ``nn.RNNCell`` too. In training their masks of a sequence need
             :func:`hold_masks` around the loop over steps, or ``rng=`` in it.
         sites: rates or options objects by site, as in :class:`LSTM`: ``weight_dropout=0.5``.
 
     Returns:
-        ``model``, or the new module where ``model`` is itself an ``nn.LSTM`` or ``nn.GRU``.
+        ``model``, or the new module where ``model`` is itself what is swapped.
 
     Raises:
         TypeError: an unknown site, another site's options object, or a switch that is no bool.

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .cells import CELLS
-from .options import LockedDropout, StepDropout, Zoneout
+from .options import HiddenDropout, LockedDropout, StepDropout, WeightDropout, Zoneout
 from .sites import DOMAIN, KIND, KINDS, LOW, SEQ, SITE, SITE_INDEX, Plan, acting_in_eval, stream
 
 Words: TypeAlias = Callable[[Tensor, Tensor, Tensor, int, int], Tensor]
@@ -153,6 +153,26 @@ def factor(random: Tensor, p_threshold: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(random >= p_threshold, keep_scale(p_threshold, dtype), 0.0)
 
 
+def gaussian(random: Tensor, p_threshold: Tensor, dtype: torch.dtype) -> Tensor:
+    """Multiplicative noise of 32-bit numbers: N(1, p / (1-p)), the mean and variance of :func:`factor`.
+
+    Each number makes one normal, by the inverse of the distribution's function at (number + 1/2) / 2**32.
+    """
+    variance = p_threshold.double() / (2**32 - p_threshold).clamp(min=1)
+    normal = 2**0.5 * torch.erfinv((random.double() + 0.5) / 2**31 - 1)
+    return _rounded(1 + variance.sqrt() * normal, dtype)
+
+
+def _multiplier(
+    spec: StepDropout | LockedDropout | HiddenDropout | WeightDropout,
+    random: Tensor,
+    p_threshold: Tensor,
+    dtype: torch.dtype,
+) -> Tensor:
+    """The mask of a site, or the noise that its options ask for in its place."""
+    return (gaussian if getattr(spec, "noise", None) == "gaussian" else factor)(random, p_threshold, dtype)
+
+
 def binary(random: Tensor, p_threshold: Tensor, dtype: torch.dtype) -> Tensor:
     """Unscaled mask of 32-bit numbers: 1 where ``number >= P``, else 0."""
     return (random >= p_threshold).to(dtype)
@@ -218,7 +238,7 @@ def locked(
         random = _of_gates(words, rng, rows, of_steps, units, kind, layer, 0, gates)
     else:
         random = words(rng, rows, of_steps, units, stream(kind, layer))
-    return factor(random, p_threshold, dtype)
+    return _multiplier(spec, random, p_threshold, dtype)
 
 
 def embedding(
@@ -279,7 +299,7 @@ def _weights(
             of_kind = stream(KIND[name.upper()], layer, direction)
             random = words(rng, row, example_ids if spec.per_example else once, columns, of_kind)
             random = random if spec.per_example else random[0]
-        result[name] = factor(random, p_threshold, dtype)
+        result[name] = _multiplier(spec, random, p_threshold, dtype)
     return result
 
 
@@ -293,6 +313,11 @@ def _state_in_eval(plan: Plan, thresholds: Tensor, dtype: torch.dtype) -> dict[s
         else:  # a scale="paper"
             result[_PAPER_KEYS[name]] = keep_rate(limit, dtype)
     return result
+
+
+def _of_units(spec: Zoneout, random: Tensor) -> Tensor:
+    """The numbers of all units: their own, or that of the first where they share one."""
+    return random[..., :1].expand_as(random) if spec.unit_shared else random
 
 
 def _state(
@@ -320,9 +345,9 @@ def _state(
         result["cell_entry"] = entry * in_rate
     if zoneout := plan.zoneout_c:
         name = "zoneout_gate" if zoneout.gate_shared else "zoneout_c"
-        result[name] = zoned(random("zoneout_c"), limit["zoneout_c"], dtype)
+        result[name] = zoned(_of_units(zoneout, random("zoneout_c")), limit["zoneout_c"], dtype)
     if zoneout := plan.zoneout_h:
-        old = zoned(random("zoneout_h"), limit["zoneout_h"], dtype)
+        old = zoned(_of_units(zoneout, random("zoneout_h")), limit["zoneout_h"], dtype)
         result["zoneout_h"] = old[..., :proj_size] if proj_size else old
     return result
 
@@ -376,9 +401,10 @@ def layer(
     result: dict[str, Tensor] = {}
     if hidden := plan.hidden_dropout:
         examples = once if hidden.batch_shared else example_ids
-        given = words, rngs["hidden"], examples, once, state_size, KIND["HIDDEN"], layer, direction
+        times = steps if hidden.per == "step" else once
+        given = words, rngs["hidden"], examples, times, state_size, KIND["HIDDEN"], layer, direction
         random = _of_gates(*given, 1)[..., 0, :] if hidden.tied else _of_gates(*given, gates)
-        result["hidden"] = factor(random, thresholds[SITE_INDEX["hidden_dropout"]], dtype)
+        result["hidden"] = _multiplier(hidden, random, thresholds[SITE_INDEX["hidden_dropout"]], dtype)
     if weight := plan.weight_dropout:
         shapes = {"weight_hh": (gates * hidden_size, state_size)}
         if weight.inputs:

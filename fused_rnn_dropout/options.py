@@ -26,6 +26,14 @@ def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 
 _BOOL = (True, False)
 _PER = ("sequence", "step")
+_NOISE = ("bernoulli", "gaussian")
+
+
+def _check_noise(spec: Any) -> None:
+    name = type(spec).__name__
+    _check_choice(f"{name} noise", spec.noise, _NOISE)
+    if spec.noise == "gaussian" and spec.p == 1:
+        raise ValueError(f"{name} noise='gaussian' needs p < 1: its variance p / (1-p) has no bound")
 
 
 @dataclass(frozen=True)
@@ -39,6 +47,8 @@ class LockedDropout:
         batch_shared: one mask for the whole batch instead of one per example.
         tied: ``False`` gives each gate a mask of its own (Gal's untied variant); input only, ``per="sequence"`` only,
             computed by ``backend="reference"``.
+        noise: ``"bernoulli"`` drops; ``"gaussian"`` multiplies by N(1, p / (1-p)), whose mean and variance are those
+            of the mask (Srivastava et al. 2014), and drops nothing; p < 1, computed by ``backend="reference"``.
 
     Raises:
         ValueError: a rate outside [0, 1] or NaN, or an option that is not one of those named above.
@@ -48,6 +58,7 @@ class LockedDropout:
     per: str = "sequence"
     batch_shared: bool = False
     tied: bool = True
+    noise: str = "bernoulli"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "p", check_rate("LockedDropout p", self.p, "an element being zeroed"))
@@ -56,6 +67,7 @@ class LockedDropout:
         _check_choice("LockedDropout tied", self.tied, _BOOL)
         if not self.tied and self.per != "sequence":
             raise ValueError("LockedDropout tied=False needs per='sequence', got per='step'")
+        _check_noise(self)
 
 
 @dataclass(frozen=True)
@@ -66,6 +78,9 @@ class HiddenDropout:
         p: probability to drop a unit, in [0, 1].
         tied: one mask for all gates; ``False`` one per gate, computed by ``backend="reference"``.
         batch_shared: one mask for the whole batch instead of one per example.
+        per: ``"sequence"``, or ``"step"``, a fresh mask each step, computed by ``backend="reference"``: as a mask, what
+            these papers argue against; as noise, Noisin (Dieng et al. 2018).
+        noise: as in :class:`LockedDropout`.
 
     Raises:
         ValueError: a rate outside [0, 1] or NaN, or an option that is not one of those named above.
@@ -74,11 +89,17 @@ class HiddenDropout:
     p: float
     tied: bool = True
     batch_shared: bool = False
+    per: str = "sequence"
+    noise: str = "bernoulli"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "p", check_rate("HiddenDropout p", self.p, "a unit being zeroed"))
         _check_choice("HiddenDropout tied", self.tied, _BOOL)
         _check_choice("HiddenDropout batch_shared", self.batch_shared, _BOOL)
+        _check_choice("HiddenDropout per", self.per, _PER)
+        if not self.tied and self.per != "sequence":
+            raise ValueError("HiddenDropout tied=False needs per='sequence', got per='step'")
+        _check_noise(self)
 
 
 @dataclass(frozen=True)
@@ -91,6 +112,8 @@ class WeightDropout:
         inputs: drop the input weights W_ih too.
         projection: drop the projection W_hr too (LSTM with ``proj_size``).
         per_example: a mask per example, as in the DropConnect paper; computed by ``backend="reference"``.
+        noise: as in :class:`LockedDropout`. On weights it is variational dropout (Kingma et al. 2015), whose penalty
+            :func:`training.gaussian_dropout_kl` gives.
 
     Raises:
         ValueError: a rate outside [0, 1] or NaN, or an option that is not one of those named above.
@@ -101,6 +124,7 @@ class WeightDropout:
     inputs: bool = False
     projection: bool = False
     per_example: bool = False
+    noise: str = "bernoulli"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "p", check_rate("WeightDropout p", self.p, "a weight being zeroed"))
@@ -109,6 +133,7 @@ class WeightDropout:
             _check_choice(f"WeightDropout {field}", getattr(self, field), _BOOL)
         if self.per_example and self.mode != "element":
             raise ValueError(f"WeightDropout per_example=True needs mode='element', got mode={self.mode!r}")
+        _check_noise(self)
 
 
 @dataclass(frozen=True)
@@ -170,6 +195,8 @@ class Zoneout:
             zoned h recurs in both cases.
         gate_shared: ``zoneout_c`` only: the paper's variant with one mask on the input gate and the output gate;
             computed by ``backend="reference"``.
+        unit_shared: one bit for all units of an example, so that a step keeps the old state whole or takes the new one
+            whole: stochastic depth in time. Computed by ``backend="reference"``.
 
     Raises:
         ValueError: a rate outside [0, 1] or NaN, or an option that is not one of those named above.
@@ -180,6 +207,7 @@ class Zoneout:
     shared: bool = False
     output: str = "zoned"
     gate_shared: bool = False
+    unit_shared: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "z", check_rate("Zoneout z", self.z, "a unit keeping its old value"))
@@ -187,6 +215,7 @@ class Zoneout:
         _check_choice("Zoneout shared", self.shared, _BOOL)
         _check_choice("Zoneout output", self.output, ("zoned", "unzoned"))
         _check_choice("Zoneout gate_shared", self.gate_shared, _BOOL)
+        _check_choice("Zoneout unit_shared", self.unit_shared, _BOOL)
 
 
 @dataclass(frozen=True)

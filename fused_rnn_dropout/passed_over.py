@@ -78,7 +78,7 @@ def passed_over(module: nn.Module, known: tuple[type, ...]) -> str | None:
         called = None if inside else _calls(module)
         return called and f"its TorchScript calls {called} itself: convert the model before it is scripted or traced"
     if isinstance(module, nn.RNNCellBase):
-        has = not isinstance(module, nn.RNNCell)
+        has = isinstance(module, (nn.LSTMCell, nn.GRUCell, nn.RNNCell))
         way = ". convert(model, cells=True) swaps it for one with the same sites" if has else ""
         return f"it computes one step, and this package's modules whole sequences{way}"
     if isinstance(module, nn.RNNBase) and not isinstance(module, (*known, RegularizedRNN)):

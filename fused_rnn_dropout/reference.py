@@ -9,7 +9,7 @@ width P of h (H without a projection):
 
 =================================== ================================================================================
 ``input``                           factor on x: (T or 1, B or 1, I); one per gate: (1, B or 1, G, I)
-``hidden``                          factor on h before U h: (1, B or 1, P); one per gate: (1, B or 1, G, P)
+``hidden``                          factor on h before U h: (T or 1, B or 1, P); one per gate: (1, B or 1, G, P)
 ``weight_hh, weight_ih, weight_hr`` factor on a weight of shape (R, C): (R, C), (R, 1) or per example (B, R, C)
 ``update``                          factor on the candidate: (T or 1, B or 1, H) or 0-dim
 ``cell``                            factor (0/1) on the new memory: (T or 1, B or 1, H), or 0-dim: eval of scale="paper"
@@ -108,7 +108,7 @@ def _check(
     memory: list[tuple[tuple[int, ...], ...]] = [(time, rows_of_x, (hidden_size,)), ()]
     allowed: dict[str, list[tuple[tuple[int, ...], ...]]] = {
         "input": [(time, rows_of_x, (input_size,)), ((1,), rows_of_x, gate, (input_size,))],
-        "hidden": [((1,), rows_of_x, (state_size,)), ((1,), rows_of_x, gate, (state_size,))],
+        "hidden": [(time, rows_of_x, (state_size,)), ((1,), rows_of_x, gate, (state_size,))],
         "weight_hh": [((rows,), (state_size, 1)), ((batch,), (rows,), (state_size,))],
         "weight_ih": [((rows,), (input_size, 1)), ((batch,), (rows,), (input_size,))],
         "weight_hr": [((state_size,), (hidden_size, 1)), ((batch,), (state_size,), (hidden_size,))],

@@ -71,6 +71,8 @@ KINDS: tuple[Kind, ...] = (
     Kind(12, "WEIGHT_IH_ROWS", "row of the matrix", "0", "SEQ"),
     Kind(13, "WEIGHT_HR_ROWS", "row of the matrix", "0", "SEQ"),
     Kind(14, "EMBEDDING", "word", "0 or example", "SEQ or step"),
+    Kind(15, "WORD", "0: whether a word is dropped", "example", "step"),
+    Kind(16, "NOISING", "0: whether a word is replaced; 1: by which", "example", "step"),
 )
 """The kinds of masks. Element i of a row is decided by field i mod 8 of the call with
 ``counter = (i // 8, row, step, stream)``; ``docs/design.md`` has the rule.
@@ -159,13 +161,15 @@ class Site(NamedTuple):
 
 _DROP = "an element being zeroed"
 _KEEP = "a unit keeping its old value"
-_UNTIED = (Option("tied", False),)
+_UNTIED = Option("tied", False)
+_NOISE = Option("noise", "gaussian")
+_WHOLE_STEPS = Option("unit_shared", True)
 
 SITES: tuple[Site, ...] = (
     Site("dropout", StepDropout, "inter_layer", _DROP, "between layers, as nn.LSTM means it", "INTER_LAYER"),
-    Site("input_dropout", LockedDropout, "input", _DROP, "input of the first layer", "INPUT", options=_UNTIED),
-    Site("inter_layer_dropout", LockedDropout, "inter_layer", _DROP, "between layers", "INTER_LAYER"),
-    Site("output_dropout", LockedDropout, "output", _DROP, "output of the last layer", "OUTPUT"),
+    Site("input_dropout", LockedDropout, "input", _DROP, "input of the first layer", "INPUT", options=(_UNTIED, _NOISE)),
+    Site("inter_layer_dropout", LockedDropout, "inter_layer", _DROP, "between layers", "INTER_LAYER", options=(_NOISE,)),
+    Site("output_dropout", LockedDropout, "output", _DROP, "output of the last layer", "OUTPUT", options=(_NOISE,)),
     Site(
         "hidden_dropout",
         HiddenDropout,
@@ -174,7 +178,7 @@ SITES: tuple[Site, ...] = (
         "h before the recurrent product",
         "HIDDEN",
         "HIDDEN",
-        options=(Option("batch_shared", True, "HIDDEN_BATCH_SHARED"), *_UNTIED),
+        options=(Option("batch_shared", True, "HIDDEN_BATCH_SHARED"), _UNTIED, Option("per", "step"), _NOISE),
     ),
     Site(
         "weight_dropout",
@@ -189,6 +193,7 @@ SITES: tuple[Site, ...] = (
             Option("projection", True, "WEIGHT_HR"),
             Option("mode", "row", "WEIGHT_ROW"),
             Option("per_example", True),
+            _NOISE,
         ),
     ),
     Site(
@@ -223,7 +228,7 @@ SITES: tuple[Site, ...] = (
         "ZONEOUT_C",
         "ZONEOUT_C",
         "ZONEOUT_C_SEQUENCE",
-        options=(Option("gate_shared", True),),
+        options=(Option("gate_shared", True), _WHOLE_STEPS),
         acts_in_eval=True,
         needs="has_c",
     ),
@@ -236,7 +241,7 @@ SITES: tuple[Site, ...] = (
         "ZONEOUT_H",
         "ZONEOUT_H",
         "ZONEOUT_H_SEQUENCE",
-        options=(Option("shared", True, "ZONEOUT_H_SHARED"), Option("output", "unzoned", "UNZONED")),
+        options=(Option("shared", True, "ZONEOUT_H_SHARED"), Option("output", "unzoned", "UNZONED"), _WHOLE_STEPS),
         acts_in_eval=True,
     ),
 )
@@ -419,7 +424,8 @@ def check_combination(
 
     Raises:
         ValueError: a site that ``cell`` does not have, ``dropout`` together with ``inter_layer_dropout``, a projection
-            mask without a projection, or gate-shared zoneout together with another site on the cell.
+            mask without a projection, gate-shared zoneout together with another site on the cell, or zoneout of h that
+            shares the mask of c but not its ``unit_shared``.
     """
     for name in specs:
         if not SITE[name].fits(cell):
@@ -437,6 +443,10 @@ def check_combination(
         others = [site.name for site in STATE_SITES if site.name != "zoneout_c" and site.name in specs]
         if others:
             raise ValueError(f"zoneout_c with gate_shared=True cannot be combined with {', '.join(others)}")
+    zoneout_h = specs.get("zoneout_h")
+    if isinstance(zoneout, Zoneout) and isinstance(zoneout_h, Zoneout) and zoneout_h.shared:
+        if zoneout.unit_shared != zoneout_h.unit_shared:
+            raise ValueError("zoneout_h with shared=True should have the unit_shared of zoneout_c, whose mask it reads")
     if "inter_layer_dropout" in specs and num_layers == 1:
         warnings.warn(
             "inter_layer_dropout sits between layers, so it expects num_layers greater than 1, but got "

@@ -30,7 +30,9 @@ inline constexpr uint32_t KIND_WEIGHT_HH_ROWS = 11;  // row of the matrix, 0, SE
 inline constexpr uint32_t KIND_WEIGHT_IH_ROWS = 12;
 inline constexpr uint32_t KIND_WEIGHT_HR_ROWS = 13;
 inline constexpr uint32_t KIND_EMBEDDING = 14;  // word, 0 or example, SEQ or step
-inline constexpr uint32_t NUM_KINDS = 15;
+inline constexpr uint32_t KIND_WORD = 15;       // 0, example, step; so is the next one
+inline constexpr uint32_t KIND_NOISING = 16;
+inline constexpr uint32_t NUM_KINDS = 17;
 
 inline constexpr uint32_t STREAM_LOW = 1u << 15;  // of the second call
 

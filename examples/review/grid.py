@@ -9,7 +9,7 @@ from typing import Any
 
 from fused_rnn_dropout import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
 
-from .training import EXTRAS, Settings
+from .training import Settings
 
 RATES = (0.1, 0.25, 0.5, 0.75)
 """Of every sweep, beside 0, which is its base."""
@@ -32,11 +32,6 @@ class Row:
     name: str
     settings: Settings
     seeds: int
-
-    @property
-    def pending(self) -> bool:
-        """Whether it cannot be run yet."""
-        return not EXTRAS.issuperset(self.settings.extras)
 
 
 @dataclass(frozen=True)
@@ -75,7 +70,7 @@ class Grid:
         """What is to be run, in order: a whole round of rows with one seed before the next seed."""
         for part in (self.named, self.others):
             for seed in range(1, max((row.seeds for row in part), default=0) + 1):
-                yield from ((row, seed) for row in part if seed <= row.seeds and not row.pending)
+                yield from ((row, seed) for row in part if seed <= row.seeds)
 
 
 def _without(sites: Sites, site: str) -> Sites:
@@ -180,22 +175,35 @@ def _other_sweeps(made: _Builder) -> None:
         made.row(f"none, Adam {rate:g}", {}, 3, rate=rate)
 
 
-def _pending(made: _Builder) -> None:
-    """Rows that need an extra: they are listed, and run once ``training`` knows what the extra does."""
+def _with_extras(made: _Builder) -> None:
+    """What :mod:`recipe` adds to the sites: AWD-LSTM and what it is made of, losses of two passes, changing rates."""
+    weight = {"weight_dropout": 0.5}
 
     def no_sites(rate: float) -> Sites:
         return {}
 
     made.sweep("embedding_dropout", no_sites, extras=lambda p: {"embedding_dropout": p})
     made.sweep("AR, TAR", no_sites, rates=(1, 2, 4), extras=lambda alpha: {"ar": alpha, "tar": alpha / 2})
-    made.sweep("fraternal", lambda kappa: {"weight_dropout": 0.5}, base="weight_dropout 0.5", rates=(0.1, 0.15, 0.3),
+    made.sweep("fraternal", lambda kappa: weight, base="weight_dropout 0.5", rates=(0.1, 0.15, 0.3),
                extras=lambda kappa: {"fraternal": kappa})  # fmt: skip
-    made.row("weight_dropout 0.5, curriculum", {"weight_dropout": 0.5}, 3, extras={"curriculum": 10.0})
+    made.row("weight_dropout 0.5, curriculum", weight, 3, extras={"curriculum": 10.0})
     made.row("awd", AWD, 5, extras=AWD_EXTRAS)
     made.row("awd, NT-ASGD", AWD, 5, extras=AWD_EXTRAS | {"nt_asgd": 5})
     for extra in AWD_EXTRAS:
         made.row(f"awd without {extra}", AWD, 5, extras={name: x for name, x in AWD_EXTRAS.items() if name != extra})
     made.row("awd without weight_dropout", _without(AWD, "weight_dropout"), 5, extras=AWD_EXTRAS)
+    made.row("weight_dropout 0.5, annealed", weight, 3, extras={"annealed": 10.0})
+    for variant, kappa in (("pi", 0.15), ("eld", 0.25), ("rdrop", 1.0)):
+        made.row(f"{variant} {kappa:g}", weight, 3, extras={variant: kappa})
+    for name in ("word_dropout", "data_noising"):
+        for rate in (0.1, 0.25):
+            made.row(f"{name} {rate:g}", {}, 3, extras={name: rate})
+    made.row("random lengths", {}, 3, extras={"random_bptt": 0.05})
+    made.row("awd, random lengths", AWD, 3, extras=AWD_EXTRAS | {"random_bptt": 0.05})
+    never = made.base.epochs  # too many epochs that do not count for the average to begin
+    made.row("none, SGD", {}, 3, extras={"nt_asgd": never})
+    made.row("none, NT-ASGD", {}, 3, extras={"nt_asgd": 5})
+    made.row("awd, SGD", AWD, 3, extras=AWD_EXTRAS | {"nt_asgd": never})
 
 
 def study() -> Grid:
@@ -205,7 +213,7 @@ def study() -> Grid:
     count = len(made.rows)
     _site_sweeps(made)
     _other_sweeps(made)
-    _pending(made)
+    _with_extras(made)
     rows = tuple(made.rows.values())
     return Grid(rows[:count], rows[count:], tuple(made.sweeps))
 

@@ -74,10 +74,7 @@ def state(summary: Summary, grid: Grid) -> str:
     """How much of the grid was run, where, and what it cost."""
     seconds = [line["seconds"] for line in summary.lines]
     cells = list(grid.cells())
-    pending = sum(row.pending for row in grid.rows)
-    parts = [
-        f"{len(seconds)} of {len(cells)} cells were run; {pending} rows of {len(grid.rows)} wait for an extra.",
-    ]
+    parts = [f"{len(seconds)} of {len(cells)} cells of {len(grid.rows)} rows were run."]
     if seconds:
         commits = Counter(line["commit"][:10] + (", changed" if line["changed"] else "") for line in summary.lines)
         machines = Counter(f"{line['machine']}, torch {line['torch']}" for line in summary.lines)

@@ -12,18 +12,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 import fused_rnn_dropout as frd
+from fused_rnn_dropout import training
 
 from ..language_model.data import columns, load_sotu
-from ..language_model.model import State, detach
+from ..language_model.model import State
 from ..language_model.train import evaluate, segments
-
-EXTRAS: frozenset[str] = frozenset()
-"""The names in ``Settings.extras`` that a cell can be trained with: embedding dropout belongs into
-:class:`CharacterModel`, activation regularisation and a second pass into :func:`update`, another optimizer or a
-schedule of rates into :func:`train`. Rows of the grid with other names are listed as not run."""
+from .recipe import Encoded, Recipe, check_extras
 
 CELLS = {"LSTM": frd.LSTM, "GRU": frd.GRU}
 
@@ -34,7 +30,7 @@ class Settings:
 
     Attributes:
         sites: what ``frd.LSTM`` or ``frd.GRU`` is given: a rate or an options object by site.
-        extras: what it is trained with besides the sites: a number by name of :data:`EXTRAS`.
+        extras: what it is trained with besides the sites: a number by name of :data:`recipe.EXTRAS`.
         cell: ``"LSTM"`` or ``"GRU"``.
         layers, hidden: of the RNN.
         embedding: width of the embedding, whose weight the decoder does not share.
@@ -66,25 +62,67 @@ class Settings:
     backend: str | None = None
 
     def record(self) -> dict[str, Any]:
-        """All of it, for JSON: an options object as its fields."""
-        return dataclasses.asdict(self)
+        """All of it, for JSON: an options object as its fields, but for those of :data:`LATER` at their defaults."""
+        return dataclasses.asdict(self) | {"sites": {name: _fields(spec) for name, spec in self.sites.items()}}
+
+
+LATER: Mapping[str, Mapping[str, Any]] = {
+    "LockedDropout": {"noise": "bernoulli"},
+    "HiddenDropout": {"per": "sequence", "noise": "bernoulli"},
+    "WeightDropout": {"noise": "bernoulli"},
+    "Zoneout": {"unit_shared": False},
+}
+"""Options that came when there were results already, whose lines do not have them, with what those stand for."""
+
+
+def _fields(spec: Any) -> Any:
+    """An options object as its fields; a rate as it is."""
+    if not dataclasses.is_dataclass(spec) or isinstance(spec, type):
+        return spec
+    later = LATER.get(type(spec).__name__, {})
+    fields = dataclasses.asdict(spec)
+    return {name: value for name, value in fields.items() if name not in later or value != later[name]}
 
 
 class CharacterModel(nn.Module):
-    """Embedding, an RNN of this package, decoder."""
+    """Embedding, an RNN of this package, decoder.
 
-    def __init__(self, characters: int, settings: Settings) -> None:
+    TAR reads the output before dropout, so that with it ``output_dropout`` is a module behind the RNN, where it is
+    otherwise a site of the RNN.
+
+    Args:
+        characters: size of the vocabulary.
+        settings: of the cell.
+        counts: (characters,), how often each occurs in the training text, by which data noising draws; all alike if
+            None.
+    """
+
+    def __init__(self, characters: int, settings: Settings, counts: Tensor | None = None) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(characters, settings.embedding)
+        sites, extras, output = dict(settings.sites), settings.extras, 0.0
+        if "tar" in extras:
+            output = sites.pop("output_dropout", 0.0)
+        counts = torch.ones(characters) if counts is None else counts
+        self.noise = training.DataNoising(extras.get("data_noising", 0.0), counts=counts)
+        embedding = nn.Embedding(characters, settings.embedding)
+        self.embedding = training.EmbeddingDropout(embedding, extras.get("embedding_dropout", 0.0))
+        self.words = training.WordDropout(extras.get("word_dropout", 0.0))
         self.rnn = CELLS[settings.cell](
-            settings.embedding, settings.hidden, settings.layers, backend=settings.backend, **settings.sites
+            settings.embedding, settings.hidden, settings.layers, backend=settings.backend, **sites
         )
+        self.output = training.OutputDropout(output)
         self.decoder = nn.Linear(settings.hidden, characters)
 
+    def encode(self, ids: Tensor, state: State = None) -> Encoded:
+        """From ids int64 (T, B) to logits (T, B, characters), the state to carry on with, and what AR and TAR take."""
+        raw, state = self.rnn(self.words(self.embedding(self.noise(ids))), state)
+        dropped = self.output(raw)
+        return Encoded(self.decoder(dropped), state, raw, dropped)
+
     def forward(self, ids: Tensor, state: State = None) -> tuple[Tensor, State]:
-        """From ids int64 (T, B) to logits (T, B, characters), and the state to carry on with."""
-        hidden, state = self.rnn(self.embedding(ids), state)
-        return self.decoder(hidden), state
+        """The logits and the state of :meth:`encode`."""
+        logits, state, *_ = self.encode(ids, state)
+        return logits, state
 
 
 @dataclass(frozen=True)
@@ -138,18 +176,6 @@ def averaged(model: CharacterModel, ids: Tensor, steps: int, passes: int) -> flo
     return bits(-(total / passes).log().mean().item())
 
 
-def update(model: CharacterModel, optimizer: torch.optim.Optimizer, ids: Tensor, targets: Tensor, state: State,
-           clip: float) -> State:  # fmt: skip
-    """One step of the optimizer on one segment; returns the state after it, to carry on with."""
-    logits, state = model(ids, state)
-    loss = functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-    optimizer.zero_grad()
-    loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), clip)
-    optimizer.step()
-    return detach(state)
-
-
 def train(settings: Settings, seed: int, tell: Callable[[int], None]) -> dict[str, Any]:
     """Trains one cell.
 
@@ -165,29 +191,33 @@ def train(settings: Settings, seed: int, tell: Callable[[int], None]) -> dict[st
 
     Raises:
         CorpusError: the text is missing.
-        ValueError: an extra that this version does not know.
+        ValueError: extras that are not known, or do not go together.
     """
-    if unknown := sorted(set(settings.extras) - EXTRAS):
-        raise ValueError(f"extras should be among {sorted(EXTRAS)}, got {', '.join(unknown)}")
+    check_extras(settings.extras)
     began = time.perf_counter()
     text = load_text(settings)
     torch.manual_seed(seed)
-    model = CharacterModel(text.characters, settings)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.rate)
+    counts = torch.bincount(text.train.flatten(), minlength=text.characters)
+    model = CharacterModel(text.characters, settings, counts)
+    recipe = Recipe(model, settings, text.train)
     curves: dict[str, list[float]] = {"train": [], "valid": []}
     best: dict[str, Tensor] = {}
+    updates_at_best = 0
     for epoch in range(1, settings.epochs + 1):
-        model.train()
-        state: State = None
-        for inputs, targets in segments(text.train, settings.steps):
-            state = update(model, optimizer, inputs, targets, state, settings.clip)
-        curves["train"].append(bits(evaluate(model, text.seen, settings.steps)))
-        curves["valid"].append(bits(evaluate(model, text.valid, settings.steps)))
-        if curves["valid"][-1] == min(curves["valid"]):
-            best = copy.deepcopy(model.state_dict())
+        recipe.epoch()
+        with recipe.averaged():
+            curves["train"].append(bits(evaluate(model, text.seen, settings.steps)))
+            curves["valid"].append(bits(evaluate(model, text.valid, settings.steps)))
+            if curves["valid"][-1] == min(curves["valid"]):
+                best = copy.deepcopy(model.state_dict())
+                updates_at_best = recipe.schedule.last_step if recipe.schedule else 0
+        recipe.observe(curves["valid"][-1])
         tell(epoch)
-    masked = averaged(model, text.seen, settings.steps, passes=1)
+    with recipe.averaged():
+        masked = averaged(model, text.seen, settings.steps, passes=1)
     model.load_state_dict(best)
+    if recipe.schedule:  # masks of MC dropout at the rates of the best epoch
+        recipe.schedule.go_to(updates_at_best)
     mc = averaged(model, text.valid, settings.steps, settings.passes)
     explained = frd.explain(model.rnn, torch.zeros(settings.steps, settings.batch, settings.embedding))
     return curves | {

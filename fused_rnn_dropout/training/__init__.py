@@ -15,6 +15,7 @@ from .h_detach import h_detach
 from .mc_predict import mc_predict
 from .ntasgd import NTASGD
 from .output_dropout import OutputDropout
+from .words import DataNoising, WordDropout
 
 __all__ = [
     "AWDLSTM",
@@ -22,10 +23,12 @@ __all__ = [
     "AWDLSTMEncoder",
     "NTASGD",
     "CurriculumSchedule",
+    "DataNoising",
     "EmbeddingDropout",
     "Fraternal",
     "FraternalLoss",
     "OutputDropout",
+    "WordDropout",
     "activation_regularization",
     "bptt_learning_rate",
     "dropconnect_inference",

@@ -15,7 +15,7 @@ from ..layouts import check_packed
 from ..reference import apply
 from ..sites import SEQ
 from .rated import Rated
-from .rows import counters_of_rows
+from .rows import counters_of_rows, sizes_of
 
 PER = ("type", "example", "token")
 
@@ -104,7 +104,7 @@ class EmbeddingDropout(Rated):
         rows = self.embedding(words)
         if not self.masks_on or not self.draws:
             return rows
-        steps, batch = _sizes(words, packed, self.batch_first)
+        steps, batch = sizes_of(words, packed, self.batch_first)
         turn = self.begin(rng, offset, steps)
         check_counters(example_ids, turn.step_offset, batch, steps, words.device)
         example, step = self._counters(words, packed, (steps, batch), example_ids, turn.step_offset)
@@ -141,16 +141,6 @@ class EmbeddingDropout(Rated):
         shown += [f"per={self.per!r}"] if self.per != "type" else []
         shown += [f"{name}=True" for name in ("batch_first", "mc") if getattr(self, name)]
         return ", ".join(shown)
-
-
-def _sizes(words: Tensor, packed: PackedSequence | None, batch_first: bool) -> tuple[int, int]:
-    """Steps and rows."""
-    if packed is not None:
-        return packed.batch_sizes.size(0), int(packed.batch_sizes[0])
-    if words.dim() < 2:
-        return (words.size(0) if words.dim() else 1), 1
-    steps, batch = words.shape[:2]
-    return (batch, steps) if batch_first else (steps, batch)
 
 
 __all__ = ["EmbeddingDropout"]

@@ -18,7 +18,7 @@ from ..thresholds import Thresholds
 from .passes import in_eval, logits_of
 
 VARIANTS = ("fraternal", "pi", "eld", "rdrop")
-SHARED = (*GROUPS, "embedding")
+SHARED = (*GROUPS, "embedding", "word")
 
 
 class Fraternal(NamedTuple):
@@ -54,8 +54,9 @@ class FraternalLoss(nn.Module):
         kappa: the coefficient.
         variant: see above.
         share: groups of sites whose masks both passes share: of ``"input"``, ``"inter_layer"``, ``"output"``,
-            ``"hidden"``, ``"weight"``, ``"state"``, ``"embedding"``. The released code got better with ``("weight",)``.
-            Each pass then runs inside :func:`hold_masks`, with its rules: a checkpoint that recomputes a pass raises.
+            ``"hidden"``, ``"weight"``, ``"state"``, ``"embedding"``, ``"word"``. The released code got better with
+            ``("weight",)``. Each pass then runs inside :func:`hold_masks`, with its rules: a checkpoint that recomputes
+            a pass raises.
         criterion: l(logits (N, V), targets (N,)), a mean; cross entropy without ``ignore_index`` if None.
         ignore_index: targets that do not count.
 

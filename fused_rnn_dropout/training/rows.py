@@ -1,4 +1,4 @@
-"""Which example and which step each row of a packed batch belongs to."""
+"""Steps and rows of a batch, and which example and which step each row of a packed one belongs to."""
 
 from __future__ import annotations
 
@@ -26,4 +26,14 @@ def counters_of_rows(packed: PackedSequence, examples: Tensor, steps: Tensor) ->
     return examples[within], steps.repeat_interleave(sizes)
 
 
-__all__ = ["counters_of_rows"]
+def sizes_of(tokens: Tensor, packed: PackedSequence | None, batch_first: bool) -> tuple[int, int]:
+    """Steps and rows of a batch of tokens: (T, B, ...), (B, T, ...), (T,), one token, or packed."""
+    if packed is not None:
+        return packed.batch_sizes.size(0), int(packed.batch_sizes[0])
+    if tokens.dim() < 2:
+        return (tokens.size(0) if tokens.dim() else 1), 1
+    steps, batch = tokens.shape[:2]
+    return (batch, steps) if batch_first else (steps, batch)
+
+
+__all__ = ["counters_of_rows", "sizes_of"]

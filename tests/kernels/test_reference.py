@@ -344,6 +344,10 @@ LSTM_SITES: dict[str, dict[str, sites.Spec]] = {
     "input untied": {"input_dropout": sites.LockedDropout(0.4, tied=False)},
     "hidden": {"hidden_dropout": sites.HiddenDropout(0.4)},
     "hidden untied": {"hidden_dropout": sites.HiddenDropout(0.4, tied=False)},
+    "hidden per step": {"hidden_dropout": sites.HiddenDropout(0.4, per="step")},
+    "hidden noise": {"hidden_dropout": sites.HiddenDropout(0.4, per="step", noise="gaussian")},
+    "input noise": {"input_dropout": sites.LockedDropout(0.4, noise="gaussian")},
+    "weight noise": {"weight_dropout": sites.WeightDropout(0.4, inputs=True, projection=True, noise="gaussian")},
     "hidden of the batch": {"hidden_dropout": sites.HiddenDropout(0.4, batch_shared=True)},
     "weight": {"weight_dropout": sites.WeightDropout(0.4, inputs=True, projection=True)},
     "weight by row": {"weight_dropout": sites.WeightDropout(0.4, mode="row", inputs=True, projection=True)},
@@ -357,7 +361,9 @@ LSTM_SITES: dict[str, dict[str, sites.Spec]] = {
     "zoneout_c": {"zoneout_c": sites.Zoneout(0.4)},
     "zoneout_c per sequence": {"zoneout_c": sites.Zoneout(0.4, per="sequence")},
     "zoneout of gates": {"zoneout_c": sites.Zoneout(0.4, gate_shared=True)},
+    "zoneout_c of steps": {"zoneout_c": sites.Zoneout(0.4, unit_shared=True)},
     "zoneout_h": {"zoneout_h": sites.Zoneout(0.4)},
+    "zoneout_h of steps": {"zoneout_h": sites.Zoneout(0.4, unit_shared=True)},
     "zoneout_h unzoned": {"zoneout_h": sites.Zoneout(0.4, output="unzoned")},
 }
 ONE_EACH = ("input", "hidden", "weight", "update", "cell", "zoneout_c", "zoneout_h")

@@ -128,6 +128,8 @@ WEIGHT_HH_ROWS 2 1 0 0   SEQ 311874e0 f096b00a e71f9ee7 fd78a1ca 8cc669fa 445e53
 WEIGHT_IH_ROWS 2 1 0 0   SEQ 516a23f1 72a0d188 830f25a0 e95230fd 0cfd2361 d939b9a9 28ed95e9 bde0f5f4 57b7196a ac180f8d
 WEIGHT_HR_ROWS 2 1 0 0   SEQ 90a121fe 334db335 b89e42c8 8fe34884 01f439e5 0bf957e7 e508f5fe 3b3de0cf 84feaf31 03e6b1d9
 EMBEDDING      0 0 0 0   SEQ 9fb69dc1 247dcc86 bfedecc7 28933452 5fd19da8 0470d2f9 7d07fab3 08c2cc88 aaec6329 4c42804b
+WORD           0 0 0 3 70000 b2b23dbb a4cee207 4dc1613d 19bc32de d856d811 ebf1f1d8 9187ff85 d67b8e21 510e298b 2bb55203
+NOISING        0 0 0 3 70000 0f309d9b f957c7f4 ead7f8b3 c120b4a7 be90087d 21156275 bcac1179 c475c9fc 84e76c8b 51bcfcc0
 """
 GOLDEN = tuple(map(Golden.of, GOLDEN_LINES.strip().splitlines()))
 
@@ -212,8 +214,8 @@ def test_operator_gives_the_same_numbers_for_many_elements():
 
 def test_bad_arguments_of_words_raise():
     rng, one = tensor(1, 2), tensor(0)
-    with pytest.raises(ValueError, match="kinds 0 to 14 in its low byte, got 15"):
-        masks.words(rng, one, one, 4, 15)
+    with pytest.raises(ValueError, match="kinds 0 to 16 in its low byte, got 17"):
+        masks.words(rng, one, one, 4, 17)
     with pytest.raises(ValueError, match="bit 15 clear"):
         masks.words(rng, one, one, 4, sites.stream(0, 1) | sites.LOW)
     with pytest.raises(ValueError, match="row should be a 1-D int64 tensor"):

@@ -324,6 +324,8 @@ REFUSED_SITES: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("LSTM", {"num_layers": 2, "dropout": 0.1, "inter_layer_dropout": 0.1}, ValueError, "are the same site"),
     ("LSTM", {"weight_dropout": frd.WeightDropout(0.1, projection=True)}, ValueError, "proj_size is 0"),
     ("LSTM", {"zoneout_c": frd.Zoneout(0.1, gate_shared=True), "zoneout_h": 0.1}, ValueError, "cannot be combined"),
+    ("LSTM", {"zoneout_c": 0.1, "zoneout_h": frd.Zoneout(0.1, shared=True, unit_shared=True)}, ValueError,
+     "zoneout_h with shared=True should have the unit_shared of zoneout_c"),
     ("GRU", {"zoneout_c": 0.1}, ValueError, "zoneout_c is not a site of a GRU"),
     ("GRU", {"proj_size": 3}, ValueError, "proj_size argument is only supported for LSTM, not RNN or GRU"),
     ("GRU", {"reset_after": 1}, TypeError, "reset_after should be of type bool"),
@@ -390,6 +392,14 @@ REFERENCE_ONLY = {
         {"weight_dropout": frd.WeightDropout(0.5, per_example=True)},
     ),
     "zoneout_c=Zoneout(gate_shared=True)": ("LSTM", {"zoneout_c": frd.Zoneout(0.5, gate_shared=True)}),
+    "zoneout_c=Zoneout(unit_shared=True)": ("LSTM", {"zoneout_c": frd.Zoneout(0.5, unit_shared=True)}),
+    "zoneout_h=Zoneout(unit_shared=True)": ("RNN", {"zoneout_h": frd.Zoneout(0.5, unit_shared=True)}),
+    "hidden_dropout=HiddenDropout(per='step')": ("GRU", {"hidden_dropout": frd.HiddenDropout(0.5, per="step")}),
+    **{
+        f"{name}={spec.__name__}(noise='gaussian')": ("LSTM", {name: spec(0.5, noise="gaussian")})
+        for name, spec in (("input_dropout", frd.LockedDropout), ("output_dropout", frd.LockedDropout),
+                           ("hidden_dropout", frd.HiddenDropout), ("weight_dropout", frd.WeightDropout))
+    },
     "reset_after=False": ("GRU", {"reset_after": False}),
 }
 

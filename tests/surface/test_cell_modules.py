@@ -1,4 +1,4 @@
-"""LSTMCell and GRUCell: torch.nn's where nothing is said, one step of this package's layers where sites are."""
+"""LSTMCell, GRUCell, RNNCell: torch.nn's where nothing is said, one step of this package's layers where sites are."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from torch.nn.utils import prune
 
 import fused_rnn_dropout as frd
 
-CELLS = ("LSTM", "GRU")
+CELLS = ("LSTM", "GRU", "RNN", "RNN relu")
+"""The class without "Cell", and the nonlinearity where it is not the default."""
 T, B, I, H = 6, 3, 5, 7
 RNG = torch.tensor([9, -2])
 
@@ -46,24 +47,39 @@ REFERENCE: dict[str, Any] = {
 def sites_for(cell: str, sites: dict[str, Any]) -> dict[str, Any]:
     if cell == "LSTM" and "zoneout_h" in sites:
         return {**sites, "zoneout_c": 0.25}
-    return sites
+    return {name: site for name, site in sites.items() if name != "cell_dropout" or has_memory(cell)}
+
+
+def has_memory(cell: str) -> bool:
+    return not cell.startswith("RNN")
+
+
+def made(module: Any, cell: str, *arguments: Any, of: str = "Cell", **options: Any) -> Any:
+    """``cell`` of torch.nn or this package, or with ``of=""`` the layer."""
+    name, *nonlinearity = cell.split()
+    options |= {"nonlinearity": nonlinearity[0]} if nonlinearity else {}
+    return getattr(module, name + of)(*arguments, **options)
+
+
+def called(cell: str) -> str:
+    return f"{cell.split()[0]}Cell"
 
 
 def build(cell: str, bias: bool = True, dtype: torch.dtype = torch.float64, **sites: Any) -> Any:
     torch.manual_seed(1)
-    return getattr(frd, f"{cell}Cell")(I, H, bias, dtype=dtype, **sites)
+    return made(frd, cell, I, H, bias, dtype=dtype, **sites)
 
 
 def layer_of(cell: str, mine: Any, **sites: Any) -> Any:
     """The layer with the weights of a cell."""
-    layer = getattr(frd, cell)(I, H, bias=mine.bias, dtype=mine.weight_hh.dtype, **sites)
+    layer = made(frd, cell, I, H, of="", bias=mine.bias, dtype=mine.weight_hh.dtype, **sites)
     layer.load_state_dict({f"{name}_l0": value for name, value in mine.state_dict().items()})
     return layer
 
 
 def states(cell: str, *shape: int, dtype: torch.dtype = torch.float64) -> Any:
-    made = [torch.randn(*shape, dtype=dtype) for _ in range(2 if cell == "LSTM" else 1)]
-    return tuple(made) if cell == "LSTM" else made[0]
+    drawn = [torch.randn(*shape, dtype=dtype) for _ in range(2 if cell == "LSTM" else 1)]
+    return tuple(drawn) if cell == "LSTM" else drawn[0]
 
 
 def flat(state: Any) -> list[Tensor]:
@@ -82,7 +98,7 @@ def flat(state: Any) -> list[Tensor]:
 def test_it_is_torchs(cell: str, bias: bool, batch: tuple[int, ...], with_state: bool) -> None:
     mine = build(cell, bias)
     torch.manual_seed(1)
-    theirs = getattr(nn, f"{cell}Cell")(I, H, bias, dtype=torch.float64)
+    theirs = made(nn, cell, I, H, bias, dtype=torch.float64)
     for name, value in theirs.state_dict().items():
         assert torch.equal(mine.state_dict()[name], value)
     assert list(mine.state_dict()) == list(theirs.state_dict()) and isinstance(mine, nn.RNNCellBase)
@@ -99,7 +115,7 @@ def test_it_is_torchs(cell: str, bias: bool, batch: tuple[int, ...], with_state:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_bad_input_in_torchs_words(cell: str) -> None:
-    mine, theirs = build(cell), getattr(nn, f"{cell}Cell")(I, H, dtype=torch.float64)
+    mine, theirs = build(cell), made(nn, cell, I, H, dtype=torch.float64)
     pair = cell == "LSTM"
 
     def hx(*shape: int) -> Any:
@@ -185,12 +201,14 @@ def test_held(cell: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 @pytest.mark.parametrize(("name", "option"), [*EVERY_SITE.items(), *OTHERS.items()], ids=lambda given: str(given)[:30])
 def test_a_mask_of_a_sequence_needs_to_know_which(cell: str, name: str, option: Any) -> None:
+    if name not in sites_for(cell, {name: option}):
+        pytest.skip(f"{name} is not a site of it")
     mine, x = build(cell, **{name: option}), torch.randn(B, I, dtype=torch.float64)
     lasting = name in ("hidden_dropout", "weight_dropout") or next(iter(mine.sites.values())).per == "sequence"
     for training, mc in ((True, False), (False, True)):
         mine.train(training).mc = mc
         if lasting:
-            with pytest.raises(RuntimeError, match=rf"{name} of an? {cell}Cell lasts.*hold_masks.*rng="):
+            with pytest.raises(RuntimeError, match=rf"{name} of an? {called(cell)} lasts.*hold_masks.*rng="):
                 mine(x)
         else:
             assert not torch.equal(flat(mine(x))[0], flat(mine(x))[0])  # each call draws
@@ -224,7 +242,7 @@ def test_sites_that_a_step_has_not(cell: str) -> None:
             build(cell, **{name: 0.1})
         for configure in (lambda: mine.set_rate(name, 0.1), lambda: setattr(mine, name, 0.1)):  # noqa: B023
             with pytest.raises(
-                ValueError, match=rf"{name} is not a site of an? {cell}Cell.*sites are input_d"
+                ValueError, match=rf"{name} is not a site of an? {called(cell)}.*allowed sites are input_drop"
             ) as refused:
                 configure()
             assert ("zoneout_c" in str(refused.value)) == (cell == "LSTM")
@@ -233,6 +251,13 @@ def test_sites_that_a_step_has_not(cell: str) -> None:
         build(cell, zoneout_h=frd.Zoneout(0.1, output="unzoned"))
     with pytest.raises(ValueError, match="zoneout_c of an LSTMCell has no gate_shared=True"):
         build("LSTM", zoneout_c=frd.Zoneout(0.1, gate_shared=True), backend="reference")
+    if not has_memory(cell):
+        with pytest.raises(TypeError, match="cell_dropout"):
+            build(cell, cell_dropout=0.1)
+        with pytest.raises(ValueError, match=r"'cell_dropout' is not a site of an RNN; allowed"):
+            build(cell).set_rate("cell_dropout", 0.1)
+        with pytest.raises(ValueError, match=r"allowed sites are input_dropout, .*, update_dropout, zoneout_h$"):
+            build(cell).dropout = 0.1
     with pytest.raises(TypeError, match="hidden_size should be of type int, got: float"):
         frd.LSTMCell(3, 4.0)  # type: ignore[arg-type]
 
@@ -269,7 +294,8 @@ def test_compiled(cell: str) -> None:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_explained_under_its_own_name(cell: str) -> None:
-    assert frd.explain(build(cell), torch.randn(B, I, dtype=torch.float64)).module.startswith(f"{cell}Cell({I}, {H}")
+    module = frd.explain(build(cell), torch.randn(B, I, dtype=torch.float64)).module
+    assert module.startswith(f"{called(cell)}({I}, {H}")
 
 
 def test_mc_dropout_reaches_cells() -> None:
@@ -289,8 +315,8 @@ def model_of(*cells: str) -> nn.ModuleDict:
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_there_and_back(cell: str) -> None:
-    model = model_of("LSTM", f"{cell}Cell")
-    old = model[f"{cell}Cell"]
+    model = nn.ModuleDict({"LSTM": nn.LSTM(I, H), "cell": made(nn, cell, I, H)})
+    old = model["cell"]
     old.note, old.weight_ih.requires_grad = "kept", False  # type: ignore[assignment]
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
     x = torch.randn(B, I)
@@ -299,8 +325,8 @@ def test_there_and_back(cell: str) -> None:
         warnings.simplefilter("error")
         assert frd.convert(model, cells=True, weight_dropout=0.5) is model
         frd.convert(model, cells=True, weight_dropout=0.1)  # those of this package stay as they are
-    new: Any = model[f"{cell}Cell"]
-    assert type(new) is getattr(frd, f"{cell}Cell") and new.weight_dropout == 0.5 and new.note == "kept"
+    new: Any = model["cell"]
+    assert type(new) is getattr(frd, called(cell)) and new.weight_dropout == 0.5 and new.note == "kept"
     assert type(model["LSTM"]) is frd.LSTM and model["LSTM"].weight_dropout == 0.5
     assert new.weight_hh is old.weight_hh and not new.weight_ih.requires_grad
     assert {id(p) for p in model.parameters()} == {id(p) for p in optimizer.param_groups[0]["params"]}
@@ -309,7 +335,7 @@ def test_there_and_back(cell: str) -> None:
     with pytest.raises(RuntimeError, match="hold_masks"):
         new(x)
     frd.revert(model)
-    again: Any = model[f"{cell}Cell"]
+    again: Any = model["cell"]
     assert type(again) is type(old) and again.weight_hh is old.weight_hh and again.note == "kept"
     assert set(again.__dict__) == set(old.__dict__)
     torch.testing.assert_close(flat(again(x))[0], before)
@@ -326,7 +352,10 @@ def test_what_is_left() -> None:
     class Mine(nn.LSTMCell):
         pass
 
-    model = nn.ModuleDict({"plain": nn.RNNCell(I, H), "mine": Mine(I, H), "cell": nn.LSTMCell(I, H),
+    class Own(nn.RNNCellBase):
+        pass
+
+    model = nn.ModuleDict({"own": Own(I, H, True, 1), "mine": Mine(I, H), "cell": nn.LSTMCell(I, H),
                            "pruned": nn.GRUCell(I, H)})  # fmt: skip
     prune.identity(model["pruned"], "weight_hh")
     torch.nn.utils.parametrizations.weight_norm(model["cell"], "weight_hh")
@@ -335,7 +364,8 @@ def test_what_is_left() -> None:
     said = sorted(str(warning.message) for warning in caught)
     assert len(said) == 4 and "left pruned" in said[3] and "a hook computes weight_hh" in said[3]
     assert "left cell" in said[0] and "parametrised" in said[0]
-    assert "left mine" in said[1] and "it is a subclass" in said[1] and "left plain (RNNCell)" in said[2]
+    assert "left mine" in said[1] and "it is a subclass" in said[1] and "left own (Own)" in said[2]
+    assert "cells=True" not in said[2]
 
 
 def test_without_cells_the_warning_says_how() -> None:
@@ -343,7 +373,7 @@ def test_without_cells_the_warning_says_how() -> None:
     with pytest.warns(UserWarning, match="left ") as caught:
         frd.convert(model, weight_dropout=0.5)
     assert type(model["LSTMCell"]) is nn.LSTMCell
-    assert [("cells=True" in str(warning.message)) for warning in caught] == [True, False]
+    assert [("cells=True" in str(warning.message)) for warning in caught] == [True, True]
 
 
 def test_sites_that_cells_have_not_change_nothing() -> None:
@@ -352,6 +382,22 @@ def test_sites_that_cells_have_not_change_nothing() -> None:
         frd.convert(model, cells=True, output_dropout=0.5)
     with pytest.raises(ValueError, match="GRUCell: zoneout_c is not a site of a GRU"):
         frd.convert(model, cells=True, zoneout_c=0.5)
+    with pytest.raises(ValueError, match="the module: cell_dropout is not a site of an RNN"):
+        frd.convert(nn.RNNCell(I, H), cells=True, cell_dropout=0.5)
     with pytest.raises(TypeError, match="cells should be of type bool, got: int"):
         frd.convert(model, cells=1)  # type: ignore[arg-type]
     assert type(model["LSTM"]) is nn.LSTM and type(model["GRUCell"]) is nn.GRUCell
+
+
+def test_the_nonlinearity_is_torchs() -> None:
+    mine, theirs = frd.RNNCell(I, H, True, "relu"), nn.RNNCell(I, H)
+    assert mine.nonlinearity == "relu" and "nonlinearity='relu'" in repr(mine) and "nonlinearity" not in repr(theirs)
+    mine.load_state_dict(theirs.state_dict())
+    x = torch.randn(B, I)
+    for nonlinearity in ("relu", "tanh"):  # nn.RNNCell reads it at each call
+        mine.nonlinearity = theirs.nonlinearity = nonlinearity
+        torch.testing.assert_close(mine(x), theirs(x))
+    theirs.nonlinearity = "sigmoid"
+    for bad in (lambda: frd.RNNCell(I, H, nonlinearity="sigmoid"), lambda: frd.convert(theirs, cells=True)):
+        with pytest.raises(ValueError, match="Unknown nonlinearity 'sigmoid'. Select from 'tanh' or 'relu'"):
+            bad()

@@ -237,7 +237,8 @@ OPTIONS: dict[str, list[Any]] = {
     "input_dropout": [frd.LockedDropout(0.5, tied=False), frd.LockedDropout(0.5, per="step", batch_shared=True)],
     "inter_layer_dropout": [frd.LockedDropout(0.5), frd.LockedDropout(0.5, per="step")],
     "output_dropout": [frd.LockedDropout(0.5), frd.LockedDropout(0.5, per="step")],
-    "hidden_dropout": [frd.HiddenDropout(0.5), frd.HiddenDropout(0.5, tied=False)],
+    "hidden_dropout": [frd.HiddenDropout(0.5), frd.HiddenDropout(0.5, tied=False),
+                       frd.HiddenDropout(0.5, noise="gaussian")],
     "weight_dropout": [frd.WeightDropout(0.5, inputs=True), frd.WeightDropout(0.5, mode="row"),
                        frd.WeightDropout(0.5, per_example=True)],
     "update_dropout": [frd.UpdateDropout(p, per, scale) for p in (0.0, 0.5) for per in ("step", "sequence")

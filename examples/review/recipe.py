@@ -1,0 +1,137 @@
+"""How a cell of the grid is trained beside the sites of its layers: optimizer, schedule of rates, segments and loss."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fused_rnn_dropout import training
+
+from ..language_model.model import State, detach
+from ..language_model.train import segments
+
+if TYPE_CHECKING:
+    from .training import CharacterModel, Settings
+
+SGD_RATE = 3.0
+"""Learning rate of NT-ASGD, in the place of Adam's: of 3, 10 and 30 the best for the model without dropout."""
+
+PASSES = ("fraternal", "pi", "eld", "rdrop")
+"""Extras that take two passes: the variants of ``FraternalLoss``."""
+CURVES = ("curriculum", "annealed")
+"""Extras that change the rates of all sites from update to update: the curves of ``CurriculumSchedule``."""
+
+EXTRAS: Mapping[str, str] = {
+    "embedding_dropout": "rate, by type: an occurrence of a character vanishes with all others of its segment",
+    "word_dropout": "rate: an occurrence of a character becomes a vector of zeros",
+    "data_noising": "rate: an occurrence of a character becomes another one, drawn in proportion to its count",
+    "ar": "alpha of activation regularisation",
+    "tar": "beta of temporal activation regularisation",
+    **dict.fromkeys(PASSES, "kappa of the distance of two passes"),
+    **dict.fromkeys(CURVES, "gamma N, where gamma is the exponent and N the number of updates"),
+    "nt_asgd": "how many of the last epochs do not count as best: SGD, averaged from the trigger on",
+    "random_bptt": "probability of a segment of about half the length; the learning rate follows the length",
+}
+"""What a cell can be trained with besides its sites: the meaning of the number in ``Settings.extras``, by name."""
+
+
+class Encoded(NamedTuple):
+    """What a :class:`CharacterModel` computes: logits, state, and the layer's output before and after dropout."""
+
+    logits: Tensor
+    state: State
+    raw: Tensor
+    dropped: Tensor
+
+
+def check_extras(extras: Mapping[str, float]) -> None:
+    """Raises ``ValueError`` for extras that are not known, or do not go together."""
+    if unknown := sorted(extras.keys() - EXTRAS.keys()):
+        raise ValueError(f"extras should be among {', '.join(sorted(EXTRAS))}, got {', '.join(unknown)}")
+    for names in (PASSES, CURVES):
+        if len(found := [name for name in names if name in extras]) > 1:
+            raise ValueError(f"extras have {' and '.join(found)}: give one of them")
+    if not extras.keys().isdisjoint(PASSES) and not extras.keys().isdisjoint(("ar", "tar")):
+        raise ValueError("extras with two passes should have neither ar nor tar, which are of one pass")
+
+
+class Recipe:
+    """Trains a model by the extras of its settings; without any, with Adam on segments of equal length.
+
+    Args:
+        model: to train.
+        settings: with extras that :func:`check_extras` let pass.
+        ids: int64 (T, B): what an epoch goes through.
+    """
+
+    def __init__(self, model: CharacterModel, settings: Settings, ids: Tensor) -> None:
+        self.model, self.settings, self.ids, self.extras = model, settings, ids, settings.extras
+        self.schedule: training.CurriculumSchedule | None = None
+        self.optimizer: torch.optim.Optimizer
+        if "nt_asgd" in self.extras:
+            self.optimizer = training.NTASGD(model.parameters(), lr=SGD_RATE, n=int(self.extras["nt_asgd"]))
+        else:
+            self.optimizer = torch.optim.Adam(model.parameters(), lr=settings.rate)
+        updates = settings.epochs * len(list(segments(ids, settings.steps)))
+        for curve in self._given(CURVES):
+            gamma = self.extras[curve] / updates
+            self.schedule = training.CurriculumSchedule(model, updates, curve=curve, gamma=gamma)
+            self.schedule.follow(self.optimizer)
+        self.two_passes: training.FraternalLoss | None = None
+        for variant in self._given(PASSES):
+            self.two_passes = training.FraternalLoss(self.extras[variant], variant)
+
+    def _given(self, names: tuple[str, ...]) -> list[str]:
+        return [name for name in names if name in self.extras]
+
+    def epoch(self) -> None:
+        """Updates the model on every segment, in training mode, the state carried."""
+        self.model.train()
+        state: State = None
+        for inputs, targets in self._segments():
+            loss, state = self._loss(inputs, targets, state)
+            self.optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+            with self._learning_rate(len(inputs)):
+                self.optimizer.step()
+            state = detach(state)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Within, the parameters are those to evaluate: the average, where NT-ASGD has one."""
+        return self.optimizer.averaged() if isinstance(self.optimizer, training.NTASGD) else nullcontext()
+
+    def observe(self, valid: float) -> None:
+        """Tells of the validation loss after an epoch."""
+        if isinstance(self.optimizer, training.NTASGD):
+            self.optimizer.observe(valid)
+
+    def _segments(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if "random_bptt" not in self.extras:
+            yield from segments(self.ids, self.settings.steps)
+            return
+        short = self.extras["random_bptt"]
+        for part in training.random_bptt_slices(len(self.ids) - 1, self.settings.steps, short=short):
+            yield self.ids[:-1][part], self.ids[1:][part]
+
+    def _learning_rate(self, length: int) -> AbstractContextManager[None]:
+        if "random_bptt" not in self.extras:
+            return nullcontext()
+        return training.bptt_learning_rate(self.optimizer, length, self.settings.steps)
+
+    def _loss(self, inputs: Tensor, targets: Tensor, state: State) -> tuple[Tensor, State]:
+        if self.two_passes is not None:
+            both = self.two_passes(self.model, inputs, state, target=targets)
+            return both.loss, both.first[1]
+        encoded = self.model.encode(inputs, state)
+        loss = functional.cross_entropy(encoded.logits.flatten(0, 1), targets.flatten())
+        if alpha := self.extras.get("ar"):
+            loss = loss + training.activation_regularization(encoded.dropped, alpha)
+        if beta := self.extras.get("tar"):
+            loss = loss + training.temporal_activation_regularization(encoded.raw, beta)
+        return loss, encoded.state
