@@ -48,17 +48,18 @@ def test_the_gradient_of_the_rate_is_that_of_the_formula() -> None:
     assert math.isclose(float(drop.logit.grad), (ends[0] - ends[1]) / 2e-6, rel_tol=1e-6)
 
 
-def test_the_rate_moves_where_the_loss_wants_it() -> None:
-    """Of a noise that the loss punishes, and of a feature that only misleads."""
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_rate_moves_where_the_loss_wants_it(sign: int) -> None:
+    """The mask's variance is p / (1-p): a loss that punishes it lowers the rate, one that rewards it raises the rate."""
     torch.manual_seed(1)
-    for wanted, sign in ((lambda y: (y - 1).square().mean(), -1), (lambda y: y.abs().mean(), 0)):
-        drop = ConcreteDropout(0.4)
-        optimizer = torch.optim.SGD(drop.parameters(), lr=0.5)
-        for _ in range(50):
-            optimizer.zero_grad()
-            wanted(drop(torch.ones(1, 40, 50))).backward()
-            optimizer.step()
-        assert float(drop.p) < 0.2 if sign else abs(float(drop.p) - 0.4) < 0.2
+    drop = ConcreteDropout(0.4)
+    optimizer = torch.optim.SGD(drop.parameters(), lr=0.1)
+    for _ in range(20):
+        optimizer.zero_grad()
+        (sign * (drop(torch.ones(1, 40, 50)) - 1).square().mean()).backward()
+        optimizer.step()
+    found = float(drop.p.detach())
+    assert found < 0.3 if sign > 0 else found > 0.5
 
 
 def test_it_serves_as_an_explicit_mask_of_a_step() -> None:
