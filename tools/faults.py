@@ -10,8 +10,9 @@ The faults are data: tests/faults/BACKEND.toml holds a table [[fault]] for each,
     tests, select  which tests shall catch it, as files and as pytest's -k; [defaults] has them for those without
 
 For each the sources are changed in a copy of the checkout, which is built as its backend needs it: the CPU's kernels
-for the baseline instruction set, CUDA's for the host shim, Triton's for its interpreter, what is Python alone not at all. Then the tests run until the
-first one fails. All those that caught a fault run on the unchanged sources at the end, and must pass. Exits with 1 if a
+for the baseline instruction set, CUDA's for the host shim, Triton's for its interpreter; what is Python alone needs no
+build. Then the tests run until the first one fails. All those that caught a fault run on the unchanged sources at the
+end, and must pass. Exits with 1 if a
 fault goes unnoticed, or was caught by a test that fails anyway.
 """
 
@@ -187,7 +188,7 @@ def plant(name: str, faults: list[Fault], jobs: int) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("backends", nargs="*", metavar="BACKEND", help="cpu, cuda, triton or python (default: all of them)")
+    parser.add_argument("backends", nargs="*", metavar="BACKEND", help="of cpu, cuda, triton, python (default: all)")
     parser.add_argument("--list", action="store_true", help="name the faults and stop")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only the faults whose names contain NAME")
     parser.add_argument("--sample", type=int, metavar="N", help="of each backend N faults, that the seed chooses")

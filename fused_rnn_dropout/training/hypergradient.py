@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -91,15 +92,13 @@ class HypergradientSchedule:
             self._set(site, self.rates[site])
         return dict(self.rates)
 
-    def hypergradients(
-        self, train_loss: Callable[[], Tensor], valid_loss: Callable[[], Tensor]
-    ) -> dict[str, float]:
+    def hypergradients(self, train_loss: Callable[[], Tensor], valid_loss: Callable[[], Tensor]) -> dict[str, float]:
         """dL_valid / dp by site, as :meth:`step` uses it; no rate is moved."""
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         with in_eval(self.model):
             of_valid = _gradient(valid_loss(), parameters)
-        pairs = {path: draw_rng(module.device_of_masks()) for path, module in self.model.named_modules()
-                 if isinstance(module, Thresholds)}  # type: ignore[operator]  # fmt: skip
+        holdable: dict[str, Any] = {p: m for p, m in self.model.named_modules() if isinstance(m, Thresholds)}
+        pairs = {path: draw_rng(module.device_of_masks()) for path, module in holdable.items()}
         result = {}
         for site, rate in self.rates.items():
             ends = min(rate + self.delta, 1.0), max(rate - self.delta, 0.0)
@@ -117,12 +116,12 @@ class HypergradientSchedule:
             result[site] = total / (ends[0] - ends[1])
         return result
 
-    def _modules(self, site: str) -> list[nn.Module]:
+    def _modules(self, site: str) -> list[Any]:
         return [self.model.get_submodule(path) for path, name in configured(self.model) if name == site]
 
     def _set(self, site: str, rate: float) -> None:
         for module in self._modules(site):
-            module.set_rate(site, rate)  # type: ignore[operator]
+            module.set_rate(site, rate)
 
     def _acts_in_eval(self, site: str) -> bool:
         return any(isinstance(m, Regularized) and site in acting_in_eval(m._plan) for m in self._modules(site))
