@@ -12,8 +12,7 @@ The faults are data: tests/faults/BACKEND.toml holds a table [[fault]] for each,
 For each the sources are changed in a copy of the checkout, which is built as its backend needs it: the CPU's kernels
 for the baseline instruction set, CUDA's for the host shim, Triton's for its interpreter; what is Python alone needs no
 build. Then the tests run until the first one fails. All those that caught a fault run on the unchanged sources at the
-end, and must pass. Exits with 1 if a
-fault goes unnoticed, or was caught by a test that fails anyway.
+end, and must pass. Exits with 1 if a fault goes unnoticed, or was caught by a test that fails anyway.
 """
 
 from __future__ import annotations
