@@ -15,7 +15,6 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) unproject_step_kernel
     Pack<bool, N> keep{};
     Pack<S, N> to_old;
     const Drawn drawn = drawn_at(p.masks, b, u, p.step.t, STATE_ZONE_H, STATE_ZONE_H + 1);
-    // After the draws: beside ten rounds of Philox these numbers would cost the registers that spill.
     const StateSites<Math<S>> sites = sites_of(p.masks);
     FRD_UNROLL
     for (int i = 0; i < N; ++i) keep.at[i] = drops_at(drawn, i, bits.at[i], STATE_ZONE_H);
