@@ -28,8 +28,7 @@ def _lasting(plan: Plan) -> tuple[str, ...]:
     return tuple(
         name
         for name in plan.names
-        if isinstance(getattr(plan, name), WeightDropout)
-        or getattr(getattr(plan, name), "per", None) == "sequence"
+        if isinstance(getattr(plan, name), WeightDropout) or getattr(getattr(plan, name), "per", None) == "sequence"
     )
 
 

@@ -167,8 +167,12 @@ _WHOLE_STEPS = Option("unit_shared", True)
 
 SITES: tuple[Site, ...] = (
     Site("dropout", StepDropout, "inter_layer", _DROP, "between layers, as nn.LSTM means it", "INTER_LAYER"),
-    Site("input_dropout", LockedDropout, "input", _DROP, "input of the first layer", "INPUT", options=(_UNTIED, _NOISE)),
-    Site("inter_layer_dropout", LockedDropout, "inter_layer", _DROP, "between layers", "INTER_LAYER", options=(_NOISE,)),
+    Site(
+        "input_dropout", LockedDropout, "input", _DROP, "input of the first layer", "INPUT", options=(_UNTIED, _NOISE)
+    ),
+    Site(
+        "inter_layer_dropout", LockedDropout, "inter_layer", _DROP, "between layers", "INTER_LAYER", options=(_NOISE,)
+    ),
     Site("output_dropout", LockedDropout, "output", _DROP, "output of the last layer", "OUTPUT", options=(_NOISE,)),
     Site(
         "hidden_dropout",
@@ -444,9 +448,9 @@ def check_combination(
         if others:
             raise ValueError(f"zoneout_c with gate_shared=True cannot be combined with {', '.join(others)}")
     zoneout_h = specs.get("zoneout_h")
-    if isinstance(zoneout, Zoneout) and isinstance(zoneout_h, Zoneout) and zoneout_h.shared:
-        if zoneout.unit_shared != zoneout_h.unit_shared:
-            raise ValueError("zoneout_h with shared=True should have the unit_shared of zoneout_c, whose mask it reads")
+    reads_c = isinstance(zoneout, Zoneout) and isinstance(zoneout_h, Zoneout) and zoneout_h.shared
+    if reads_c and zoneout.unit_shared != zoneout_h.unit_shared:  # type: ignore[union-attr]
+        raise ValueError("zoneout_h with shared=True should have the unit_shared of zoneout_c, whose mask it reads")
     if "inter_layer_dropout" in specs and num_layers == 1:
         warnings.warn(
             "inter_layer_dropout sits between layers, so it expects num_layers greater than 1, but got "

@@ -56,11 +56,11 @@ def kernels(listing: str) -> dict[str, list[str]]:
 
 
 def loops(lines: list[str]) -> list[tuple[int, int]]:
-    """First and last line of each loop: from a label to the last branch back to it. A branch to itself is none."""
+    """First and last line of each loop: from a label to the last branch back to it."""
     labels = {match[1]: at for at, line in enumerate(lines) if (match := LABEL.match(line.strip()))}
     ends: dict[int, int] = {}
     for at, line in enumerate(lines):
-        if (match := BRANCH.search(line)) and labels[match[1]] < at - 1:
+        if (match := BRANCH.search(line)) and labels[match[1]] < at:
             ends[labels[match[1]]] = at
     return sorted(ends.items())
 

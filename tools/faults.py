@@ -1,6 +1,6 @@
 """Plants faults in the sources, one at a time, and checks that the tests catch each of them.
 
-    python tools/faults.py [cpu | cuda | triton ...] [--list] [--only NAME ...] [--sample N] [--jobs N]
+    python tools/faults.py [cpu | cuda | triton | python ...] [--list] [--only NAME ...] [--sample N] [--jobs N]
 
 The faults are data: tests/faults/BACKEND.toml holds a table [[fault]] for each, with
 
@@ -10,9 +10,9 @@ The faults are data: tests/faults/BACKEND.toml holds a table [[fault]] for each,
     tests, select  which tests shall catch it, as files and as pytest's -k; [defaults] has them for those without
 
 For each the sources are changed in a copy of the checkout, which is built as its backend needs it: the CPU's kernels
-for the baseline instruction set, CUDA's for the host shim, Triton's for its interpreter. Then the tests run until the
-first one fails. All those that caught a fault run on the unchanged sources at the end, and must pass. Exits with 1 if a
-fault goes unnoticed, or was caught by a test that fails anyway.
+for the baseline instruction set, CUDA's for the host shim, Triton's for its interpreter; what is Python alone needs no
+build. Then the tests run until the first one fails. All those that caught a fault run on the unchanged sources at the
+end, and must pass. Exits with 1 if a fault goes unnoticed, or was caught by a test that fails anyway.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ except ModuleNotFoundError:  # Python 3.10, where pytest brings the same under t
     import tomli as tomllib
 
 DATA = ROOT / "tests" / "faults"
-COPIED = ("csrc", "fused_rnn_dropout", "tests", "tools", "pyproject.toml")
+COPIED = ("csrc", "fused_rnn_dropout", "examples", "tests", "tools", "pyproject.toml")
 LIMIT = 900
 """Seconds for the tests of one fault; a fault that makes them wait for ever is caught too."""
 
@@ -96,6 +96,7 @@ BACKENDS = {
     "cpu": Backend(cpu_library.build, {}),
     "cuda": Backend(build_host_module, {}),
     "triton": Backend(lambda root: None, {"TRITON_INTERPRET": "1"}),
+    "python": Backend(lambda root: None, {}),
 }
 
 
@@ -186,7 +187,7 @@ def plant(name: str, faults: list[Fault], jobs: int) -> list[str]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("backends", nargs="*", metavar="BACKEND", help="cpu, cuda or triton (default: all of them)")
+    parser.add_argument("backends", nargs="*", metavar="BACKEND", help="of cpu, cuda, triton, python (default: all)")
     parser.add_argument("--list", action="store_true", help="name the faults and stop")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only the faults whose names contain NAME")
     parser.add_argument("--sample", type=int, metavar="N", help="of each backend N faults, that the seed chooses")

@@ -19,7 +19,6 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, LEAST_BLOCKS) backwar
     const Pack<uint8_t, N> bits = bits_of<N>(p.masks, b, u);
     const bool projects = INFO.projects && p.doutputs;  // zoneout of h is unproject_step's then
     const Drawn drawn = drawn_at(p.masks, b, u, p.step.t, 0, projects ? STATE_ZONE_H : NUM_STATE_SITES);
-    // After the draws: beside ten rounds of Philox these numbers would cost the registers that spill.
     const StateSites<Math<S>> sites = sites_of(p.masks);
     Drops<Math<S>> drops[N];
     Pack<bool, N> keep_h;

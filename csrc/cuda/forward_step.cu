@@ -24,7 +24,6 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations>)
   FRD_EACH_ROW(b, 0, p.step.active) {
     const bool projects = INFO.projects && p.outputs;  // zoneout of h is project_step's then
     const Drawn drawn = drawn_at(p.masks, b, u, p.step.t, 0, projects ? STATE_ZONE_H : NUM_STATE_SITES);
-    // After the draws: beside ten rounds of Philox these numbers would cost the registers that spill.
     const StateSites<Math<S>> sites = sites_of(p.masks);
     D* const gates = p.gates + b * G * H + u;
     Pack<S, N> a[G], apart{};

@@ -6,12 +6,14 @@
 from .activations import activation_regularization, temporal_activation_regularization
 from .awd_lstm import AWDLSTM, AWDLSTMClassifier, AWDLSTMEncoder
 from .bptt import bptt_learning_rate, random_bptt_length, random_bptt_slices
+from .concrete import ConcreteDropout, gaussian_dropout_kl
 from .curriculum import CurriculumSchedule
 from .embedding_dropout import EmbeddingDropout
 from .fast_dropout import dropconnect_inference, fast_dropout_lstm, fast_dropout_rnn
 from .fastai import load_fastai
 from .fraternal import Fraternal, FraternalLoss
 from .h_detach import h_detach
+from .hypergradient import HypergradientSchedule
 from .mc_predict import mc_predict
 from .ntasgd import NTASGD
 from .output_dropout import OutputDropout
@@ -22,11 +24,13 @@ __all__ = [
     "AWDLSTMClassifier",
     "AWDLSTMEncoder",
     "NTASGD",
+    "ConcreteDropout",
     "CurriculumSchedule",
     "DataNoising",
     "EmbeddingDropout",
     "Fraternal",
     "FraternalLoss",
+    "HypergradientSchedule",
     "OutputDropout",
     "WordDropout",
     "activation_regularization",
@@ -34,6 +38,7 @@ __all__ = [
     "dropconnect_inference",
     "fast_dropout_lstm",
     "fast_dropout_rnn",
+    "gaussian_dropout_kl",
     "h_detach",
     "load_fastai",
     "mc_predict",

@@ -397,8 +397,12 @@ REFERENCE_ONLY = {
     "hidden_dropout=HiddenDropout(per='step')": ("GRU", {"hidden_dropout": frd.HiddenDropout(0.5, per="step")}),
     **{
         f"{name}={spec.__name__}(noise='gaussian')": ("LSTM", {name: spec(0.5, noise="gaussian")})
-        for name, spec in (("input_dropout", frd.LockedDropout), ("output_dropout", frd.LockedDropout),
-                           ("hidden_dropout", frd.HiddenDropout), ("weight_dropout", frd.WeightDropout))
+        for name, spec in (
+            ("input_dropout", frd.LockedDropout),
+            ("output_dropout", frd.LockedDropout),
+            ("hidden_dropout", frd.HiddenDropout),
+            ("weight_dropout", frd.WeightDropout),
+        )
     },
     "reset_after=False": ("GRU", {"reset_after": False}),
 }

@@ -1,4 +1,4 @@
-"""What tools/count_philox.py counts: in a few lines of machine code by hand, and with nvcc in kernels of Philox alone."""
+"""What tools/count_philox.py counts: in a few lines of machine code and, with nvcc, in kernels of Philox alone."""
 
 from __future__ import annotations
 
