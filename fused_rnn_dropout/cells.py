@@ -45,7 +45,8 @@ class Cell(NamedTuple):
 
     def output_differs(self, flags: int) -> bool:
         """Whether the output has other numbers than the h that backward reads."""
-        return bool(flags & (FLAG["UNZONED"] | (FLAG["CELL"] if self.scaled else 0)))
+        masked = flags & FLAG["MASKS_ON"] and flags & FLAG["OUTPUT"]
+        return bool(masked or flags & (FLAG["UNZONED"] | (FLAG["CELL"] if self.scaled else 0)))
 
 
 CELLS: dict[str, Cell] = {

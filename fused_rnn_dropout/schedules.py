@@ -64,6 +64,7 @@ class Schedule(NamedTuple):
         obstacle: why it cannot run some layers; None where it can.
         worth: why it would not pay to run them so; None where it does.
         why: what speaks for it where nothing speaks against it.
+        outer_sites: whether its layers mask what they read and write; elsewhere an operator does it around them.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Schedule(NamedTuple):
     obstacle: Question = _nothing
     worth: Question = _nothing
     why: str = ""
+    outer_sites: bool = False
 
 
 class Choice(NamedTuple):
@@ -160,7 +162,9 @@ def _sequence_worth(layers: Layers) -> str | None:
 # --------------------------------------------------------------------------------------------------------------------
 
 SCHEDULES: dict[str, tuple[Schedule, ...]] = {
-    "cpu": (Schedule("fused CPU", 0, "one pass over time per layer and direction, masks inside it"),),
+    "cpu": (
+        Schedule("fused CPU", 0, "one pass over time per layer and direction, masks inside it", outer_sites=True),
+    ),
     "cuda": (
         Schedule(
             CUDNN,

@@ -157,8 +157,11 @@ struct Random {
   Random(const Tensor& x, const MaybeTensor& ids, const MaybeTensor& rng, const MaybeTensor& thresholds, int64_t flags,
          int64_t layer, bool reverse, int64_t step_offset, const Sequence& sequence) {
     check_flags(flags);
-    check_layer(layer);
     random.flags = static_cast<uint32_t>(flags);
+    check_layer(layer, random.flags);
+    STD_TORCH_CHECK(!(random.flags & (READ_FLAGS | WRITE_FLAGS)),
+                    "flags has a site on what a layer reads or writes, which is an operator of its own on a GPU: ",
+                    flags);
     random.layer = static_cast<uint32_t>(layer);
     random.direction = reverse;
     random.step_offset = check_steps(step_offset, sequence.steps);

@@ -26,6 +26,7 @@ class Layer : public LayerArguments {
     p.inputs = shapes.inputs;
     p.units = shapes.units;
     p.projected = shapes.projected;
+    p.first = first();
     p.x = read<T>(dense.x);
     p.w_ih = read<T>(dense.w_ih);
     p.w_hh = read<T>(dense.w_hh);
