@@ -1,10 +1,10 @@
-"""Drop-in LSTM and GRU layers with every dropout of the RNN literature inside fused kernels.
+"""Drop-in LSTM, GRU and RNN layers with every dropout of the RNN literature inside fused kernels.
 
 >>> import fused_rnn_dropout as frd
 >>> rnn = frd.LSTM(400, 1150, num_layers=3, weight_dropout=0.5, input_dropout=0.4, zoneout_c=0.1)
 
-:class:`LSTM` and :class:`GRU` take everything that ``torch.nn.LSTM`` and ``torch.nn.GRU`` take, with the same
-``state_dict``; :func:`convert` swaps them inside a model. ``docs/semantics.md`` says what each site computes.
+:class:`LSTM`, :class:`GRU` and :class:`RNN` take everything that their namesakes in ``torch.nn`` take, with the same
+``state_dict``; :func:`convert` swaps those inside a model. ``docs/semantics.md`` says what each site computes.
 """
 
 import sys
@@ -18,7 +18,7 @@ from .cell_modules import GRUCell, LSTMCell
 from .convert import convert, revert
 from .introspect import explain, export_masks
 from .library import library_paths
-from .modules import GRU, LSTM, NNGRU, NNLSTM, hold_masks, mc_dropout
+from .modules import GRU, LSTM, NNGRU, NNLSTM, NNRNN, RNN, hold_masks, mc_dropout
 from .options import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
 
 from . import training  # isort: skip  # it is made of all of the above
@@ -34,6 +34,8 @@ __all__ = [
     "LSTMCell",
     "NNGRU",
     "NNLSTM",
+    "NNRNN",
+    "RNN",
     "CellDropout",
     "HiddenDropout",
     "LockedDropout",

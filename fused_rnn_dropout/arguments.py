@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from . import library, ops
+from .cells import CELLS
 from .layouts import check_dense, is_dense, known
 from .sites import GROUPS, SEQ, SITE, SITES, Plan, bad_threshold
 
@@ -241,7 +242,7 @@ def result_dtypes(
 
     On a GPU they have autocast's dtype, where torch's cuDNN layers give float16 for bfloat16 as well.
 
-    ``memory`` is the dtype of the state that carries memory, c_0 of an LSTM and h_0 of a GRU.
+    ``memory`` is the dtype of the state that is the memory: c_0, or h_0 where there is no c.
     """
     device_type = input.device.type
     if not autocast_enabled(input) or input.dtype == torch.float64:
@@ -254,7 +255,8 @@ def result_dtypes(
     promoted = torch.promote_types(memory, autocast)
     if projected:
         return promoted, autocast
-    return (autocast, autocast) if cell == "LSTM" and not packed else (promoted, promoted)
+    widens = CELLS[cell].carries and (packed or not CELLS[cell].has_c)
+    return (promoted, promoted) if widens else (autocast, autocast)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -263,13 +265,14 @@ def result_dtypes(
 
 
 def check_input(cell: str, input: Tensor, packed: bool, weights: Sequence[Tensor]) -> None:
-    check_dense(f"input of a {cell}", input)
+    called = CELLS[cell].called
+    check_dense(f"input of {called}", input)
     w_ih = weights[0]
     dims = 2 if packed else 3
     if input.dim() != dims:
         raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
     if not input.is_floating_point():
-        raise TypeError(f"input of a {cell} should have a floating dtype, got {input.dtype}")
+        raise TypeError(f"input of {called} should have a floating dtype, got {input.dtype}")
     for weight in weights:
         if weight.device != input.device:
             raise RuntimeError(
@@ -277,9 +280,9 @@ def check_input(cell: str, input: Tensor, packed: bool, weights: Sequence[Tensor
                 f"{input.device} and parameter tensor at {weight.device}"
             )
         if not is_dense(weight):
-            check_dense(f"a weight of a {cell}", weight)
+            check_dense(f"a weight of {called}", weight)
         if not weight.is_floating_point():
-            raise TypeError(f"a weight of a {cell} should have a floating dtype, got {weight.dtype}")
+            raise TypeError(f"a weight of {called} should have a floating dtype, got {weight.dtype}")
     if input.size(-1) != w_ih.size(1):
         raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {w_ih.size(1)}, got {input.size(-1)}")
 
@@ -287,7 +290,8 @@ def check_input(cell: str, input: Tensor, packed: bool, weights: Sequence[Tensor
 def check_states(cell: str, hx: Sequence[Tensor], expected: list[tuple[int, int, int]], input: Tensor) -> None:
     mixed = autocast_enabled(input)
     for index, (state, size) in enumerate(zip(hx, expected, strict=True)):
-        name, torch_name = ("hx", "hidden") if cell == "GRU" else (f"hx[{index}]", f"hidden[{index}]")
+        alone = len(expected) == 1
+        name, torch_name = ("hx", "hidden") if alone else (f"hx[{index}]", f"hidden[{index}]")
         check_dense(name, state)
         if state.dim() != 3 or any(known(got != want) for got, want in zip(state.shape, size, strict=True)):
             raise RuntimeError(f"Expected {torch_name} size {size}, got {list(state.shape)}")

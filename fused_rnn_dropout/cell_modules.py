@@ -16,10 +16,9 @@ from .cells import CELLS
 from .layouts import check_dense
 from .options import CellDropout, HiddenDropout, LockedDropout, Spec, UpdateDropout, WeightDropout, Zoneout
 from .rnn_base import Regularized, RegularizedRNN
-from .sites import Plan
+from .sites import SITES, Plan
 
-SITES_OF_CELLS = ("input_dropout", "hidden_dropout", "weight_dropout", "update_dropout", "cell_dropout", "zoneout_c",
-                  "zoneout_h")  # fmt: skip
+SITES_OF_CELLS = tuple(site.name for site in SITES if not site.between and site.group != "output")
 """The sites of a step: a cell has no place between layers, and the h that it returns is the one that recurs."""
 
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
+from .cells import CELLS, MODULES
 from .options import Spec
 from .program import run_program
-from .sites import SITES, make_spec
+from .sites import SITES, make_spec, sites_of
 
 _PROGRAM = "python -m fused_rnn_dropout"
 _DEMONSTRATION = "the demonstration is examples/language_model of a checkout, where bash scripts/demo.sh runs it"
@@ -64,21 +65,19 @@ def _spec(name: str) -> Callable[[str], Spec]:
 def _explain(options: argparse.Namespace) -> int:
     import fused_rnn_dropout as frd
 
-    cell = {"lstm": frd.LSTM, "gru": frd.GRU}[options.cell]
+    cell = CELLS[options.cell.upper()]
     sites: dict[str, Any] = {site.name: spec for site in SITES if (spec := getattr(options, site.name)) is not None}
     for name in sites:
-        allowed = [site.name for site in SITES if options.cell.upper() in site.cells]
+        allowed = sites_of(cell.name)
         if name not in allowed:
-            raise UsageError(
-                f"--{name.replace('_', '-')} is not a site of a {options.cell.upper()}: {', '.join(allowed)} are"
-            )
+            raise UsageError(f"--{name.replace('_', '-')} is not a site of {cell.called}: {', '.join(allowed)} are")
     if "dropout" in sites:
         sites["dropout"] = sites["dropout"].p  # the one site that is a rate only
     more = {"proj_size": options.proj_size} if options.proj_size else {}
-    if more and options.cell == "gru":
-        raise UsageError("--proj-size is an LSTM's, a GRU has none")
+    if more and not cell.projects:
+        raise UsageError(f"--proj-size is an LSTM's, {cell.called} has none")
     try:
-        rnn = cell(
+        rnn = getattr(frd, cell.module)(
             options.input_size,
             options.hidden_size,
             options.num_layers,
@@ -87,6 +86,7 @@ def _explain(options: argparse.Namespace) -> int:
             backend=options.backend,
             recompute=options.recompute,
             **more,
+            **cell.settings,
             **sites,
         )
         x = torch.zeros(options.steps, options.batch, options.input_size, dtype=_DTYPES[options.dtype])
@@ -108,7 +108,9 @@ def _add_explain(commands: Any) -> None:
         description="Builds an RNN from the options and says what would run: backend, schedule, sites, bytes kept for "
         "the backward pass. A site takes its rate, or its rate and options: --weight-dropout 0.5,mode=row.",
     )
-    parser.add_argument("--cell", choices=("lstm", "gru"), default="lstm", help="(default: %(default)s)")
+    parser.add_argument(
+        "--cell", choices=tuple(name.lower() for name in CELLS), default="lstm", help="(default: %(default)s)"
+    )
     for name, default in (("input-size", 400), ("hidden-size", 400), ("num-layers", 1), ("steps", 70), ("batch", 20)):
         parser.add_argument(f"--{name}", type=_positive, default=default, metavar="N", help="(default: %(default)s)")
     parser.add_argument("--proj-size", type=_positive, metavar="N", help="size of an LSTM's projection")
@@ -121,7 +123,8 @@ def _add_explain(commands: Any) -> None:
     parser.add_argument("--eval", action="store_true", help="in eval mode, masks off")
     sites = parser.add_argument_group("sites", "the probability to drop; for zoneout to keep the old value")
     for site in SITES:
-        text = site.place + ("" if len(site.cells) > 1 else f" ({site.cells[0]} only)")
+        modules = dict.fromkeys(cell.module for cell in CELLS.values() if site.fits(cell.name))
+        text = site.place + ("" if len(modules) == len(MODULES) else f" ({' and '.join(modules)} only)")
         sites.add_argument(f"--{site.name.replace('_', '-')}", type=_spec(site.name), metavar="RATE", help=text)
     parser.set_defaults(run=_explain)
 

@@ -1,4 +1,4 @@
-"""Swapping ``torch.nn``'s LSTM and GRU inside a model for this package's, and back, around the same parameters."""
+"""Swapping ``torch.nn``'s recurrent layers inside a model for this package's, and back, around the same parameters."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any, TypeVar
 from torch import nn
 
 from .cell_modules import SITES_OF_CELLS, GRUCell, LSTMCell, RegularizedCell
-from .modules import GRU, LSTM, NNGRU, NNLSTM
+from .cells import A_MODULE, CELLS, ONE_OF_TORCHS
+from .modules import CLASSES, GRU
 from .passed_over import passed_over, reason_to_leave
 from .references import LIMIT, Walk
 from .rnn_base import DERIVED, Regularized, RegularizedRNN
 from .sites import SITE, SITE_NAMES, SITES, acting_in_eval, make_spec
 
-_OURS: dict[type, type[RegularizedRNN]] = {nn.LSTM: LSTM, nn.GRU: GRU}
-_OURS_AND_TORCHS: dict[type, type[RegularizedRNN]] = {nn.LSTM: NNLSTM, nn.GRU: NNGRU}
-_TORCHS: dict[type, type[nn.RNNBase]] = {LSTM: nn.LSTM, GRU: nn.GRU, NNLSTM: nn.LSTM, NNGRU: nn.GRU}
+_OURS: dict[type, type[RegularizedRNN]] = {row.theirs: row.ours for row in CLASSES}
+_OURS_AND_TORCHS: dict[type, type[RegularizedRNN]] = {row.theirs: row.both for row in CLASSES}
+_TORCHS: dict[type, type[nn.RNNBase]] = {ours: row.theirs for row in CLASSES for ours in (row.ours, row.both)}
 _CELLS: dict[type, type[RegularizedCell]] = {nn.LSTMCell: LSTMCell, nn.GRUCell: GRUCell}
 _CELLS_OF_TORCH: dict[type, type[nn.RNNCellBase]] = {ours: theirs for theirs, ours in _CELLS.items()}
 _OWN_STATE = ("_sites", "_plan", "_reset_after", "mc", "backend", "recompute", "_lasting")
@@ -75,7 +76,8 @@ def _swap(
     for path, _, _, module in slots:
         if id(module) in made or registered[id(module)] != path:
             continue
-        reason = passed_over(module) if name == "convert" and not isinstance(module, Regularized) else None
+        known = not isinstance(module, Regularized)
+        reason = passed_over(module, tuple(mine)) if name == "convert" and known else None
         if wanted(module):
             reason = reason_to_leave(module, mine)
             if reason is None:
@@ -150,7 +152,7 @@ def convert(
     training flag, ``requires_grad``, attributes set by the user, and ``dropout``; one module in several places stays
     one. Other references that the model has to a swapped module are changed along with it: in containers, attributes,
     closures, partials, bound methods, weak references, hooks. Those that cannot be changed, and whatever lies beyond
-    the first million places that the model leads to, are named in a warning. So is an LSTM or GRU that is reached
+    the first million places that the model leads to, are named in a warning. So is a recurrent layer that is reached
     like this only and whose parameters are not registered in the model; it is left as it is.
 
     Left alone, with a warning: subclasses, weights that are parametrised or computed by a hook (``weight_norm``,
@@ -159,7 +161,7 @@ def convert(
     Modules that are already of this package are left as they are, sites included.
 
     Args:
-        model: any module; may itself be an LSTM or GRU.
+        model: any module; may itself be such a layer.
         mc: as in :class:`LSTM`.
         backend: as in :class:`LSTM`.
         recompute: as in :class:`LSTM`.
@@ -174,8 +176,8 @@ def convert(
 
     Raises:
         TypeError: an unknown site, another site's options object, or a switch that is no bool.
-        ValueError: a rate outside [0, 1], an LSTM-only site on a model with GRUs (it names them), or sites that cannot
-            be combined. The model is then unchanged.
+        ValueError: a rate outside [0, 1], a site that layers of the model do not have (it names them), or sites that
+            cannot be combined. The model is then unchanged.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model should be an nn.Module, got {type(model).__name__}")
@@ -188,12 +190,13 @@ def convert(
             raise TypeError(f"convert got an unexpected site {name!r}; allowed are {', '.join(SITE_NAMES)}")
         make_spec(name, value)
     for name in sites:
-        if "GRU" not in SITE[name].cells:
-            grus = [path or "the module itself" for path, _, _, module in _slots(model) if type(module) is nn.GRU]
-            if grus:
-                allowed = ", ".join(site.name for site in SITES if "GRU" in site.cells)
-                raise ValueError(f"{name} is not a site of a GRU, and the model has {', '.join(grus)}; "
-                                 f"allowed sites are {allowed}")  # fmt: skip
+        lacking = {path or "the module itself": str(module.mode) for path, _, _, module in _slots(model)
+                   if type(module) in _OURS and not SITE[name].fits(str(module.mode))}  # fmt: skip
+        if lacking:
+            called = " or ".join(dict.fromkeys(CELLS[cell].called for cell in lacking.values()))
+            allowed = ", ".join(site.name for site in SITES if all(site.fits(cell) for cell in lacking.values()))
+            raise ValueError(f"{name} is not a site of {called}, and the model has {', '.join(lacking)}; "
+                             f"allowed sites are {allowed}")  # fmt: skip
 
     if cells:
         _check_sites_of_cells(model, sites)
@@ -210,12 +213,11 @@ def convert(
         return new
 
     def wanted(module: nn.Module) -> bool:
-        kinds = (nn.LSTM, nn.GRU, nn.LSTMCell, nn.GRUCell) if cells else (nn.LSTM, nn.GRU)
-        return isinstance(module, kinds) and not isinstance(module, Regularized)
+        return isinstance(module, tuple(ours)) and not isinstance(module, Regularized)
 
     root, found = _swap("convert", model, wanted, ours, build, lambda: None)
     if not found and not any(isinstance(module, Regularized) for module in model.modules()):
-        warnings.warn("convert found no nn.LSTM or nn.GRU in the model", stacklevel=2)
+        warnings.warn(f"convert found no {ONE_OF_TORCHS} in the model", stacklevel=2)
     return root
 
 
@@ -230,7 +232,7 @@ def _check_sites_of_cells(model: nn.Module, sites: Mapping[str, Any]) -> None:
 
 
 def revert(model: nn.Module, *, allow_change: bool = False) -> nn.Module:
-    """Swaps every LSTM and GRU of this package inside ``model`` for ``torch.nn``'s, in place: :func:`convert` undone.
+    """Swaps every layer of this package inside ``model`` for ``torch.nn``'s, in place: :func:`convert` undone.
 
     The same Parameter objects, hooks, flags and ``state_dict``, and the same care for other references as
     :func:`convert` takes. Of the sites torch.nn has ``dropout`` alone. Where another one acts in eval, which zoneout,
@@ -238,11 +240,11 @@ def revert(model: nn.Module, *, allow_change: bool = False) -> nn.Module:
     module and site. A rate counts as it is now; one that was set later would have changed eval.
 
     Args:
-        model: any module; may itself be an LSTM or GRU of this package.
+        model: any module; may itself be a layer of this package.
         allow_change: no warning where eval changes.
 
     Returns:
-        ``model``, or the new module where ``model`` is itself an LSTM or GRU of this package.
+        ``model``, or the new module where ``model`` is itself a layer of this package.
 
     Raises:
         TypeError: ``model`` is no module, or ``allow_change`` no bool.
@@ -279,7 +281,7 @@ def revert(model: nn.Module, *, allow_change: bool = False) -> nn.Module:
 
     root, found = _swap("revert", model, lambda module: isinstance(module, Regularized), theirs, build, remark)
     if not found:
-        warnings.warn("revert found no fused_rnn_dropout.LSTM or GRU in the model", stacklevel=2)
+        warnings.warn(f"revert found no {A_MODULE} in the model", stacklevel=2)
     return root
 
 

@@ -175,7 +175,7 @@ def layers(
     """Neighbouring layers with nothing between them, all directions, by torch's own kernel.
 
     Args:
-        cell: "LSTM" or "GRU".
+        cell: a name of :data:`cells.CELLS`.
         x: (T, B, I) or packed (N, I).
         states: h_0 (layers * directions, B, P) and, for an LSTM, c_0 (layers * directions, B, H).
         weights: of these layers.

@@ -37,7 +37,7 @@ class Configuration(NamedTuple):
     Attributes:
         shapes: of all weights, in torch's order.
         each: how many belong to one layer and direction.
-        cell: "LSTM" or "GRU".
+        cell: a name of :data:`cells.CELLS`.
     """
 
     shapes: tuple[tuple[int, ...], ...]
@@ -188,7 +188,7 @@ def run(
     Returns:
         out, h_n and, for an LSTM, c_n.
     """
-    function: Any = torch._VF.lstm if cell == "LSTM" else torch._VF.gru
+    function: Any = getattr(torch._VF, cell.lower())
     hx = tuple(states) if CELLS[cell].has_c else states[0]
     with current(x.device):
         if batch_sizes is None:

@@ -16,6 +16,7 @@ from . import library
 from .cells import Cell
 from .layer_call import NEEDS_X, Direction, Keep, LayerCall, needed, needs_of
 from .library import register_fake
+from .sites import output_differs
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -38,7 +39,7 @@ def kept_dtypes(gpu: bool, dtype: torch.dtype) -> KeptDtypes:
 
 def states_apart(cell: Cell, gpu: bool, dtype: torch.dtype, flags: int) -> bool:
     """Whether the h that backward reads is another tensor than the output."""
-    return kept_dtypes(gpu, dtype).values != dtype or cell.output_differs(flags)
+    return kept_dtypes(gpu, dtype).values != dtype or output_differs(cell, flags)
 
 
 def _rows(x: Tensor) -> Any:
@@ -75,11 +76,12 @@ def _register_layer(prefix: str, on_gpu: Callable[[Tensor], bool]) -> None:
         cell, gpu, rows = call.row, on_gpu(call.x), _rows(call.x)
         values, memory = kept_dtypes(gpu, call.dtype)
         all_of_it = call.keep == Keep.ALL
-        beside = call.keep if cell.has_c else cell.apart and all_of_it
         states = call.keep and states_apart(cell, gpu, call.dtype, call.flags)
         return (
             call.x.new_empty((rows, cell.gates * direction.units) if all_of_it else 0, dtype=values),
-            call.x.new_empty((rows, direction.units) if beside else 0, dtype=memory if cell.has_c else values),
+            call.x.new_empty(
+                (rows, direction.units) if cell.keeps_beside(call.keep) else 0, dtype=memory if cell.has_c else values
+            ),
             call.x.new_empty((rows, direction.h0.shape[1]) if states else 0, dtype=values),
         )
 

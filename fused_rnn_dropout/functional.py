@@ -167,17 +167,14 @@ def _reference_layer(
     unzoned = plan.zoneout_h is not None and plan.zoneout_h.output == "unzoned"
     initial = [state.to(compute) for state in states]
     options: dict[str, Any] = {"lengths": call.lengths, "reverse": reverse, "unzoned": unzoned}
+    if not plan.reset_after:
+        options["reset_after"] = False
+    has_c = CELLS[call.cell].has_c
     # Under autocast the matrix products below would run in its dtype.
-    last: tuple[Tensor, ...]
     with torch.autocast(x.device.type, enabled=False) if autocast_enabled(x) else nullcontext():
-        if call.cell == "LSTM":
-            out, last = reference.lstm(x.to(compute), (initial[0], initial[1]), weights, factors, **options)
-        else:
-            out, h_n = reference.gru(
-                x.to(compute), initial[0], weights, factors, reset_after=plan.reset_after, **options
-            )
-            last = (h_n,)
-    return tuple(result.to(call.dtype) for result in (out, *last))
+        equations: Any = getattr(reference, call.cell.lower())
+        out, last = equations(x.to(compute), initial if has_c else initial[0], weights, factors, **options)
+    return tuple(result.to(call.dtype) for result in (out, *(last if has_c else (last,))))
 
 
 def _site_mask(call: Call, name: str, x: Tensor, layer: int, dtype: torch.dtype) -> Tensor:

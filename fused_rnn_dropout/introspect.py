@@ -22,13 +22,13 @@ from .arguments import (
     result_dtypes,
 )
 from .cell_modules import RegularizedCell
-from .cells import CELLS
+from .cells import A_MODULE, CELLS
 from .fakes import compute_dtype, kept_dtypes
 from .functional import split_weights
 from .layouts import NO_STEPS, check_dense, check_packed
 from .options import Spec, rate_of
 from .rnn_base import Regularized, RegularizedRNN
-from .sites import BETWEEN, KIND, SITE, SITE_INDEX, make_spec
+from .sites import BETWEEN, KIND, SITE, SITE_INDEX, make_spec, output_differs
 
 _AT_INPUT, _AT_OUTPUT = ("input_dropout",), ("output_dropout",)
 
@@ -46,9 +46,7 @@ class _Input:
 
 def _check_rnn(rnn: Any, where: str) -> Any:
     if not isinstance(rnn, Regularized):
-        raise TypeError(
-            f"{where} takes a fused_rnn_dropout.LSTM or GRU, got {type(rnn).__name__}: convert() makes them"
-        )
+        raise TypeError(f"{where} takes a {A_MODULE}, got {type(rnn).__name__}: convert() makes them")
     return rnn
 
 
@@ -62,7 +60,7 @@ def _sizes(rnn: RegularizedRNN, x: Any) -> _Input:
         raise TypeError(f"x should be a Tensor or a PackedSequence, got {type(x).__name__}")
     check_dense("x", x)
     if x.dim() not in (2, 3):
-        raise ValueError(f"{rnn.mode}: Expected input to be 2D or 3D, got {x.dim()}D instead")
+        raise rnn._wrong_dims(x)
     batched = x.dim() == 3
     steps, batch = (x.size(1), x.size(0)) if rnn.batch_first and batched else (x.size(0), x.size(1) if batched else 1)
     if steps == 0:
@@ -257,7 +255,7 @@ def _kept(
     gpu = backend in ("cuda", "triton") or size.data.device.type in library.gpu_devices
     values, memory = kept_dtypes(gpu, dtype)
     plan, h, cell = rnn._plan, rnn.proj_size or rnn.hidden_size, CELLS[rnn.mode]
-    out_is_h = visible == values and not cell.output_differs(plan.eval_flags)
+    out_is_h = visible == values and not output_differs(cell, plan.eval_flags)
     directions = 2 if rnn.bidirectional else 1
     # h is the output, which the caller or the next layer holds anyway, unless something stands in between: a mask that
     # a layer draws on what it reads does not.
@@ -311,7 +309,7 @@ def explain(rnn: RegularizedRNN, x: Tensor | PackedSequence) -> Explanation:
     kind = "packed " if size.packed else ""
     given = f"{kind}T={size.steps} B={size.batch} {str(size.data.dtype)[6:]} on {size.data.device}"
     return Explanation(
-        f"{rnn.mode}({rnn.extra_repr()})",
+        f"{CELLS[rnn.mode].module}({rnn.extra_repr()})",
         given,
         backend,
         f"{schedule.name}: {schedule.says}" + (f" ({reason})" if reason else ""),

@@ -2,24 +2,15 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from .cells import CELLS, Cell
+from .cells import CELLS, Cell, Keep
 
 _CELLS = tuple(CELLS.values())
-
-
-class Keep(enum.IntEnum):
-    """What a forward keeps for its backward: all that this reads, or the states, out of which it computes the rest."""
-
-    NOTHING = 0
-    ALL = 1
-    STATES = 2
 
 
 FORWARD, REVERSE, BOTH = 1, 2, 3

@@ -348,7 +348,7 @@ def layer(
 
     Args:
         plan: which sites are configured.
-        cell: ``"LSTM"`` or ``"GRU"``.
+        cell: a name of :data:`cells.CELLS`.
         rngs: group (:data:`sites.GROUPS`) to int64[2]; not read where ``masks_on`` is False.
         thresholds: int64[10], in the order of :data:`sites.SITES`.
         layer: index of the layer.

@@ -1,7 +1,7 @@
-"""Drop-in ``LSTM`` and ``GRU``: torch.nn's modules with every dropout of the RNN literature as a keyword.
+"""Drop-in ``LSTM``, ``GRU`` and ``RNN``: torch.nn's modules with every dropout of the RNN literature as a keyword.
 
-Both derive from ``nn.RNNBase``, whose parameters, names and checks they keep, and not from ``nn.LSTM``, a subclass of
-which ``torch.compile(fullgraph=True)`` refuses. :class:`NNLSTM` and :class:`NNGRU` are torch.nn's too, at that price.
+They derive from ``nn.RNNBase``, whose parameters, names and checks they keep, and not from ``nn.LSTM``, a subclass of
+which ``torch.compile(fullgraph=True)`` refuses. :class:`NNLSTM` and its like are torch.nn's too, at that price.
 
 The constructors call ``nn.RNNBase.__init__`` by name: in a class that derives from nn.LSTM as well, ``super()`` is
 nn.LSTM, which puts the mode in front of its arguments once more.
@@ -9,17 +9,19 @@ nn.LSTM, which puts the mode in front of its arguments once more.
 
 from __future__ import annotations
 
+import types
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .arguments import Rng, check_rng
+from .cells import A_MODULE, CELLS
 from .held import Hold, Slot
 from .options import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
 from .rnn_base import RegularizedRNN
-from .sites import check_combination
+from .sites import SITE, check_combination, make_spec
 from .thresholds import Thresholds
 
 
@@ -35,13 +37,28 @@ def _keep_order(cls: type, ours: type, theirs: type) -> None:
     order = cls.__mro__
     if theirs not in order or order.index(ours) < order.index(theirs):
         return
-    both = NNLSTM if ours is LSTM else NNGRU
+    both = next(row.both for row in CLASSES if row.ours is ours)
     if ours not in cls.__bases__:
         raise TypeError(
             f"{cls.__name__} would find nn.{theirs.__name__}'s forward before this package's: the class of its bases "
             f"that derives from {ours.__name__} should derive from {both.__name__}"
         )
     cls.__bases__ = tuple(both if base is ours else base for base in cls.__bases__)
+
+
+def _refuse(cell: str, unsupported: Mapping[str, Any]) -> None:
+    """Says why a constructor does not take these keyword arguments.
+
+    Raises:
+        ValueError: a projection, or a site that the cell does not have.
+        TypeError: any other.
+    """
+    if "proj_size" in unsupported:
+        raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+    for name in unsupported:
+        if name in SITE:
+            check_combination(cell, {name: make_spec(name, 0.0)}, num_layers=1, proj_size=0)
+        raise TypeError(f"{CELLS[cell].module} got an unexpected keyword argument {name!r}")
 
 
 class LSTM(RegularizedRNN):
@@ -163,23 +180,6 @@ class LSTM(RegularizedRNN):
         out, (h_n, c_n) = self._call(input, hx, rng, example_ids, step_offset)
         return out, (h_n, c_n)
 
-    def _states(self, hx: Any) -> tuple[Tensor, ...] | None:
-        if hx is None:
-            return None
-        if not isinstance(hx, (tuple, list)) or len(hx) != 2 or not all(isinstance(state, Tensor) for state in hx):
-            what = f"{type(hx).__name__} of length {len(hx)}" if isinstance(hx, (tuple, list)) else type(hx).__name__
-            raise TypeError(f"hx of an LSTM should be a tuple of two tensors (h_0, c_0), got {what}")
-        return hx[0], hx[1]
-
-    def _check_state_dims(self, states: tuple[Tensor, ...], batched: bool) -> None:
-        dims = 3 if batched else 2
-        if states[0].dim() != dims or states[1].dim() != dims:
-            kind = "batched 3-D" if batched else "unbatched 2-D"
-            raise RuntimeError(
-                f"For {kind} input, hx and cx should also be {dims}-D "
-                f"but got ({states[0].dim()}-D, {states[1].dim()}-D) tensors"
-            )
-
 
 class GRU(RegularizedRNN):
     """A drop-in for ``torch.nn.GRU`` with every RNN dropout inside the recurrence.
@@ -191,6 +191,8 @@ class GRU(RegularizedRNN):
     Args:
         reset_after: False applies the reset gate before the product; computed by ``backend="reference"`` only.
     """
+
+    _own_switches = types.MappingProxyType({"reset_after": True})
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -222,12 +224,7 @@ class GRU(RegularizedRNN):
         reset_after: bool = True,
         **unsupported: Any,
     ) -> None:
-        if "proj_size" in unsupported:
-            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
-        if "zoneout_c" in unsupported:
-            check_combination("GRU", {"zoneout_c": Zoneout(0.0)}, num_layers=num_layers, proj_size=0)
-        if unsupported:
-            raise TypeError(f"GRU got an unexpected keyword argument {next(iter(unsupported))!r}")
+        _refuse("GRU", unsupported)
         nn.RNNBase.__init__(
             self,
             "GRU",
@@ -284,18 +281,98 @@ class GRU(RegularizedRNN):
         out, (h_n,) = self._call(input, hx, rng, example_ids, step_offset)
         return out, h_n
 
-    def _states(self, hx: Any) -> tuple[Tensor, ...] | None:
-        if hx is None:
-            return None
-        if not isinstance(hx, Tensor):
-            raise TypeError(f"hx of a GRU should be one tensor h_0, got {type(hx).__name__}")
-        return (hx,)
 
-    def _check_state_dims(self, states: tuple[Tensor, ...], batched: bool) -> None:
-        dims = 3 if batched else 2
-        if states[0].dim() != dims:
-            kind = "batched 3-D" if batched else "unbatched 2-D"
-            raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {states[0].dim()}-D tensor")
+class RNN(RegularizedRNN):
+    """A drop-in for ``torch.nn.RNN`` with every RNN dropout inside the recurrence.
+
+    As :class:`LSTM`, without ``proj_size``, ``zoneout_c`` and ``cell_dropout``: a step takes nothing over from the one
+    before but through the recurrent product. ``update_dropout`` sits on the candidate, tanh or relu of the sum.
+
+    Args:
+        nonlinearity: ``"tanh"`` or ``"relu"``.
+    """
+
+    _own_switches = types.MappingProxyType({"nonlinearity": "tanh"})
+    nonlinearity: str
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        _keep_order(cls, RNN, nn.RNN)
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Any = None,
+        dtype: Any = None,
+        *,
+        input_dropout: float | LockedDropout = 0.0,
+        inter_layer_dropout: float | LockedDropout = 0.0,
+        output_dropout: float | LockedDropout = 0.0,
+        hidden_dropout: float | HiddenDropout = 0.0,
+        weight_dropout: float | WeightDropout = 0.0,
+        update_dropout: float | UpdateDropout = 0.0,
+        zoneout_h: float | Zoneout = 0.0,
+        mc: bool = False,
+        backend: str | None = None,
+        recompute: bool = False,
+        **unsupported: Any,
+    ) -> None:
+        _refuse("RNN_TANH", unsupported)
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+        nn.RNNBase.__init__(
+            self,
+            f"RNN_{nonlinearity.upper()}",
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            0,
+            device,
+            dtype,
+        )
+        sites = {
+            "dropout": dropout,
+            "input_dropout": input_dropout,
+            "inter_layer_dropout": inter_layer_dropout,
+            "output_dropout": output_dropout,
+            "hidden_dropout": hidden_dropout,
+            "weight_dropout": weight_dropout,
+            "update_dropout": update_dropout,
+            "zoneout_h": zoneout_h,
+        }
+        self.nonlinearity = nonlinearity
+        self._configure(sites, mc=mc, backend=backend, recompute=recompute, stacklevel=2)
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        rng: Rng | None = None,
+        example_ids: Tensor | None = None,
+        step_offset: int | None = None,
+    ) -> tuple[Tensor | PackedSequence, Tensor]:
+        """Runs the layers over a batch of sequences: as :meth:`LSTM.forward`, with h_0 alone as ``hx``.
+
+        Returns:
+            The output, shaped as the input with directions * H features, and h_n, shaped as ``hx``.
+        """
+        out, (h_n,) = self._call(input, hx, rng, example_ids, step_offset)
+        return out, h_n
+
+    def _wrong_dims(self, input: Tensor) -> ValueError:
+        return ValueError(f"RNN: Expected input to be 2D or 3D, got {input.dim()}D tensor instead")
 
 
 class NNLSTM(LSTM, nn.LSTM):  # type: ignore[misc]
@@ -310,25 +387,40 @@ class NNGRU(GRU, nn.GRU):  # type: ignore[misc]
     """A :class:`GRU` that is an ``nn.GRU`` too: see :class:`NNLSTM`."""
 
 
+class NNRNN(RNN, nn.RNN):  # type: ignore[misc]
+    """An :class:`RNN` that is an ``nn.RNN`` too: see :class:`NNLSTM`."""
+
+
+class Classes(NamedTuple):
+    """This package's class of a cell, torch.nn's, and the one that is both."""
+
+    ours: type[RegularizedRNN]
+    theirs: type[nn.RNNBase]
+    both: type[RegularizedRNN]
+
+
+CLASSES = (Classes(LSTM, nn.LSTM, NNLSTM), Classes(GRU, nn.GRU, NNGRU), Classes(RNN, nn.RNN, NNRNN))
+
+
 def _layers_of(model: nn.Module, where: str) -> dict[str, Any]:
     """Every module of this package that draws masks inside ``model`` by path, once each: layers, and what is around."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"{where} takes an nn.Module, got {type(model).__name__}")
     found = {path: module for path, module in model.named_modules() if isinstance(module, Thresholds)}
     if not found:
-        raise ValueError(f"{where} found no fused_rnn_dropout.LSTM or GRU in the model: convert() makes them")
+        raise ValueError(f"{where} found no {A_MODULE} in the model: convert() makes them")
     return found
 
 
 def mc_dropout(model: nn.Module, on: bool = True) -> nn.Module:
-    """Switches MC dropout on or off in every LSTM and GRU of this package inside ``model``, and returns ``model``.
+    """Switches MC dropout on or off in every layer of this package inside ``model``, and returns ``model``.
 
     With ``mc`` masks stay on in eval (Gal & Ghahramani 2016), zoneout's included, and nothing else leaves eval mode.
     Modules of :mod:`training` that draw masks, such as ``EmbeddingDropout``, are switched too.
 
     Raises:
         TypeError: ``model`` is no module.
-        ValueError: ``model`` holds no LSTM or GRU of this package.
+        ValueError: ``model`` holds no layer of this package.
     """
     for module in _layers_of(model, "mc_dropout").values():
         module.mc = bool(on)
@@ -336,7 +428,7 @@ def mc_dropout(model: nn.Module, on: bool = True) -> nn.Module:
 
 
 def hold_masks(model: nn.Module, rng: Tensor | Mapping[str, Rng | None] | None = None) -> Hold:
-    """``with hold_masks(model):`` every LSTM and GRU inside ``model`` keeps its masks over all calls in the block.
+    """``with hold_masks(model):`` every layer of this package in ``model`` keeps its masks over all calls in the block.
 
     Each call of a layer goes on with the same pair of random numbers, and with the step after the last one of its call
     before. A sequence that comes one step at a time, or in chunks, so has the masks that it has in one piece: in a
@@ -361,7 +453,7 @@ def hold_masks(model: nn.Module, rng: Tensor | Mapping[str, Rng | None] | None =
         call uses.
 
     Raises:
-        TypeError, ValueError: ``model`` has no LSTM or GRU of this package; ``rng`` is none of these, names a path
+        TypeError, ValueError: ``model`` has no layer of this package; ``rng`` is none of these, names a path
             where none is, or is one pair for several layers, whose masks would be equal. A pair on another device than
             its layer, or a dict that lacks a group, raises at the call.
         RuntimeError: a call in the block that is recomputed inside a backward pass, exported, traced, captured in a
@@ -391,7 +483,7 @@ def _by_first_path(model: nn.Module, layers: Mapping[str, Any], rng: Mapping[Any
     for path, value in rng.items():
         if path not in paths or paths[path] not in first:
             raise ValueError(
-                f"rng of hold_masks goes by module path, and at {path!r} there is no fused_rnn_dropout.LSTM or GRU; "
+                f"rng of hold_masks goes by module path, and at {path!r} there is no {A_MODULE}; "
                 f"those of this model are at {', '.join(map(repr, layers))}"
             )
         same = first[paths[path]]
@@ -401,4 +493,4 @@ def _by_first_path(model: nn.Module, layers: Mapping[str, Any], rng: Mapping[Any
     return given
 
 
-__all__ = ["GRU", "LSTM", "NNGRU", "NNLSTM", "RegularizedRNN", "hold_masks", "mc_dropout"]
+__all__ = ["GRU", "LSTM", "NNGRU", "NNLSTM", "NNRNN", "RNN", "RegularizedRNN", "hold_masks", "mc_dropout"]

@@ -1,4 +1,4 @@
-"""ONNX: the layers as ONNX's ``LSTM`` and ``GRU``, for ``torch.onnx.export`` in eval, with nothing to pass.
+"""ONNX: the layers as ONNX's own operators of their cells, for ``torch.onnx.export`` in eval, with nothing to pass.
 
 With ``dynamo=True`` a module's layers become nodes by :func:`layer` while torch.export runs it. A program that was
 captured before holds operators, which the exporter traces once more while it takes the program apart: their Autograd
@@ -14,8 +14,9 @@ from __future__ import annotations
 import functools
 import itertools
 import sys
-from collections.abc import Sequence
-from typing import Any
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,8 +28,21 @@ from .sites import ACTING_IN_EVAL, FLAG, SITES, Plan, acting_in_eval
 OPERATORS = ("layer", "dropout")
 """Those that a program may hold where a module was: translated, or refused with a sentence."""
 
-_GATES = {"LSTM": (0, 3, 1, 2), "GRU": (1, 0, 2)}
-"""Where ONNX's gates are among torch's: i, o, f, c among i, f, g, o, and z, r, h among r, z, n."""
+
+class _Node(NamedTuple):
+    """A cell as ONNX has it: its operator, where its gates are among torch's, and what else the operator is told."""
+
+    kind: str
+    gates: tuple[int, ...]
+    attributes: Mapping[str, Any] = types.MappingProxyType({})
+
+
+_NODES = {
+    "LSTM": _Node("LSTM", (0, 3, 1, 2)),  # i, o, f, c among i, f, g, o
+    "GRU": _Node("GRU", (1, 0, 2), {"linear_before_reset": 1}),  # z, r, h among r, z, n
+    "RNN_TANH": _Node("RNN", (0,), {"activations": ["Tanh"]}),
+    "RNN_RELU": _Node("RNN", (0,), {"activations": ["Relu"]}),
+}
 
 _OPSET = 14
 """From which on the nodes below are what they are; they have not changed since."""
@@ -68,26 +82,27 @@ def translating() -> bool:
 def _refuse(
     cell: str, masked: Sequence[str], in_eval: Sequence[str], packed: bool, projected: bool, dtype: torch.dtype
 ) -> None:
+    kind = _NODES[cell].kind
     if masked:
         raise NotImplementedError(
-            f"ONNX's {cell} has no masks, and those of {', '.join(masked)} are on: export in eval, after model.eval() "
+            f"ONNX's {kind} has no masks, and those of {', '.join(masked)} are on: export in eval, after model.eval() "
             f"and, with mc, fused_rnn_dropout.mc_dropout(model, False). With masks on {_INSTEAD}"
         )
     if in_eval:
         raise NotImplementedError(
-            f"ONNX's {cell} cannot compute {', '.join(in_eval)}, which act{'s' if len(in_eval) == 1 else ''} in eval: "
+            f"ONNX's {kind} cannot compute {', '.join(in_eval)}, which act{'s' if len(in_eval) == 1 else ''} in eval: "
             f"{_INSTEAD}. Without (rnn.{in_eval[0]} = 0.0, or fused_rnn_dropout.revert(model)) the model exports, and "
             "computes what torch.nn's does"
         )
     if packed:
         raise NotImplementedError(
-            f"a packed batch cannot go to ONNX: give the {cell} a padded tensor and no PackedSequence; {_INSTEAD}"
+            f"a packed batch cannot go to ONNX: give the {kind} a padded tensor and no PackedSequence; {_INSTEAD}"
         )
     if projected:
         raise NotImplementedError(f"ONNX's LSTM has no projection, and this one has proj_size: {_INSTEAD}")
     if dtype == torch.float64:
         raise NotImplementedError(
-            f"ONNX Runtime has no {cell} for float64: export model.float(), or in bfloat16 or float16; {_INSTEAD}"
+            f"ONNX Runtime has no {kind} for float64: export model.float(), or in bfloat16 or float16; {_INSTEAD}"
         )
 
 
@@ -157,18 +172,18 @@ def layer(
         out (T, B, H), h_n (B, H) and, for an LSTM, c_n (B, H), in ``dtype``.
     """
 
-    steps, batch, hidden = x.size(0), x.size(1), w_hh.size(1)
+    steps, batch, hidden, node = x.size(0), x.size(1), w_hh.size(1), _NODES[cell]
 
     def gates(weight: Tensor) -> Tensor:
         # Slices, as the exporter works out constants but for operators of several results.
-        return torch.cat([weight.float()[index * hidden : (index + 1) * hidden] for index in _GATES[cell]])
+        return torch.cat([weight.float()[index * hidden : (index + 1) * hidden] for index in node.gates])
 
     bias = None if b_ih is None or b_hh is None else torch.cat((gates(b_ih), gates(b_hh))).unsqueeze(0)
-    attributes: dict[str, Any] = {"hidden_size": hidden, "direction": "reverse" if reverse else "forward"}
-    if cell == "GRU":
-        attributes["linear_before_reset"] = int(reset_after)
+    attributes = {"hidden_size": hidden, "direction": "reverse" if reverse else "forward", **node.attributes}
+    if not reset_after:
+        attributes["linear_before_reset"] = 0
     results = torch.onnx.ops.symbolic_multi_out(
-        cell,
+        node.kind,
         [
             x.float(),
             gates(w_ih).unsqueeze(0),
@@ -253,7 +268,7 @@ def _symbolic(name: str, names: Sequence[str], g: Any, *values: Any) -> Any:
 
 def _symbolic_direction(g: Any, call: LayerCall, d: Direction) -> list[Any]:
     """The node of one direction, and what shapes its results as :func:`layer` does."""
-    cell, w_hh = call.row.name, d.w_hh
+    node, w_hh = _NODES[call.row.name], d.w_hh
     rows = w_hh.type().sizes()[0]  # type: ignore[attr-defined]  # a value of the graph
     hidden = rows // call.row.gates
 
@@ -265,7 +280,7 @@ def _symbolic_direction(g: Any, call: LayerCall, d: Direction) -> list[Any]:
 
     def gates(weight: Any) -> Any:
         weight = g.op("Cast", weight, to_i=1)
-        starts = [index * hidden for index in _GATES[cell]]
+        starts = [index * hidden for index in node.gates]
         parts = [g.op("Slice", weight, ints(start), ints(start + hidden), ints(0)) for start in starts]
         return g.op("Concat", *parts, axis_i=0)
 
@@ -275,7 +290,7 @@ def _symbolic_direction(g: Any, call: LayerCall, d: Direction) -> list[Any]:
         bias = shaped(g.op("Concat", gates(d.b_ih), gates(d.b_hh), axis_i=0), 1, 2 * rows)
     states = [d.h0] if d.c0 is None else [d.h0, d.c0]
     results = g.op(
-        cell,
+        node.kind,
         g.op("Cast", call.x, to_i=1),
         shaped(gates(d.w_ih), 1, rows, -1),
         shaped(gates(w_hh), 1, rows, hidden),
@@ -285,7 +300,7 @@ def _symbolic_direction(g: Any, call: LayerCall, d: Direction) -> list[Any]:
         outputs=1 + len(states),
         hidden_size_i=hidden,
         direction_s="reverse" if d.reverse else "forward",
-        **({"linear_before_reset_i": 1} if cell == "GRU" else {}),
+        **{f"{name}_{'i' if isinstance(value, int) else 's'}": value for name, value in node.attributes.items()},
     )
     # Zero copies a number of the input's shape: (T, 1, B, H) to (T, B, H).
     found = [shaped(results[0], 0, -1, hidden), *(shaped(last, -1, hidden) for last in results[1:])]

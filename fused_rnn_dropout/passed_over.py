@@ -8,12 +8,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from .cells import CELLS, MODULES
+from .rnn_base import RegularizedRNN
+
 _NAMES = frozenset({"LSTM", "GRU", "RNN", "LSTMCell", "GRUCell", "RNNCell"})
-_CALLS = ("lstm", "gru")
+_CALLS = tuple(name.lower() for name in CELLS)
 
 
 def reason_to_leave(module: Any, known: Container[type]) -> str | None:
-    """Why a module that is an LSTM or GRU, but for its exact type, cannot be swapped; None where it can.
+    """Why a recurrent layer or cell that is known, but for its exact type, cannot be swapped; None where it can.
 
     Args:
         known: the classes that can be.
@@ -21,7 +24,7 @@ def reason_to_leave(module: Any, known: Container[type]) -> str | None:
     if torch.nn.utils.parametrize.is_parametrized(module):
         return "its weights are parametrised"
     if type(module) not in known:
-        way = "".join(_way(module, theirs) for theirs in (nn.LSTM, nn.GRU) if theirs in known)
+        way = "".join(_way(module, theirs) for theirs in (getattr(nn, name) for name in MODULES) if theirs in known)
         return f"it is a subclass, {type(module).__qualname__}, whose own behaviour a swap would drop{way}"
     names = getattr(module, "_flat_weights_names", None) or _names_of_cell(module)
     if any(name not in module._parameters for name in names):  # weight_norm, spectral_norm and prune work like this
@@ -49,7 +52,7 @@ def _way(module: nn.RNNBase, theirs: type[nn.RNNBase]) -> str:
 
 
 def _calls(module: nn.Module) -> str | None:
-    """The fused LSTM or GRU that the graph of a traced module calls by itself, without a module."""
+    """The fused layer that the graph of a traced module calls by itself, without a module."""
     if isinstance(module, torch.jit.ScriptModule):
         graph = getattr(module, "inlined_graph", None)  # a module without a forward has none
         found = [name for name in _CALLS if graph is not None and graph.findAllNodes(f"aten::{name}")]
@@ -62,8 +65,12 @@ def _calls(module: nn.Module) -> str | None:
     return " and ".join(found) or None
 
 
-def passed_over(module: nn.Module) -> str | None:
-    """Why ``convert`` does not even consider a module that is recurrent; None where it is not."""
+def passed_over(module: nn.Module, known: tuple[type, ...]) -> str | None:
+    """Why ``convert`` does not even consider a module that is recurrent; None where it is not.
+
+    Args:
+        known: the classes that can be swapped.
+    """
     if isinstance(module, torch.jit.ScriptModule):
         if getattr(module, "original_name", None) in _NAMES:
             return "it is TorchScript: convert the model before it is scripted or traced"
@@ -71,14 +78,11 @@ def passed_over(module: nn.Module) -> str | None:
         called = None if inside else _calls(module)
         return called and f"its TorchScript calls {called} itself: convert the model before it is scripted or traced"
     if isinstance(module, nn.RNNCellBase):
-        way = (
-            ""
-            if isinstance(module, nn.RNNCell)
-            else ". convert(model, cells=True) swaps it for one with the same sites"
-        )
+        has = not isinstance(module, nn.RNNCell)
+        way = ". convert(model, cells=True) swaps it for one with the same sites" if has else ""
         return f"it computes one step, and this package's modules whole sequences{way}"
-    if isinstance(module, nn.RNN):
-        return "this package has an LSTM and a GRU alone"
+    if isinstance(module, nn.RNNBase) and not isinstance(module, (*known, RegularizedRNN)):
+        return "this package has no such cell"
     if type(module).__module__.startswith("torch.ao.") and type(module).__name__ in _NAMES:
         return "it is quantised: convert the model before"
     called = _calls(module)

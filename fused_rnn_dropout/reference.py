@@ -365,6 +365,7 @@ def _rnn(
     masks: Masks | None,
     lengths: Lengths | None,
     reverse: bool,
+    unzoned: bool,
 ) -> tuple[Tensor, Tensor]:
     if len(weights) != 4:
         raise ValueError(f"weights should be (w_ih, w_hh, b_ih, b_hh), got {len(weights)} entries")
@@ -381,7 +382,7 @@ def _rnn(
         a = a if b_hh is None else a + b_hh
         new = _masked(a.tanh() if activation == "tanh" else a.relu(), _at(masks, "update", t))
         h_next = _mix(_at(masks, "zoneout_h", t), h, new)
-        outputs.append(h_next)
+        outputs.append(new if unzoned else h_next)
         h = h_next if valid is None else torch.where(valid[t], h_next, h)
     return _stack(outputs, valid, reverse), h
 
@@ -394,6 +395,7 @@ def rnn_tanh(
     *,
     lengths: Lengths | None = None,
     reverse: bool = False,
+    unzoned: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One direction of one plain RNN layer, h = tanh(W x + b + U h + b), with explicit masks.
 
@@ -404,14 +406,15 @@ def rnn_tanh(
         masks: see the head of this module; ``update`` masks the new value, the memory sites do not exist here.
         lengths: int64 (B,), each in [1, T]: rows are frozen after their end, outputs there are 0.
         reverse: run from each row's last step to its first; masks stay indexed by absolute step.
+        unzoned: return the new value instead of the zoned h, which recurs in both cases.
 
     Returns:
-        Outputs (T, B, H) and h_n (B, H).
+        Outputs (T, B, H) and h_n (B, H) after each row's last step.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape or dtype, or a mask that cannot be here.
     """
-    return _rnn("tanh", x, h0, weights, masks, lengths, reverse)
+    return _rnn("tanh", x, h0, weights, masks, lengths, reverse, unzoned)
 
 
 def rnn_relu(
@@ -422,6 +425,7 @@ def rnn_relu(
     *,
     lengths: Lengths | None = None,
     reverse: bool = False,
+    unzoned: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """One direction of one plain RNN layer, h = relu(W x + b + U h + b); otherwise as :func:`rnn_tanh`."""
-    return _rnn("relu", x, h0, weights, masks, lengths, reverse)
+    return _rnn("relu", x, h0, weights, masks, lengths, reverse, unzoned)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import types
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import functional, held
 from .arguments import Rng, check_backend
+from .cells import CELLS
 from .layouts import check_dense, check_packed
 from .options import Spec, rate_of, with_rate
-from .sites import BETWEEN, SITE, SITE_NAMES, SITES, Plan, check_combination, make_spec, threshold
+from .sites import BETWEEN, SITE, SITE_NAMES, SITES, Plan, check_combination, make_spec, sites_of, threshold
 from .thresholds import Thresholds
 
 DERIVED = ("_plan", "_thresholds", "_placed", "__module__")
@@ -24,8 +25,8 @@ DERIVED = ("_plan", "_thresholds", "_placed", "__module__")
 
 def _site_property(name: str) -> property:
     def read(self: Regularized) -> float:
-        if self.mode not in SITE[name].cells:
-            raise AttributeError(f"a {self.mode} has no {name}")
+        if not SITE[name].fits(self.mode):
+            raise AttributeError(f"{CELLS[self.mode].called} has no {name}")
         return rate_of(self._sites[name]) if name in self._sites else 0.0
 
     def assign(self: Regularized, value: Any) -> None:
@@ -47,6 +48,7 @@ class Regularized(Thresholds):
     mc: bool
     backend: str | None
     recompute: bool
+    _own_switches: ClassVar[Mapping[str, Any]] = types.MappingProxyType({})  # of a class, shown where not the default
     _sites: dict[str, Spec]  # the only truth about rates; replaced, never changed, as replicas share it
     _plan: Plan
 
@@ -140,9 +142,9 @@ class Regularized(Thresholds):
         Raises:
             ValueError: an unknown site, one that this cell does not have, or a rate outside [0, 1].
         """
-        if name not in SITE or self.mode not in SITE[name].cells:
-            allowed = ", ".join(site.name for site in SITES if self.mode in site.cells)
-            raise ValueError(f"{name!r} is not a site of a {self.mode}; allowed sites are {allowed}")
+        if name not in SITE or not SITE[name].fits(self.mode):
+            allowed = ", ".join(sites_of(self.mode))
+            raise ValueError(f"{name!r} is not a site of {CELLS[self.mode].called}; allowed sites are {allowed}")
         if isinstance(rate, SITE[name].spec):
             raise TypeError(f"rate of {name} should be a number, got {type(rate).__name__}: assign it to rnn.{name}")
         spec = make_spec(name, rate)
@@ -215,9 +217,7 @@ class Regularized(Thresholds):
         for name, spec in self._sites.items():
             plain = make_spec(name, rate_of(spec)) == spec and rate_of(spec) > 0
             shown[name] = rate_of(spec) if plain or name == "dropout" else spec
-        switches = {"mc": False, "backend": None, "recompute": False}
-        if self.mode == "GRU":
-            switches["reset_after"] = True
+        switches = {"mc": False, "backend": None, "recompute": False, **self._own_switches}
         shown |= {name: getattr(self, name) for name, default in switches.items() if getattr(self, name) != default}
         return ", ".join(parts + [f"{name}={value!r}" for name, value in shown.items()])
 
@@ -257,17 +257,17 @@ class RegularizedRNN(Regularized, nn.RNNBase):
         self._update_flat_weights()
         states = self._states(hx)
         for index, state in enumerate(states or ()):
-            check_dense("hx" if self.mode == "GRU" else f"hx[{index}]", state)
+            check_dense("hx" if len(states or ()) == 1 else f"hx[{index}]", state)
         if isinstance(input, PackedSequence):
             check_packed(input)
             return self._call_packed(input, states, rng, example_ids, step_offset)
         if not isinstance(input, Tensor):
             raise TypeError(
-                f"input of a {self.mode} should be a Tensor or a PackedSequence, got {type(input).__name__}"
+                f"input of {CELLS[self.mode].called} should be a Tensor or a PackedSequence, got {type(input).__name__}"
             )
-        check_dense(f"input of a {self.mode}", input)
+        check_dense(f"input of {CELLS[self.mode].called}", input)
         if input.dim() not in (2, 3):
-            raise ValueError(f"{self.mode}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+            raise self._wrong_dims(input)
         batched = input.dim() == 3
         if states is not None:
             self._check_state_dims(states, batched)
@@ -329,11 +329,33 @@ class RegularizedRNN(Regularized, nn.RNNBase):
         turn.end(results)
         return results
 
+    def _wrong_dims(self, input: Tensor) -> ValueError:
+        return ValueError(f"{CELLS[self.mode].module}: Expected input to be 2D or 3D, got {input.dim()}D instead")
+
     def _states(self, hx: Any) -> tuple[Tensor, ...] | None:
-        raise NotImplementedError
+        if hx is None:
+            return None
+        cell = CELLS[self.mode]
+        if not cell.has_c:
+            if not isinstance(hx, Tensor):
+                raise TypeError(f"hx of {cell.called} should be one tensor h_0, got {type(hx).__name__}")
+            return (hx,)
+        if not isinstance(hx, (tuple, list)) or len(hx) != 2 or not all(isinstance(state, Tensor) for state in hx):
+            what = f"{type(hx).__name__} of length {len(hx)}" if isinstance(hx, (tuple, list)) else type(hx).__name__
+            raise TypeError(f"hx of {cell.called} should be a tuple of two tensors (h_0, c_0), got {what}")
+        return hx[0], hx[1]
 
     def _check_state_dims(self, states: tuple[Tensor, ...], batched: bool) -> None:
-        raise NotImplementedError
+        dims = 3 if batched else 2
+        if all(state.dim() == dims for state in states):
+            return
+        kind = "batched 3-D" if batched else "unbatched 2-D"
+        h, *c = states
+        if c:
+            raise RuntimeError(
+                f"For {kind} input, hx and cx should also be {dims}-D but got ({h.dim()}-D, {c[0].dim()}-D) tensors"
+            )
+        raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {h.dim()}-D tensor")
 
 
 for _site in SITES:

@@ -1,6 +1,6 @@
 """What a site is: its row in the table, the counters its masks are a function of, and what may be combined with it.
 
-A *site* is a place in an LSTM or GRU where a mask applies. This file holds every table that the kernels share with
+A *site* is a place in a layer where a mask applies. This file holds every table that the kernels share with
 Python: the order of the thresholds, the bits of ``flags``, and the kinds of counters. ``csrc/core/counters.h`` and
 ``csrc/core/flags.h`` repeat them for C++, and a test compares the two.
 
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from .cells import CELLS, Cell
 from .options import (
     CellDropout,
     HiddenDropout,
@@ -121,7 +122,7 @@ class Site(NamedTuple):
         sequence_flag: the bit that says that its mask is drawn once per sequence; "" where there is no choice.
         options: those that are more than when a mask is drawn.
         acts_in_eval: whether eval computes something else because of it, whatever its options are.
-        cells: those that have it.
+        needs: the field of a cell's row without which the cell does not have it; "" where every cell has it.
     """
 
     name: str
@@ -134,7 +135,11 @@ class Site(NamedTuple):
     sequence_flag: str = ""
     options: tuple[Option, ...] = ()
     acts_in_eval: bool = False
-    cells: tuple[str, ...] = ("LSTM", "GRU")
+    needs: str = ""
+
+    def fits(self, cell: str) -> bool:
+        """Whether ``cell``, a name of :data:`cells.CELLS`, has it."""
+        return not self.needs or getattr(CELLS[cell], self.needs)
 
     @property
     def inside_step(self) -> bool:
@@ -247,6 +252,7 @@ SITES: tuple[Site, ...] = (
         "CELL",
         "CELL_SEQUENCE",
         options=(Option("scale", "paper", "CELL_PAPER", acts_in_eval=True),),
+        needs="carries",
     ),
     Site(
         "zoneout_c",
@@ -259,7 +265,7 @@ SITES: tuple[Site, ...] = (
         "ZONEOUT_C_SEQUENCE",
         options=(Option("gate_shared", True),),
         acts_in_eval=True,
-        cells=("LSTM",),
+        needs="has_c",
     ),
     Site(
         "zoneout_h",
@@ -279,6 +285,13 @@ SITES: tuple[Site, ...] = (
 SITE: dict[str, Site] = {site.name: site for site in SITES}
 SITE_INDEX: dict[str, int] = {site.name: index for index, site in enumerate(SITES)}
 SITE_NAMES: tuple[str, ...] = tuple(SITE)
+
+
+def sites_of(cell: str) -> tuple[str, ...]:
+    """The names of the sites that ``cell`` has."""
+    return tuple(site.name for site in SITES if site.fits(cell))
+
+
 GROUPS: tuple[str, ...] = ("input", "inter_layer", "output", "hidden", "weight", "state")
 """The keys that ``rng={"weight": r1, None: r2}`` takes: sites that draw from one pair of seeds."""
 STATE_SITES: tuple[Site, ...] = tuple(site for site in SITES if site.group == "state")
@@ -344,6 +357,12 @@ FLAG: dict[str, int] = {
 """Bits of the ``flags`` argument of the layer operators. Without MASKS_ON they compute what eval computes."""
 
 
+def output_differs(cell: Cell, flags: int) -> bool:
+    """Whether the output of a layer has other numbers than the h that its backward reads."""
+    masked = flags & FLAG["MASKS_ON"] and flags & FLAG["OUTPUT"]
+    return bool(masked or flags & (FLAG["UNZONED"] | (FLAG["CELL"] if cell.scaled else 0)))
+
+
 @dataclass(frozen=True)
 class Plan:
     """Which sites are configured and with which options: all of a configuration but its rates.
@@ -367,7 +386,7 @@ class Plan:
 
     @staticmethod
     def make(cell: str, specs: dict[str, Spec], reset_after: bool = True) -> Plan:
-        """The plan of the configured ``specs`` (site name to options) for ``cell`` ("LSTM" or "GRU")."""
+        """The plan of the configured ``specs`` (site name to options) for ``cell``, a name of ``cells.CELLS``."""
         return Plan(cell, reset_after=reset_after, **{name: with_rate(spec, 0.0) for name, spec in specs.items()})  # type: ignore[arg-type]
 
     @cached_property
@@ -426,7 +445,7 @@ class Plan:
 
 
 def acting_in_eval(plan: Plan) -> tuple[str, ...]:
-    """The configured sites that change what eval computes, so that torch.nn's LSTM or GRU would not compute the same.
+    """The configured sites that change what eval computes, so that torch.nn's layer would not compute the same.
 
     Zoneout leaves its expectation there, and ``scale="paper"`` its scale, each at every step. Rates are no part of a
     plan: at rate 0 such a site changes nothing yet, until ``set_rate`` says otherwise. With masks on (training,
@@ -462,10 +481,10 @@ def check_combination(
             mask without a projection, or gate-shared zoneout together with another site on the cell.
     """
     for name in specs:
-        if cell not in SITE[name].cells:
+        if not SITE[name].fits(cell):
             raise ValueError(
-                f"{name} is not a site of a {cell}: it has no cell state; allowed sites are "
-                f"{', '.join(site.name for site in SITES if cell in site.cells)}"
+                f"{name} is not a site of {CELLS[cell].called}: it has no cell state; allowed sites are "
+                f"{', '.join(sites_of(cell))}"
             )
     if "dropout" in specs and "inter_layer_dropout" in specs:
         raise ValueError("dropout and inter_layer_dropout are the same site, between layers: give one of them")
@@ -474,7 +493,7 @@ def check_combination(
         raise ValueError("weight_dropout has projection=True, but proj_size is 0: there is no projection to drop")
     zoneout = specs.get("zoneout_c")
     if isinstance(zoneout, Zoneout) and zoneout.gate_shared:
-        others = [name for name in ("zoneout_h", "cell_dropout", "update_dropout") if name in specs]
+        others = [site.name for site in STATE_SITES if site.name != "zoneout_c" and site.name in specs]
         if others:
             raise ValueError(f"zoneout_c with gate_shared=True cannot be combined with {', '.join(others)}")
     if "inter_layer_dropout" in specs and num_layers == 1:

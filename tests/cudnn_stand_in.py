@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from fused_rnn_dropout import cudnn_library
+from fused_rnn_dropout.cells import CELLS
 
 ALIGNMENT = 32  # elements: more than an element of any gap that a test has would show
 NOT_CONTIGUOUS = "This error may appear if you passed in a non-contiguous input."
@@ -40,7 +41,7 @@ def places_of(
     cell: str, inputs: int, hidden: int, projected: int, layers: int, bidirectional: bool
 ) -> tuple[list[Places], int]:
     """Where each weight of each layer and direction lies, by its name, and the elements of the whole buffer."""
-    directions, gates = 2 if bidirectional else 1, 4 if cell == "LSTM" else 3
+    directions, gates = 2 if bidirectional else 1, CELLS[cell].gates
     width, end = projected or hidden, 0
     found: list[Places] = [{} for _ in range(layers * directions)]
 
@@ -89,14 +90,14 @@ class Layers(torch.autograd.Function):
     def forward(ctx: Any, log: list[str], names: list[str], places: list[Places], flat: Tensor, batch_sizes: Any,
                 options: tuple[str, bool, bool], *tensors: Tensor) -> tuple[Tensor, ...]:  # fmt: skip
         cell, train, bidirectional = options
-        states = 2 if cell == "LSTM" else 1
+        states = CELLS[cell].states
         weights = [{name: view(flat, place).detach() for name, place in of.items()} for of in places]
         x, *hx = (tensor.detach() for tensor in tensors[: 1 + states])
         order = names_of("w_hr" in places[0], has_bias=True)
         every = [of[name] for of in weights for name in order]
         leaves = [leaf.requires_grad_(train) for leaf in (x, *hx, *every)]
-        function: Any = torch._VF.lstm if cell == "LSTM" else torch._VF.gru
-        given = tuple(hx) if cell == "LSTM" else hx[0]
+        function: Any = getattr(torch._VF, cell.lower())
+        given = tuple(hx) if CELLS[cell].has_c else hx[0]
         tail = (every, True, len(places) // (2 if bidirectional else 1), 0.0, train, bidirectional)
         with torch.set_grad_enabled(train), without_onednn():
             results = (

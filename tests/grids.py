@@ -16,11 +16,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 import fused_rnn_dropout as frd
-from fused_rnn_dropout import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
+from fused_rnn_dropout import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout, cells
+from fused_rnn_dropout.cells import Cell
 from fused_rnn_dropout.sites import SITE
 
-CELLS = ("LSTM", "LSTM_proj", "GRU")
+CELLS = ("LSTM", "LSTM_proj", "GRU", "RNN_TANH", "RNN_RELU")
 """``LSTM_proj`` is an LSTM with ``proj_size``."""
+
+ONLY_AS_A_WHOLE = ("RNN_RELU",)
+"""Cells that tests of single sites leave out: it is an RNN_TANH with another activation, which knows of no site."""
 
 RATES: dict[str, float] = {
     "dropout": 0.45,
@@ -90,14 +94,35 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 
 
 def name_of(cell: str) -> str:
-    """Class of a cell of :data:`CELLS`."""
+    """A cell of :data:`CELLS` by its name in the table of cells."""
     return cell.removesuffix("_proj")
+
+
+def row_of(cell: str) -> Cell:
+    """Its row there."""
+    return cells.CELLS[name_of(cell)]
+
+
+def has(module: str, site: str) -> bool:
+    """Whether a class of this package has a site."""
+    return any(SITE[site].fits(row.name) for row in cells.CELLS.values() if row.module == module)
+
+
+def candidate_rows(rnn: Any) -> slice:
+    """Of a module's weights: those of g, of n, or of the one gate."""
+    first = min(2, cells.CELLS[rnn.mode].gates - 1) * rnn.hidden_size
+    return slice(first, first + rnn.hidden_size)
 
 
 def fits(cell: str, sites: dict[str, Any]) -> bool:
     """Whether ``cell`` has all of ``sites`` with these options."""
     projection = any(isinstance(spec, WeightDropout) and spec.projection for spec in sites.values())
-    return all(name_of(cell) in SITE[name].cells for name in sites) and (cell == "LSTM_proj" or not projection)
+    return all(SITE[name].fits(name_of(cell)) for name in sites) and (cell == "LSTM_proj" or not projection)
+
+
+def fitting(cell: str, sites: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``sites`` that a cell has."""
+    return {name: spec for name, spec in sites.items() if fits(cell, {name: spec})}
 
 
 def all_sites(cell: str) -> dict[str, Any]:
@@ -111,13 +136,15 @@ def inner_sites(cell: str) -> dict[str, Any]:
 
 
 def alone(cell: str) -> dict[str, dict[str, Any]]:
-    """Every site alone, by its name."""
-    return {name: {name: rate} for name, rate in RATES.items() if fits(cell, {name: rate})}
+    """Every site alone, by its name; none for a cell that another one stands for."""
+    return {
+        name: {name: rate} for name, rate in RATES.items() if fits(cell, {name: rate}) and cell not in ONLY_AS_A_WHOLE
+    }
 
 
 def options(cell: str) -> dict[str, dict[str, Any]]:
-    """Every option that is not a default, at least once."""
-    return {name: sites for name, sites in _OPTIONS.items() if fits(cell, sites)}
+    """Every option that is not a default, at least once; none for a cell that another one stands for."""
+    return {name: sites for name, sites in _OPTIONS.items() if fits(cell, sites) and cell not in ONLY_AS_A_WHOLE}
 
 
 def pairs(cell: str) -> dict[str, dict[str, Any]]:
@@ -146,8 +173,8 @@ def module(
     inputs, units, projected = sizes
     if cell == "LSTM_proj":
         kwargs["proj_size"] = projected
-    kwargs = {"backend": "cpu", **kwargs}
-    return getattr(frd, name_of(cell))(
+    kwargs = {"backend": "cpu", **row_of(cell).settings, **kwargs}
+    return getattr(frd, row_of(cell).module)(
         inputs, units, layers, bidirectional=bidirectional, dtype=dtype, **sites, **kwargs
     )
 
@@ -155,7 +182,7 @@ def module(
 def states_for(rnn: nn.Module, batch: int) -> tuple[Tensor, ...]:
     """Random initial states, leaves that need a gradient, on the module's device."""
     count, like = rnn.num_layers * (2 if rnn.bidirectional else 1), rnn.weight_hh_l0
-    widths = [rnn.proj_size or rnn.hidden_size, rnn.hidden_size][: 2 if rnn.mode == "LSTM" else 1]
+    widths = [rnn.proj_size or rnn.hidden_size, rnn.hidden_size][: cells.CELLS[rnn.mode].states]
     return tuple(random_leaf(like, count, batch, width) for width in widths)
 
 
@@ -176,7 +203,7 @@ def pack(x: Tensor, lengths: Sequence[int] | None) -> Tensor | PackedSequence:
 
 def call(rnn: nn.Module, x: Any, states: tuple[Tensor, ...] | None, **kwargs: Any) -> dict[str, Tensor]:
     """Results of a forward pass by name; a packed output is padded."""
-    hx = states if states is None or rnn.mode == "LSTM" else states[0]
+    hx = states if states is None or cells.CELLS[rnn.mode].has_c else states[0]
     out, last = rnn(x, hx, **kwargs)
     out = pad_packed_sequence(out)[0] if isinstance(out, PackedSequence) else out
     return dict(zip(("out", "h_n", "c_n"), (out, *(last if isinstance(last, tuple) else (last,))), strict=False))
@@ -259,11 +286,10 @@ def expect(
                 "unzoned": zoneout is not None and zoneout.output == "unzoned",
             }
             initial = [leaves[name][index] for name in ("h0", "c0")[: len(states)]]
-            if rnn.mode == "LSTM":
-                out, final = frd.reference.lstm(inputs, (initial[0], initial[1]), weights, own, **chosen)
-            else:
-                out, h_n = frd.reference.gru(inputs, initial[0], weights, own, **chosen)
-                final = (h_n,)
+            equations = getattr(frd.reference, rnn.mode.lower())
+            has_c = cells.CELLS[rnn.mode].has_c
+            out, final = equations(inputs, tuple(initial) if has_c else initial[0], weights, own, **chosen)
+            final = final if has_c else (final,)
             outputs.append(out.to(between).double())
             for collected, state in zip(last, final, strict=True):
                 collected.append(state)
@@ -329,7 +355,7 @@ def check_finite_differences(rnn: nn.Module, x: Tensor, states: tuple[Tensor, ..
     def run(*values: Tensor) -> tuple[Tensor, ...]:
         named = dict(zip(leaves, values, strict=True))
         named_states = [named.pop(name) for name in ("h0", "c0") if name in named]
-        hx = tuple(named_states) if rnn.mode == "LSTM" else named_states[0]
+        hx = tuple(named_states) if cells.CELLS[rnn.mode].has_c else named_states[0]
         out, last = torch.func.functional_call(rnn, named, (named.pop("x"), hx), given)
         return out, *(last if isinstance(last, tuple) else (last,))
 

@@ -45,6 +45,8 @@ from fused_rnn_dropout.triton import (
     lstm_step,
     lstm_step_backward,
     philox,
+    rnn_sequence,
+    rnn_step,
     sites,
     weights,
 )
@@ -67,6 +69,7 @@ ALL_SITES = sum(
     )
 )
 """The most that one kernel draws: masks per step, masks per sequence, and those of hidden dropout."""
+SITES_OF_AN_RNN = ALL_SITES - FLAG["CELL"] - FLAG["CELL_SEQUENCE"] - FLAG["ZONEOUT_C"]
 
 STEP = {"H": 1150, "P": 400, "WIDTH": 1150, "FLAGS": ALL_SITES, "BLOCK": launch.BLOCKS.step}
 SMALL = launch.TILES
@@ -123,14 +126,21 @@ def cases() -> list[Case]:
         add("gru forward", gru_step.gru_forward_kernel, STEP)
         add("gru activate", gru_step.gru_activate_kernel, STEP)
         add("gru backward", gru_step.gru_backward_kernel, STEP)
+        for activation, relu in (("tanh", False), ("relu", True)):
+            constants = {**STEP, "FLAGS": SITES_OF_AN_RNN, "RELU": relu}
+            add(f"rnn {activation} forward", rnn_step.rnn_forward_kernel, constants)
+            add(f"rnn {activation} activate", rnn_step.rnn_activate_kernel, constants)
+            add(f"rnn {activation} backward", rnn_step.rnn_backward_kernel, constants)
         if dtype == "fp64":
             continue  # the sequence schedule has no float64 on devices
         for precision in launch.PRECISIONS if dtype == "fp32" else ("ieee",):
             # AMD's matrix instructions know no tf32x3, and gfx942 is the last that knows tf32.
             some = CUDA if precision == "tf32x3" else targets
             kind = f" {precision}" if dtype == "fp32" else ""
-            constants = {**SEQUENCE, "PRECISION": precision}
-            for cell, module in (("lstm", lstm_sequence), ("gru", gru_sequence)):
+            for cell, module in (("lstm", lstm_sequence), ("gru", gru_sequence), ("rnn", rnn_sequence)):
+                constants = {**SEQUENCE, "PRECISION": precision}
+                if cell == "rnn":
+                    constants |= {"FLAGS": SITES_OF_AN_RNN, "RELU": False}
                 for way in ("forward", "backward"):
                     kernel = getattr(module, f"{cell}_sequence_{way}_kernel")
                     add(f"{cell} sequence {way}{kind}", kernel, constants, options=OPTIONS, targets=some)

@@ -39,10 +39,12 @@ struct CellInfo {
   }
 };
 
-enum Cell : int { LSTM, GRU, NUM_CELLS };
+enum Cell : int { LSTM, GRU, RNN_TANH, RNN_RELU, NUM_CELLS };
 inline constexpr CellInfo CELLS[NUM_CELLS] = {
     {.name = "LSTM", .gates = 4, .has_c = true, .projects = true, .apart = false},
     {.name = "GRU", .gates = 3, .has_c = false, .projects = false, .apart = true},
+    {.name = "RNN_TANH", .gates = 1, .has_c = false, .projects = false, .apart = false},
+    {.name = "RNN_RELU", .gates = 1, .has_c = false, .projects = false, .apart = false},
 };
 
 }  // namespace frd

@@ -65,6 +65,7 @@ struct StateSites {
 };
 
 // The sites whose masks may change at each step: a row for each. A test compares it with fused_rnn_dropout/sites.py.
+// Zoneout of h is the last, as it acts behind a projection.
 struct StateSite {
   uint32_t flag, sequence_flag;  // that it is configured; that its mask is drawn once per sequence
   uint32_t kind;
@@ -78,6 +79,7 @@ inline constexpr StateSite STATE_SITES[NUM_STATE_SITES] = {
     {FLAG_ZONEOUT_C, FLAG_ZONEOUT_C_SEQUENCE, KIND_ZONEOUT_C, SITE_ZONEOUT_C},
     {FLAG_ZONEOUT_H, FLAG_ZONEOUT_H_SEQUENCE, KIND_ZONEOUT_H, SITE_ZONEOUT_H},
 };
+static_assert(STATE_ZONE_H == NUM_STATE_SITES - 1);
 
 // The kind of its masks: zoneout of h may read those of zoneout of c.
 FRD_INLINE constexpr uint32_t kind_of(StateSite site, uint32_t flags) {

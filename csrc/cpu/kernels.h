@@ -4,6 +4,7 @@
 #include "core/cells.h"
 #include "core/cells/gru.h"
 #include "core/cells/lstm.h"
+#include "core/cells/rnn.h"
 #include "cpu/dropout.h"
 #include "cpu/layer.h"
 #include "cpu/layer_backward.h"
@@ -31,7 +32,7 @@ constexpr TypedKernels<T> typed_kernels() {
 }
 
 template <class T>
-inline constexpr TypedKernels<T> KERNELS = typed_kernels<T, Lstm, Gru>();
+inline constexpr TypedKernels<T> KERNELS = typed_kernels<T, Lstm, Gru, RnnTanh, RnnRelu>();
 
 inline const Kernels table{FRD_ISA_NAME, KERNELS<float>, KERNELS<double>, read_words};
 

@@ -4,6 +4,7 @@
 #include "core/cells.h"
 #include "core/cells/gru.h"
 #include "core/cells/lstm.h"
+#include "core/cells/rnn.h"
 #include "cuda/numbers.h"
 
 namespace frd::cuda {
@@ -21,7 +22,7 @@ struct CellList {
   }
 };
 
-using EveryCell = CellList<Lstm, Gru>;
+using EveryCell = CellList<Lstm, Gru, RnnTanh, RnnRelu>;
 
 // What a kernel asks of a row of CELLS: not its functions, which run on the host.
 template <class Equations>

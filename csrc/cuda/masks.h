@@ -2,6 +2,8 @@
 // device memory, and the masks that the step kernels read or draw.
 #pragma once
 
+#include <type_traits>
+
 #include "core/counters.h"
 #include "core/flags.h"
 #include "core/sites.h"
@@ -101,7 +103,7 @@ FRD_INLINE Pack<uint8_t, N> bits_of(const StateMasks<S>& masks, int64_t b, int64
 }
 
 // Masks of units that share a call: bit i of byte s is that of the i-th of them at state site s.
-using Drawn = uint32_t;
+using Drawn = std::conditional_t<NUM_STATE_SITES * FIELDS <= 32, uint32_t, uint64_t>;
 static_assert(NUM_STATE_SITES * FIELDS <= 8 * sizeof(Drawn), "a Drawn has a byte for each state site");
 
 // What the sites [first, last) that draw at each step drop, or keep the old value of, at time t: units from `unit` on
@@ -117,14 +119,14 @@ FRD_INLINE Drawn drawn_at(const StateMasks<S>& masks, int64_t b, int64_t unit, i
     const uint32_t bits = dropped_of_call(static_cast<uint32_t>(unit / FIELDS), example_of(masks.example_ids, b),
                                           masks.step_offset + static_cast<uint32_t>(t), site.stream, masks.call->state,
                                           masks.call->thresholds[site.threshold]);
-    found |= bits >> unit % FIELDS << FIELDS * s;
+    found |= Drawn{bits >> unit % FIELDS} << FIELDS * s;
   }
   return found;
 }
 
 // The same of the i-th of them, with what its byte of bits_of() says of the whole sequence.
 FRD_INLINE bool drops_at(Drawn drawn, int i, uint8_t bits, int site) {
-  return (drawn >> (FIELDS * site + i) | static_cast<uint32_t>(bits) >> site) & 1;
+  return (drawn >> (FIELDS * site + i) | static_cast<Drawn>(bits) >> site) & 1;
 }
 template <class S>
 FRD_INLINE Drops<Math<S>> drops_of(Drawn drawn, int i, uint8_t bits) {

@@ -151,7 +151,7 @@ def peak_memory() -> int | None:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _segments(ids: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
+def segments(ids: Tensor, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
     for begin in range(0, len(ids) - 1, steps):
         end = min(begin + steps, len(ids) - 1)
         yield ids[begin:end], ids[begin + 1 : end + 1]
@@ -167,7 +167,7 @@ def evaluate(model: nn.Module, ids: Tensor, steps: int) -> float:
     """Mean loss over ids (T, B) in nats per token, in eval mode, the state carried throughout."""
     model.eval()
     total, count, state = 0.0, 0, None
-    for inputs, targets in _segments(ids, steps):
+    for inputs, targets in segments(ids, steps):
         loss, state = _loss(model, inputs, targets, state)
         total += loss.item() * targets.numel()
         count += targets.numel()
@@ -208,7 +208,7 @@ def train(
     for epoch in range(1, settings.epochs + 1):
         model.train()
         state = None
-        for update, (inputs, targets) in enumerate(_segments(ids, settings.steps), 1):
+        for update, (inputs, targets) in enumerate(segments(ids, settings.steps), 1):
             start = time.perf_counter()
             loss, state = _loss(model, inputs, targets, detach(state))
             optimizer.zero_grad()

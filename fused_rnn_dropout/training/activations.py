@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
+from ..fakes import compute_dtype
 from ..layouts import check_packed
 
 
@@ -100,7 +101,7 @@ def _steps(output: Any, lengths: Any, batch_first: bool) -> tuple[Tensor, Tensor
 
 
 def _wide(data: Tensor) -> Tensor:
-    return data if data.dtype == torch.float64 else data.float()
+    return data.to(compute_dtype(data.dtype))
 
 
 def _mean_of_squares(data: Tensor, valid: Tensor | None) -> Tensor:

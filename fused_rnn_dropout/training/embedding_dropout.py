@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import masks
 from ..arguments import check_counters
+from ..fakes import compute_dtype
 from ..layouts import check_packed
 from ..reference import apply
 from ..sites import SEQ
@@ -106,8 +107,8 @@ class EmbeddingDropout(Rated):
         steps, batch = _sizes(words, packed, self.batch_first)
         turn = self.begin(rng, offset, steps)
         check_counters(example_ids, turn.step_offset, batch, steps, words.device)
-        example, step = self._counters(words, packed, example_ids, turn.step_offset)
-        compute = torch.float64 if rows.dtype == torch.float64 else torch.float32
+        example, step = self._counters(words, packed, (steps, batch), example_ids, turn.step_offset)
+        compute = compute_dtype(rows.dtype)
         limit, pair = self._thresholds_on(words.device)[0], self.pair(turn.rng, words.device)
         factor = masks.embedding(limit, pair, words.long(), example, step, compute)
         result = apply(rows.to(compute), factor.unsqueeze(-1)).to(rows.dtype)
@@ -115,12 +116,17 @@ class EmbeddingDropout(Rated):
         return result
 
     def _counters(
-        self, words: Tensor, packed: PackedSequence | None, example_ids: Tensor | None, offset: int
+        self,
+        words: Tensor,
+        packed: PackedSequence | None,
+        sizes: tuple[int, int],
+        example_ids: Tensor | None,
+        offset: int,
     ) -> tuple[Tensor | int, Tensor | int]:
         """Example and step of each word, as far as the mask is a function of them."""
         if self.per == "type":
             return 0, SEQ
-        steps, batch = _sizes(words, packed, self.batch_first)
+        steps, batch = sizes
         examples = torch.arange(batch, device=words.device) if example_ids is None else example_ids
         times = torch.arange(steps, device=words.device) + offset
         if packed is not None:

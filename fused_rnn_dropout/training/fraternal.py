@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +15,7 @@ from ..modules import hold_masks
 from ..rnn_base import Regularized
 from ..sites import GROUPS
 from ..thresholds import Thresholds
+from .passes import in_eval, logits_of
 
 VARIANTS = ("fraternal", "pi", "eld", "rdrop")
 SHARED = (*GROUPS, "embedding")
@@ -102,7 +103,7 @@ class FraternalLoss(nn.Module):
         passes = _sharing(model, self.share) if self.share else (nullcontext(), nullcontext())
         with passes[0]:
             first = model(*inputs, **options)
-        with passes[1], _eval(model) if self.variant == "eld" else nullcontext():
+        with passes[1], in_eval(model) if self.variant == "eld" else nullcontext():
             second = model(*inputs, **options)
         z1, z2 = (_logits(result, target) for result in (first, second))
         flat = target.reshape(-1)
@@ -136,12 +137,9 @@ class FraternalLoss(nn.Module):
 
 def _logits(result: Any, target: Tensor) -> Tensor:
     """(N, V) in the type they are summed in."""
-    logits = result[0] if isinstance(result, (tuple, list)) else result
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"model should return logits, or a tuple that begins with them, got {type(logits).__name__}")
+    logits = logits_of(result)
     if logits.shape[:-1] != target.shape:
         raise ValueError(f"logits of shape {tuple(logits.shape)} do not fit a target of shape {tuple(target.shape)}")
-    logits = logits if logits.dtype == torch.float64 else logits.float()
     return logits.reshape(-1, logits.size(-1))
 
 
@@ -167,18 +165,6 @@ def _sharing(model: nn.Module, share: tuple[str, ...]) -> tuple[Any, Any]:
     if not acts:
         raise ValueError(f"the model has no module of this package with masks of {', '.join(share)} to share")
     return hold_masks(model, first), hold_masks(model, second)
-
-
-@contextmanager
-def _eval(model: nn.Module) -> Iterator[None]:
-    """The model in eval, and afterwards each of its modules as it was."""
-    before = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in before:
-            module.training = training
 
 
 __all__ = ["Fraternal", "FraternalLoss"]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..rnn_base import Regularized
 from ..thresholds import Thresholds
 from .embedding_dropout import EmbeddingDropout
+from .passes import in_eval, logits_of
 from .rated import configured
 
 
@@ -101,11 +102,7 @@ def mc_predict(
 
 
 def _log_probabilities(result: Any, temperature: float) -> Tensor:
-    logits = result[0] if isinstance(result, (tuple, list)) else result
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"model should return logits, or a tuple that begins with them, got {type(logits).__name__}")
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    return (logits / temperature).log_softmax(-1)
+    return (logits_of(result) / temperature).log_softmax(-1)
 
 
 def _one_mask_a_call(module: nn.Module) -> bool:
@@ -121,18 +118,14 @@ def _one_mask_a_call(module: nn.Module) -> bool:
 
 @contextmanager
 def _masks_on(model: nn.Module) -> Iterator[None]:
-    modules: list[Any] = list(model.modules())
-    before = [(module, module.training, getattr(module, "mc", False)) for module in modules]
-    model.eval()
-    try:
-        for module in modules:
-            if isinstance(module, Thresholds):
+    before = [(module, module.mc) for module in model.modules() if isinstance(module, Thresholds)]
+    with in_eval(model):
+        try:
+            for module, _ in before:
                 module.mc = True
-        yield
-    finally:
-        for module, training, mc in before:
-            module.training = training
-            if isinstance(module, Thresholds):
+            yield
+        finally:
+            for module, mc in before:
                 module.mc = mc
 
 

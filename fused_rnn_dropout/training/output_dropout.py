@@ -10,6 +10,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import masks
 from ..arguments import check_counters
+from ..fakes import compute_dtype
 from ..options import LockedDropout
 from ..reference import apply
 from ..sites import KIND
@@ -59,7 +60,7 @@ class OutputDropout(Rated):
         check_counters(example_ids, turn.step_offset, batch, steps, data.device)
         examples = torch.arange(batch, device=data.device) if example_ids is None else example_ids
         times = torch.arange(steps, device=data.device)
-        compute = torch.float64 if data.dtype == torch.float64 else torch.float32
+        compute = compute_dtype(data.dtype)
         factor = masks.locked(
             LockedDropout(0.0), self._thresholds_on(data.device)[0], self.pair(turn.rng, data.device), KIND["OUTPUT"],
             1, data.size(-1), examples, times, compute,

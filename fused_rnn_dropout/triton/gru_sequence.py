@@ -76,14 +76,14 @@ def gru_sequence_forward_kernel(
                 z = dot(operand, tl.load(w + H * H, fits, other=0.0), z, PRECISION)
                 n = dot(operand, tl.load(w + 2 * H * H, fits, other=0.0), n, PRECISION)
 
-            update, memory, _, keep_h = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
+            drops = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
             p = (row - chunk_row) * (3 * H) + unit
             r, z, n, u = pre_activations(pre, r, z, n, b_ih, b_hh, p, unit, inside, H)
             old = tl.load(h + b * H + unit, inside, other=0.0)
-            r, z, n, h_new = gru_forward(r, z, n, u, old, update, memory, numbers, FLAGS)
+            r, z, n, h_new = gru_forward(r, z, n, u, old, drops, numbers, FLAGS)
             finish(
                 h_new, old, h, to, out, states, numbers, keys, thresholds, b * H + unit, row * H + unit, unit, example,
-                stream, keep_h, inside, FLAGS,
+                stream, drops, inside, FLAGS,
             )  # fmt: skip
             if gates is not None:
                 place = gates + row * (3 * H) + unit
@@ -158,10 +158,10 @@ def gru_sequence_backward_kernel(
                 later = tl.load(dgates + (after_row0 + b) * (4 * H) + H + k, (b < sent) & (k < 3 * H), other=0.0)
                 w = tl.load(w_hh + k_ * H + unit, (k_ < 3 * H) & (unit < H), other=0.0)
                 sum_ = dot(later, w, sum_, PRECISION)
-            update, memory, _, keep_h = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
+            drops = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
             at_h(
                 sum_, dout, dh, gates, resets, states, h0, dgates, numbers, keys, thresholds, b, unit, row, before_row0,
-                continued, example, stream, update, memory, keep_h, active, inside, H, FLAGS,
+                continued, example, stream, drops, active, inside, H, FLAGS,
             )  # fmt: skip
         tl.debug_barrier()
 

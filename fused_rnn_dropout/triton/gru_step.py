@@ -16,7 +16,7 @@ from .launch import BLOCKS, launch, step_programs
 from .masks import elements, enter, examples, read_memory, split_h, state_masks, zone_h
 from .passes import Backward, Forward, Pass
 from .rows import Batch
-from .sites import Sites, on
+from .sites import MEMORY, Sites, on
 
 _SITES = ["thresholds", "example_ids"]
 
@@ -79,15 +79,15 @@ def gru_forward_kernel(
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < active) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    update, memory, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
 
     sum_r, sum_z, sum_n = recurrent_sums(rec + b * (3 * H) + unit, inside, H)
     p = (pre_row0 + b) * (3 * H) + unit
     r, z, n, u = pre_activations(pre, sum_r, sum_z, sum_n, b_ih, b_hh, p, unit, inside, H)
     old = tl.load(h + at, inside, other=0.0)
-    r, z, n, h_new = gru_forward(r, z, n, u, old, update, memory, numbers, FLAGS)
+    r, z, n, h_new = gru_forward(r, z, n, u, old, drops, numbers, FLAGS)
     finish(h_new, old, h, read, out, states, numbers, keys, thresholds, at, row * H + unit, unit, example, stream,
-           keep_h, inside, FLAGS)  # fmt: skip
+           drops, inside, FLAGS)  # fmt: skip
     if gates is not None:
         to = gates + row * (3 * H) + unit
         tl.store(to, r, inside)
@@ -98,11 +98,11 @@ def gru_forward_kernel(
 
 @triton.jit
 def finish(
-    h_new, old, h, read, out, states, numbers, keys, thresholds, at, at_row, unit, example, stream, keep_h, inside,
+    h_new, old, h, read, out, states, numbers, keys, thresholds, at, at_row, unit, example, stream, drops, inside,
     FLAGS: tl.constexpr,
 ):  # fmt: skip
     """Zoneout of h, and everything that h goes to."""
-    zoned = zone_h(old, h_new, keep_h, numbers, FLAGS)
+    zoned = zone_h(old, h_new, drops, numbers, FLAGS)
     tl.store(h + at, zoned, inside)
     if on(FLAGS, "UNZONED"):
         tl.store(out + at_row, read_memory(h_new, numbers, FLAGS), inside)
@@ -173,7 +173,7 @@ def activate(p: Pass, pre: Tensor, rec: Tensor, gates: Tensor, resets: Tensor) -
 @triton.jit
 def at_h(
     sum_, dout, dh, gates, resets, states, h0, dgates, numbers, keys, thresholds, b, unit, row, before_row0, continued,
-    example, stream, update, memory, keep_h, active, inside, H: tl.constexpr, FLAGS: tl.constexpr,
+    example, stream, drops, active, inside, H: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
     """From what the step after sends through U, ``sum_``, to the gradients of this step and what is carried in ``dh``.
 
@@ -190,7 +190,7 @@ def at_h(
         grad = tl.zeros_like(total)
     if not on(FLAGS, "UNZONED"):
         total += grad
-    to_old, to_new = split_h(total, keep_h, numbers, FLAGS)
+    to_old, to_new = split_h(total, drops, numbers, FLAGS)
     if on(FLAGS, "UNZONED"):
         to_new += grad
 
@@ -199,10 +199,10 @@ def at_h(
     n = tl.load(gates + place + 2 * H, here, other=0.0).to(S)
     u = tl.load(resets + row * H + unit, here, other=0.0).to(S)
     first = tl.load(h0 + at, here & (b >= continued), other=0.0).to(S)
-    first = enter(first, memory, numbers, True, FLAGS)
+    first = enter(first, drops[MEMORY], numbers, True, FLAGS)
     h = tl.load(states + (before_row0 + b) * H + unit, here & (b < continued), other=0.0).to(S)
     h = tl.where(b < continued, h, first)
-    dr, dz, dn, du, leak = gru_backward(r, z, n, u, h, to_new, update, memory, numbers, FLAGS)
+    dr, dz, dn, du, leak = gru_backward(r, z, n, u, h, to_new, drops, numbers, FLAGS)
     tl.store(dh + at, tl.where(b < active, to_old + leak, total), inside)
     to = dgates + row * (4 * H) + unit
     tl.store(to, dn, here)
@@ -242,11 +242,11 @@ def gru_backward_kernel(
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < tl.maximum(active, sent)) & (unit < H)
     example = examples(example_ids, b, inside)
-    update, memory, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     at_h(
         sum_, dout, dh, gates, resets, states, h0, dgates, numbers, keys, thresholds, b, unit, row0 + b, before_row0,
-        continued, example, stream, update, memory, keep_h, active, inside, H, FLAGS,
+        continued, example, stream, drops, active, inside, H, FLAGS,
     )  # fmt: skip
 
 

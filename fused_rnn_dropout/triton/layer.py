@@ -8,6 +8,7 @@ order, and all but the first through U.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,8 @@ from torch import Tensor
 
 from ..cells import Cell
 from ..layer_call import NEEDS_X, Keep, Kept, needed
-from . import gru_sequence, gru_step, lstm_sequence, lstm_step, lstm_step_backward
+from ..sites import output_differs
+from . import gru_sequence, gru_step, lstm_sequence, lstm_step, lstm_step_backward, rnn_sequence, rnn_step
 from .checks import check, check_device, check_floating, check_saved, check_shapes
 from .entry import enter_state, leave_state, operands
 from .launch import TILES, precision, rows_of_chunk
@@ -38,6 +40,17 @@ class Kernels(NamedTuple):
     backward_steps: Callable[..., None]
 
 
+def _rnn(relu: bool) -> Kernels:
+    launchers = (
+        rnn_step.forward_step,
+        rnn_step.backward_step,
+        rnn_step.activate,
+        rnn_sequence.forward_steps,
+        rnn_sequence.backward_steps,
+    )
+    return Kernels(*(functools.partial(launcher, relu=relu) for launcher in launchers))
+
+
 KERNELS = {
     "LSTM": Kernels(
         lstm_step.forward_step,
@@ -53,6 +66,8 @@ KERNELS = {
         gru_sequence.forward_steps,
         gru_sequence.backward_steps,
     ),
+    "RNN_TANH": _rnn(relu=False),
+    "RNN_RELU": _rnn(relu=True),
 }
 
 
@@ -116,7 +131,6 @@ def forward(cell: Cell, layer: Layer, around: Surroundings, keep: int) -> tuple[
     w_ih, w_hh = weights.masked("weight_ih", layer.w_ih), weights.masked("weight_hh", layer.w_hh)
     w_hr = None if layer.w_hr is None else weights.masked("weight_hr", layer.w_hr)
     beside = p.sums if cell.has_c else p.values  # room for what is kept beside the gates
-    keeps_beside = keep if cell.has_c else cell.apart and keep == Keep.ALL
 
     f = Forward(
         b_ih=p.b_ih,
@@ -125,10 +139,10 @@ def forward(cell: Cell, layer: Layer, around: Surroundings, keep: int) -> tuple[
         h=p.sums(batch.batch, width),
         read=p.values(2, batch.batch, width),
         out=p.values(*batch.shape(width)),
-        states=p.values(rows, width) if keep and cell.output_differs(weights.flags) else None,
+        states=p.values(rows, width) if keep and output_differs(cell, weights.flags) else None,
         outputs=None if w_hr is None else p.values(batch.batch, units),
         gates=p.values(rows, cell.gates * units) if keep == Keep.ALL else None,
-        beside=beside(rows, units) if keeps_beside else None,
+        beside=beside(rows, units) if cell.keeps_beside(keep) else None,
     )
     read = f.read[0]
     if f.c is not None:
@@ -184,17 +198,17 @@ def _gates_again(cell: Cell, p: Pass, operand: Tensor, w_ih: Tensor, w_hh: Tenso
 
 def _check_backward(
     cell: Cell, p: Pass, layer: Layer, flags: int, grads: dict[str, Tensor | None], y: Tensor | None, kept: Kept,
-    all_of_it: bool,
+    keep: int,
 ) -> Tensor:  # fmt: skip
     """Returns the h that backward reads, (N, P)."""
     units, width, rows = layer.units, layer.h0.shape[1], p.batch.rows
-    apart = cell.output_differs(flags)
+    apart = output_differs(cell, flags)
     check(apart or y is not None, "y is needed where its h are not kept apart")
     check_floating(**grads)
     check_device(layer.x.device, **grads, **kept._asdict(), y=y)
-    if cell.has_c or (cell.apart and all_of_it):
+    if cell.keeps_beside(keep):
         check_saved("beside", kept.beside, p.compute if cell.has_c else p.dtype, (rows, units))
-    if all_of_it:
+    if keep == Keep.ALL:
         check_saved("gates", kept.gates, p.dtype, (rows, cell.gates * units))
     shapes = {"grad_h_n": (p.batch.batch, width), "grad_c_n": (p.batch.batch, units)}
     check_shapes({name: (grads.get(name), shape) for name, shape in shapes.items()})
@@ -280,7 +294,7 @@ def backward(
     grad_out, grad_h_n, grad_c_n = (*grads, None)[:3]
     kept = keep == Keep.ALL  # otherwise the forward kept no gates
     last = {"grad_h_n": grad_h_n, "grad_c_n": grad_c_n}
-    states = _check_backward(cell, p, layer, weights.flags, last, y, saved, kept)
+    states = _check_backward(cell, p, layer, weights.flags, last, y, saved, keep)
     units, width, rows = layer.units, layer.h0.shape[1], batch.rows
     w_ih, w_hh = weights.masked("weight_ih", layer.w_ih), weights.masked("weight_hh", layer.w_hh)
     w_hr = None if layer.w_hr is None else weights.masked("weight_hr", layer.w_hr)

@@ -80,16 +80,14 @@ def lstm_sequence_forward_kernel(
                 g = dot(operand, tl.load(w + 2 * H * H, fits, other=0.0), g, PRECISION)
                 o = dot(operand, tl.load(w + 3 * H * H, fits, other=0.0), o, PRECISION)
 
-            update, memory, keep_c, keep_h = state_masks(
-                keys, thresholds, unit, example, step_offset + t, stream, FLAGS
-            )
+            drops = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
             p = (row - chunk_row) * (4 * H) + unit
             i = pre_activation(pre, i, b_ih, b_hh, p, unit, inside)
             f = pre_activation(pre, f, b_ih, b_hh, p + H, unit + H, inside)
             g = pre_activation(pre, g, b_ih, b_hh, p + 2 * H, unit + 2 * H, inside)
             o = pre_activation(pre, o, b_ih, b_hh, p + 3 * H, unit + 3 * H, inside)
             old = tl.load(c + b * H + unit, inside, other=0.0)
-            i, f, g, o, new, h_new = lstm_forward(i, f, g, o, old, update, memory, keep_c, numbers, FLAGS)
+            i, f, g, o, new, h_new = lstm_forward(i, f, g, o, old, drops, numbers, FLAGS)
             tl.store(c + b * H + unit, new, inside)
             if gates is not None:
                 place = gates + row * (4 * H) + unit
@@ -100,7 +98,7 @@ def lstm_sequence_forward_kernel(
             if cells is not None:
                 tl.store(cells + row * H + unit, new, inside)
             finish(
-                h_new, h, to, out, states, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, inside,
+                h_new, h, to, out, states, numbers, keys, thresholds, b, unit, row, example, stream, drops, inside,
                 H, FLAGS,
             )  # fmt: skip
         tl.debug_barrier()
@@ -171,16 +169,14 @@ def lstm_sequence_backward_kernel(
                 later = tl.load(dgates + (after_row0 + b) * (4 * H) + k, (b < sent) & (k < 4 * H), other=0.0)
                 w = tl.load(w_hh + k_ * H + unit, (k_ < 4 * H) & (unit < H), other=0.0)
                 sum_ = dot(later, w, sum_, PRECISION)
-            update, memory, keep_c, keep_h = state_masks(
-                keys, thresholds, unit, example, step_offset + t, stream, FLAGS
-            )
+            drops = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
             dh_new = at_h(
-                sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, inside, H,
+                sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, H,
                 FLAGS,
             )  # fmt: skip
             at_gates(
-                dh_new, gates, cells, c0, dc, dgates, None, numbers, b, unit, row, before_row0, continued, update,
-                memory, keep_c, inside & (b < active), H, FLAGS,
+                dh_new, gates, cells, c0, dc, dgates, None, numbers, b, unit, row, before_row0, continued, drops,
+                inside & (b < active), H, FLAGS,
             )  # fmt: skip
         tl.debug_barrier()
 

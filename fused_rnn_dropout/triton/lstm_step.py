@@ -39,12 +39,12 @@ def pre_activation(pre, sum_, b_ih, b_hh, at_pre, at_bias, inside):
 
 @triton.jit
 def finish(
-    h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, inside,
+    h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, stream, drops, inside,
     P: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
     """Zoneout of h, and everything that h goes to."""
     old = tl.load(h + b * P + unit, inside, other=0.0)
-    zoned = zone_h(old, h_new, keep_h, numbers, FLAGS)
+    zoned = zone_h(old, h_new, drops, numbers, FLAGS)
     tl.store(h + b * P + unit, zoned, inside)
     if on(FLAGS, "UNZONED"):
         tl.store(out + row * P + unit, h_new, inside)
@@ -89,7 +89,7 @@ def lstm_forward_kernel(
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < active) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    update, memory, keep_c, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
 
     p, r = (pre_row0 + b) * (4 * H) + unit, rec + b * (4 * H) + unit
     i = pre_activation(pre, tl.load(r, inside, other=0.0), b_ih, b_hh, p, unit, inside)
@@ -97,7 +97,7 @@ def lstm_forward_kernel(
     g = pre_activation(pre, tl.load(r + 2 * H, inside, other=0.0), b_ih, b_hh, p + 2 * H, unit + 2 * H, inside)
     o = pre_activation(pre, tl.load(r + 3 * H, inside, other=0.0), b_ih, b_hh, p + 3 * H, unit + 3 * H, inside)
     old = tl.load(c + at, inside, other=0.0)
-    i, f, g, o, new, h_new = lstm_forward(i, f, g, o, old, update, memory, keep_c, numbers, FLAGS)
+    i, f, g, o, new, h_new = lstm_forward(i, f, g, o, old, drops, numbers, FLAGS)
 
     tl.store(c + at, new, inside)
     if gates is not None:
@@ -112,7 +112,7 @@ def lstm_forward_kernel(
         tl.store(outputs + at, h_new, inside)
     else:
         finish(
-            h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, inside,
+            h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, stream, drops, inside,
             H, FLAGS,
         )  # fmt: skip
 
@@ -151,10 +151,10 @@ def lstm_project_kernel(
     b, unit = elements(P, BLOCK)
     at, inside = b * P + unit, (b < active) & (unit < P)
     example = examples(example_ids, b, inside)
-    _, _, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
     h_new = tl.load(projected + at, inside, other=0.0)
     finish(
-        h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row0 + b, example, stream, keep_h, inside,
+        h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row0 + b, example, stream, drops, inside,
         P, FLAGS,
     )  # fmt: skip
 

@@ -16,14 +16,14 @@ from .launch import BLOCKS, launch, step_programs
 from .masks import elements, enter, examples, split_h, state_masks
 from .passes import Backward
 from .rows import Batch
-from .sites import Sites, on
+from .sites import MEMORY, Sites, on
 
 _SITES = ["thresholds", "example_ids"]
 
 
 @triton.jit
 def at_h(
-    sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, inside,
+    sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside,
     P: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
     """The gradient at the new h; what zoneout sends to the h before is carried in ``dh``.
@@ -41,7 +41,7 @@ def at_h(
         grad = tl.zeros_like(total)
     if not on(FLAGS, "UNZONED"):
         total += grad
-    to_old, to_new = split_h(total, keep_h, numbers, FLAGS)
+    to_old, to_new = split_h(total, drops, numbers, FLAGS)
     if on(FLAGS, "UNZONED"):
         to_new += grad
     tl.store(dh + at, tl.where(b < active, to_old, total), inside)
@@ -50,8 +50,8 @@ def at_h(
 
 @triton.jit
 def at_gates(
-    dh_new, gates, cells, c0, dc, dgates, outputs, numbers, b, unit, row, before_row0, continued, update, memory,
-    keep_c, inside, H: tl.constexpr, FLAGS: tl.constexpr,
+    dh_new, gates, cells, c0, dc, dgates, outputs, numbers, b, unit, row, before_row0, continued, drops, inside,
+    H: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
     """From the gradient at the new h to those at the pre-activations, and at the memory before."""
     S: tl.constexpr = dc.dtype.element_ty
@@ -61,14 +61,14 @@ def at_gates(
     g = tl.load(gates + place + 2 * H, inside, other=0.0).to(S)
     o = tl.load(gates + place + 3 * H, inside, other=0.0).to(S)
     first = tl.load(c0 + b * H + unit, inside & (b >= continued), other=0.0).to(S)
-    first = enter(first, memory, numbers, False, FLAGS)
+    first = enter(first, drops[MEMORY], numbers, False, FLAGS)
     c = tl.load(cells + (before_row0 + b) * H + unit, inside & (b < continued), other=0.0)
     c = tl.where(b < continued, c, first)
     if outputs is not None:
-        c_new = lstm_memory(i, f, g, c, update, memory, numbers, FLAGS)
+        c_new = lstm_memory(i, f, g, c, drops, numbers, FLAGS)
         tl.store(outputs + row * H + unit, lstm_output(o, c_new, numbers, FLAGS), inside)
     later = tl.load(dc + b * H + unit, inside, other=0.0)
-    di, df, dg, do, earlier = lstm_backward(i, f, g, o, c, dh_new, later, update, memory, keep_c, numbers, FLAGS)
+    di, df, dg, do, earlier = lstm_backward(i, f, g, o, c, dh_new, later, drops, numbers, FLAGS)
     tl.store(dc + b * H + unit, earlier, inside)
     tl.store(dgates + place, di, inside)
     tl.store(dgates + place + H, df, inside)
@@ -107,14 +107,14 @@ def lstm_backward_kernel(
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < tl.maximum(active, sent)) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    update, memory, keep_c, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
-        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, inside, H, FLAGS
+        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, H, FLAGS
     )
     at_gates(
-        dh_new, gates, cells, c0, dc, dgates, None, numbers, b, unit, row, before_row0, continued, update, memory,
-        keep_c, inside & (b < active), H, FLAGS,
+        dh_new, gates, cells, c0, dc, dgates, None, numbers, b, unit, row, before_row0, continued, drops,
+        inside & (b < active), H, FLAGS,
     )  # fmt: skip
 
 
@@ -142,10 +142,10 @@ def lstm_unproject_kernel(
     b, unit = elements(P, BLOCK)
     at, inside = b * P + unit, (b < tl.maximum(active, sent)) & (unit < P)
     row, example = row0 + b, examples(example_ids, b, inside)
-    _, _, _, keep_h = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
-        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, keep_h, active, inside, P, FLAGS
+        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, P, FLAGS
     )
     tl.store(dprojected + row * P + unit, dh_new, inside & (b < active))
 
@@ -178,12 +178,10 @@ def lstm_projected_backward_kernel(
 ):
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < active) & (unit < H)
-    update, memory, keep_c, _ = state_masks(
-        keys, thresholds, unit, examples(example_ids, b, inside), step, stream, FLAGS
-    )
+    drops = state_masks(keys, thresholds, unit, examples(example_ids, b, inside), step, stream, FLAGS)
     at_gates(
         tl.load(dh_new + at, inside, other=0.0), gates, cells, c0, dc, dgates, outputs, numbers, b, unit, row0 + b,
-        before_row0, continued, update, memory, keep_c, inside, H, FLAGS,
+        before_row0, continued, drops, inside, H, FLAGS,
     )  # fmt: skip
 
 

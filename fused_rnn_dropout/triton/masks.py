@@ -12,15 +12,21 @@ from .sites import (
     HIDDEN,
     HIDDEN_KEY,
     HIDDEN_SCALE,
+    MEMORY,
     MEMORY_SCALE,
+    NUM_STATE_SITES,
     OLD_C,
     OLD_H,
     P_CELL,
     P_HIDDEN,
     READ_SCALE,
     STATE_KEY,
+    UPDATE,
     UPDATE_SCALE,
+    ZONE_C,
+    ZONE_H,
     drawing,
+    draws,
     kind_of,
     number_of,
     on,
@@ -68,20 +74,20 @@ def _of_elements(bits, number, unit, example):
     """The bit of each element of a block among those of its call; byte ``number`` has its site's."""
     _, like = tl.broadcast(unit, example)
     each = tl.reshape(tl.broadcast_to(bits[:, None], (bits.numel, FIELDS)), like.shape)
-    return (each >> (unit % FIELDS + FIELDS * number).to(tl.uint32)) & 1 != 0
+    return (each >> (unit % FIELDS + FIELDS * number).to(bits.dtype)) & 1 != 0
 
 
 @triton.jit
-def _of_state(bits, unit, example, FLAGS: tl.constexpr, NAME: tl.constexpr):
+def _of_state(bits, unit, example, FLAGS: tl.constexpr, SITE: tl.constexpr):
     dropped = unit < 0
-    if source(FLAGS, NAME) != "off":
-        dropped = _of_elements(bits, number_of(FLAGS, NAME), unit, example)
+    if draws(FLAGS, SITE):
+        dropped = _of_elements(bits, number_of(FLAGS, SITE), unit, example)
     return dropped
 
 
 @triton.jit
 def state_masks(keys, thresholds, unit, example, step, stream, FLAGS: tl.constexpr):
-    """Which elements are dropped (update, memory) or keep their old value (zone_c, zone_h) at an absolute step.
+    """Which elements are dropped, or with zoneout keep their old value, at an absolute step: a mask of each state site.
 
     All sites draw at once, each in a row of calls. A mask per sequence is drawn again at each step, which costs less
     than a pass over memory that holds it. The units of a block are eights that share calls (:func:`elements`).
@@ -90,21 +96,22 @@ def state_masks(keys, thresholds, unit, example, step, stream, FLAGS: tl.constex
     if drawing(FLAGS) > 0:
         k0 = tl.load(keys + STATE_KEY).to(tl.uint32)
         k1 = tl.load(keys + STATE_KEY + 1).to(tl.uint32)
-        site = tl.arange(0, power_of_two(drawing(FLAGS)))[:, None]
-        fourth, limit = site.to(tl.uint32) * 0 + stream.to(tl.uint32), site.to(tl.int64) * 0
-        steps = site.to(tl.uint32) * 0 + SEQ
+        of = tl.arange(0, power_of_two(drawing(FLAGS)))[:, None]
+        fourth, limit = of.to(tl.uint32) * 0 + stream.to(tl.uint32), of.to(tl.int64) * 0
+        steps = of.to(tl.uint32) * 0 + SEQ
         for number in tl.static_range(drawing(FLAGS)):
-            fourth = tl.where(site == number, fourth + kind_of(FLAGS, number), fourth)
-            limit = tl.where(site == number, tl.load(thresholds + threshold_of(FLAGS, number)), limit)
+            fourth = tl.where(of == number, fourth + kind_of(FLAGS, number), fourth)
+            limit = tl.where(of == number, tl.load(thresholds + threshold_of(FLAGS, number)), limit)
             if per_step(FLAGS, number):
-                steps = tl.where(site == number, step.to(tl.uint32), steps)
+                steps = tl.where(of == number, step.to(tl.uint32), steps)
+        wide: tl.constexpr = tl.uint32 if drawing(FLAGS) <= 4 else tl.uint64  # a byte for each site
         call, of_call = _calls(unit, example)
         of_sites = dropped_of_calls(call[None, :], of_call[None, :], steps, fourth, limit, k0, k1)
-        bits = tl.sum(of_sites << (site * FIELDS).to(tl.uint32), axis=0)
-    update = _of_state(bits, unit, example, FLAGS, "UPDATE")
-    memory = _of_state(bits, unit, example, FLAGS, "CELL")
-    zone_c = _of_state(bits, unit, example, FLAGS, "ZONEOUT_C")
-    return update, memory, zone_c, _of_state(bits, unit, example, FLAGS, "ZONEOUT_H")
+        bits = tl.sum(of_sites.to(wide) << (of * FIELDS).to(wide), axis=0)
+    drops = ()
+    for site in tl.static_range(NUM_STATE_SITES):
+        drops = drops + (_of_state(bits, unit, example, FLAGS, site),)
+    return drops
 
 
 @triton.jit
@@ -145,16 +152,16 @@ def drop_hidden(
 
 
 @triton.jit
-def drop_update(value, dropped, numbers, FLAGS: tl.constexpr):
+def drop_update(value, drops, numbers, FLAGS: tl.constexpr):
     if on(FLAGS, "UPDATE"):
-        value = tl.where(dropped, 0.0, tl.load(numbers + UPDATE_SCALE) * value)
+        value = tl.where(drops[UPDATE], 0.0, tl.load(numbers + UPDATE_SCALE) * value)
     return value
 
 
 @triton.jit
-def drop_memory(value, dropped, numbers, FLAGS: tl.constexpr):
+def drop_memory(value, drops, numbers, FLAGS: tl.constexpr):
     if on(FLAGS, "CELL"):
-        value = tl.where(dropped, 0.0, tl.load(numbers + MEMORY_SCALE) * value)
+        value = tl.where(drops[MEMORY], 0.0, tl.load(numbers + MEMORY_SCALE) * value)
     return value
 
 
@@ -180,10 +187,10 @@ def enter(value, dead, numbers, SCALED: tl.constexpr, FLAGS: tl.constexpr):
 
 
 @triton.jit
-def zone_c(old, new, keep_old, numbers, FLAGS: tl.constexpr):
+def zone_c(old, new, drops, numbers, FLAGS: tl.constexpr):
     if on(FLAGS, "ZONEOUT_C"):
         if on(FLAGS, "MASKS_ON"):
-            new = tl.where(keep_old, old, new)
+            new = tl.where(drops[ZONE_C], old, new)
         else:
             z = tl.load(numbers + OLD_C)
             new = z * old + (1.0 - z) * new
@@ -191,10 +198,10 @@ def zone_c(old, new, keep_old, numbers, FLAGS: tl.constexpr):
 
 
 @triton.jit
-def zone_h(old, new, keep_old, numbers, FLAGS: tl.constexpr):
+def zone_h(old, new, drops, numbers, FLAGS: tl.constexpr):
     if on(FLAGS, "ZONEOUT_H"):
         if on(FLAGS, "MASKS_ON"):
-            new = tl.where(keep_old, old, new)
+            new = tl.where(drops[ZONE_H], old, new)
         else:
             z = tl.load(numbers + OLD_H)
             new = z * old + (1.0 - z) * new
@@ -202,13 +209,13 @@ def zone_h(old, new, keep_old, numbers, FLAGS: tl.constexpr):
 
 
 @triton.jit
-def split_c(grad, keep_old, numbers, FLAGS: tl.constexpr):
+def split_c(grad, drops, numbers, FLAGS: tl.constexpr):
     """The shares of a gradient at the zoned c that go to the old value and to the new one."""
     zero = tl.zeros_like(grad)
-    return zone_c(grad, zero, keep_old, numbers, FLAGS), zone_c(zero, grad, keep_old, numbers, FLAGS)
+    return zone_c(grad, zero, drops, numbers, FLAGS), zone_c(zero, grad, drops, numbers, FLAGS)
 
 
 @triton.jit
-def split_h(grad, keep_old, numbers, FLAGS: tl.constexpr):
+def split_h(grad, drops, numbers, FLAGS: tl.constexpr):
     zero = tl.zeros_like(grad)
-    return zone_h(grad, zero, keep_old, numbers, FLAGS), zone_h(zero, grad, keep_old, numbers, FLAGS)
+    return zone_h(grad, zero, drops, numbers, FLAGS), zone_h(zero, grad, drops, numbers, FLAGS)

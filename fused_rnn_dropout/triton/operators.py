@@ -124,26 +124,29 @@ def _columns(tensor: Tensor | None, call: LayerCall, index: int) -> Tensor | Non
     return tensor if tensor is None or call.num_directions == 1 else tensor.chunk(call.num_directions, -1)[index]
 
 
-@_on_its_device
-def layer_forward(*args: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    call = LayerCall(*args)
+def _forward(call: LayerCall, keep: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     call.check()
     outs: list[Tensor] = []
     last: list[Tensor] = []
     kept: list[Tensor] = []
     for direction in call.each():
-        out, finals, of_direction = run.forward(call.row, *_surroundings(call, direction), call.keep)
+        out, finals, of_direction = run.forward(call.row, *_surroundings(call, direction), keep)
         outs.append(out)
         last += finals
         kept += of_direction
     return outs[0] if len(outs) == 1 else torch.cat(outs, -1), last, kept
 
 
+@_on_its_device
+def layer_forward(*args: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    call = LayerCall(*args)
+    return _forward(call, call.keep)
+
+
+@_on_its_device
 def layer(*args: Any) -> tuple[Tensor, list[Tensor]]:
     """Below autograd nothing is kept, whatever ``keep`` says."""
-    call = LayerCall(*args)
-    call.check()
-    y, last, _ = layer_forward(*call._replace(keep=Keep.NOTHING))
+    y, last, _ = _forward(LayerCall(*args), Keep.NOTHING)
     return y, last
 
 

@@ -40,6 +40,11 @@ HIDDEN_KEY = tl.constexpr(2)
 _KEYS = 4
 
 _STATE = {site.flag: site for site in STATE_SITES}
+UPDATE, MEMORY, ZONE_C, ZONE_H = (
+    tl.constexpr(list(_STATE).index(flag)) for flag in ("UPDATE", "CELL", "ZONEOUT_C", "ZONEOUT_H")
+)
+"""Where a state site is among the masks of a step."""
+NUM_STATE_SITES = tl.constexpr(len(STATE_SITES))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -79,9 +84,15 @@ def drawing(flags):
 
 
 @triton.constexpr_function
-def number_of(flags, name):
-    """Which of those that draw a state site is."""
-    return [site.flag for site in _drawing(flags)].index(name)
+def draws(flags, site):
+    """Whether the state site in that place does."""
+    return STATE_SITES[site] in _drawing(flags)
+
+
+@triton.constexpr_function
+def number_of(flags, site):
+    """Which of those that draw it is."""
+    return _drawing(flags).index(STATE_SITES[site])
 
 
 @triton.constexpr_function

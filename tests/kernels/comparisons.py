@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from grids import assert_equal, assert_same, expect, inputs_for, measure, pack
+from grids import assert_equal, assert_same, expect, inputs_for, measure, pack, row_of
 from targets import LOW, Target
 from torch import Tensor, nn
 
@@ -29,8 +29,12 @@ def against_reference(
     x, states = inputs_for(rnn, steps, batch)
     given = given or target.drawn(batch)
     want = expect(rnn, x, states, target.masks(rnn, pack(x, lengths), **given), lengths, between=x.dtype)
-    if rnn.hidden_size == 1 and x.dtype in LOW:
+    if rnn.hidden_size == 1 and x.dtype != torch.float64:
         # A gradient of one number may be a sum that cancels, with no larger neighbour to measure its error by.
+        alone = 1 if x.dtype == torch.float32 else torch.inf
+        want = {name: value for name, value in want.items() if not name.startswith("d ") or value.numel() > alone}
+    if rnn.mode == "RNN_RELU" and x.dtype in LOW:
+        # The gradient of relu jumps at 0, and a sum that is rounded may lie on the other side of it.
         want = {name: value for name, value in want.items() if not name.startswith("d ")}
     within = target.tolerance(x.dtype, steps * rnn.num_layers)
     outputs = []
@@ -46,7 +50,7 @@ def everything(target: Target, cell: str) -> dict[str, dict[str, Any]]:
     """All sites at once, with the options that go together with none other, and no site."""
     zoneout_h = frd.Zoneout(0.2, "sequence", False, "unzoned")
     unzoned = target.all_sites(cell) | {"zoneout_h": zoneout_h}
-    if cell != "GRU":
+    if row_of(cell).has_c:
         unzoned |= {"zoneout_c": frd.Zoneout(0.2, "sequence")}
     return {"everything": target.all_sites(cell), "everything_unzoned": unzoned, "nothing": {}}
 

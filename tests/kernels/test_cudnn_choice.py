@@ -18,6 +18,7 @@ from grids import (
     all_sites,
     assert_same,
     call,
+    fitting,
     inputs_for,
     leaves_of,
     measure,
@@ -97,7 +98,7 @@ def test_the_schedule_that_is_chosen_and_why(device: torch.device, cell: str) ->
         rnn = module(cell, sites, backend="cuda", device=device, **kwargs).train(train)
         return schedule_of(rnn, inputs_for(rnn, T, B)[0])
 
-    for name in ("hidden_dropout", "update_dropout", "cell_dropout", "zoneout_h"):
+    for name in fitting(cell, dict.fromkeys(("hidden_dropout", "update_dropout", "cell_dropout", "zoneout_h"))):
         assert chosen({name: 0.2}).startswith("alternating") and f"({name} acts inside a step)" in chosen({name: 0.2})
         # In eval only zoneout is left of these, which then takes its expectation.
         assert chosen({name: 0.2}, train=False).startswith("alternating" if name == "zoneout_h" else "cuDNN")

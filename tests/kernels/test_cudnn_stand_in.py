@@ -13,14 +13,18 @@ import cudnn_stand_in
 import host_run
 import pytest
 import torch
-from grids import CELLS, module, pack
+from grids import CELLS, module, pack, row_of
 from torch import Tensor, nn
 
-from fused_rnn_dropout import cudnn_library
+from fused_rnn_dropout import cells, cudnn_library
 
 pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 
 T, B = 5, 4
+
+
+MODES = {"RNN_RELU": 0, "RNN_TANH": 1, "LSTM": 2, "GRU": 3}
+"""What cuDNN calls the cells."""
 
 
 @pytest.fixture
@@ -48,16 +52,17 @@ def test_torchs_layers_are_called_as_torchs_modules_call_them(
     way_to_torch: dict[str, Any], cell: str, bias: bool, packed: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mode = cell.removesuffix("_proj")
-    plain = getattr(nn, mode)(6, 9, 2, bias=bias, bidirectional=True, **({"proj_size": 4} if mode != cell else {}))
+    row, more = row_of(cell), {"proj_size": 4} if mode != cell else {}
+    plain = getattr(nn, row.module)(6, 9, 2, bias=bias, bidirectional=True, **row.settings, **more)
     x = pack(torch.randn(T, B, 6), [5, 3, 2, 1] if packed else None)
-    hx = [torch.randn(4, B, width) for width in (plain.proj_size or 9, 9)][: 2 if mode == "LSTM" else 1]
+    hx = [torch.randn(4, B, width) for width in (plain.proj_size or 9, 9)][: row.states]
     data, sizes = (x.data, x.batch_sizes) if packed else (x, None)
     seen: list[tuple[Any, ...]] = []
-    for name in ("lstm", "gru"):
+    for name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
         function = getattr(torch._VF, name)
         monkeypatch.setattr(torch._VF, name, lambda *a, f=function: seen.append(a) or f(*a), raising=False)
     for train in (False, True):
-        plain.train(train)(x, tuple(hx) if mode == "LSTM" else hx[0])
+        plain.train(train)(x, tuple(hx) if row.has_c else hx[0])
         way_to_torch["run"](mode, data, sizes, hx, plain._flat_weights, bias, 2, train, True)
         theirs, ours = seen[-2:]
         assert len(theirs) == len(ours)
@@ -73,13 +78,13 @@ def test_torch_is_asked_for_a_layout_as_its_modules_ask(
     names = [argument.name for argument in torch.ops.aten._cudnn_rnn_flatten_weight.default._schema.arguments]
     seen: list[dict[str, Any]] = []
     monkeypatch.setattr(torch, "_cudnn_rnn_flatten_weight", lambda *a: seen.append(dict(zip(names, a, strict=True))))
-    monkeypatch.setattr(torch.backends.cudnn.rnn, "get_cudnn_mode", {"LSTM": 2, "GRU": 3}.get)
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "get_cudnn_mode", MODES.get)
     weights = [torch.zeros(4, 6)]
     mode = cell.removesuffix("_proj")
     way_to_torch["flatten_weight"](weights, 5, mode, 9, 4, 2, True)
     assert seen == [
         {
-            "weight_arr": weights, "weight_stride0": 5, "input_size": 6, "mode": 2 if mode == "LSTM" else 3,
+            "weight_arr": weights, "weight_stride0": 5, "input_size": 6, "mode": MODES[mode],
             "hidden_size": 9, "proj_size": 4, "num_layers": 2, "batch_first": False, "bidirectional": True,
         }
     ]  # fmt: skip
@@ -108,7 +113,7 @@ def given_to(
     states = [torch.zeros(1, B, width, dtype=dtype) for width in (projected or hidden, hidden)]
     return {
         "cell": rnn.mode, "x": torch.zeros(steps, B, 6, dtype=dtype), "batch_sizes": None,
-        "states": states if rnn.mode == "LSTM" else states[:1], "weights": weights, "has_bias": bias, "layers": 1,
+        "states": states[: cells.CELLS[rnn.mode].states], "weights": weights, "has_bias": bias, "layers": 1,
         "train": True, "bidirectional": False,
     }  # fmt: skip
 

@@ -15,11 +15,13 @@ from grids import (
     assert_equal,
     assert_same,
     call,
+    candidate_rows,
     expect,
     inner_sites,
     inputs_for,
     measure,
     options,
+    row_of,
 )
 from targets import CPU, CUDA, TRITON, Sites, Target, cases, on
 
@@ -99,7 +101,7 @@ def test_rates_of_one_everywhere(target: Target, cell: str, name: str, rate: flo
 
 @on(TRITON)
 @one_and_next
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN_TANH"])
 def test_rates_of_one_in_one_layer(target: Target, cell: str, rate: float) -> None:
     """A threshold of 2**32, which a rate of 1 has, does not fit a word of 32 bits."""
     sites = everything(target, cell)["everything_unzoned"]
@@ -142,13 +144,12 @@ def test_everything_dropped(target: Target, cell: str, site: str) -> None:
             plain.weight_hh_l0.zero_()
         without = call(plain, x, states)
         assert_same({name: got[name] for name in without}, without, FP64)
-        if cell != "GRU":
+        if cell != "GRU":  # whose h_0 leaks past the recurrent product
             assert torch.count_nonzero(got["d h0"]) == 0
     elif site == "update_dropout":
         # No candidate ever: the memory only decays, and the candidate's weights do not matter.
-        units, memory = rnn.hidden_size, got["c_n" if cell != "GRU" else "h_n"].abs()
+        memory, rows = got["c_n" if row_of(cell).has_c else "h_n"].abs(), candidate_rows(rnn)
         assert (memory <= states[-1].abs()).all()
-        rows = slice(2 * units, 3 * units)
         assert torch.count_nonzero(got["d weight_ih_l0"][rows]) == 0
         assert torch.count_nonzero(got["d bias_hh_l0"][rows]) == 0
     elif site == "cell_dropout":
@@ -158,6 +159,7 @@ def test_everything_dropped(target: Target, cell: str, site: str) -> None:
         assert torch.equal(got["c_n"], states[1])
     else:
         assert torch.equal(got["h_n"], states[0]) and torch.equal(got["out"], states[0].expand_as(got["out"]))
-        # c goes on as ever, but what only h reads does not matter: all of a GRU, the output gate of an LSTM.
-        unread = got["d weight_ih_l0"][0 if cell == "GRU" else 3 * rnn.hidden_size :]
+        # c goes on as ever, but what only h reads does not matter: the output gate of an LSTM, and all of a cell whose
+        # memory is h.
+        unread = got["d weight_ih_l0"][3 * rnn.hidden_size if row_of(cell).has_c else 0 :]
         assert torch.count_nonzero(unread) == 0

@@ -27,8 +27,8 @@ from grids import (
     inputs_for,
     leaves_of,
     measure,
-    name_of,
     pack,
+    row_of,
     tolerance,
 )
 from targets import CUDA_DEVICE_FREE, CUDA_FREE, Target, on
@@ -182,8 +182,8 @@ def test_replays_draw_masks_of_their_own(target: Target, cell: str, schedule: st
 def test_autocast_gives_its_dtype(target: Target, cell: str, sites: dict[str, Any], dtype: torch.dtype) -> None:
     """As torch's layers on cuDNN do in float16. In bfloat16 those return float16, which docs/semantics.md is about."""
     rnn = target.module(cell, sites, dtype=torch.float32)
-    kwargs = {"proj_size": rnn.proj_size} if rnn.proj_size else {}
-    plain = getattr(nn, name_of(cell))(6, 19, 2, bidirectional=True, device=target.device, **kwargs)
+    kwargs = row_of(cell).settings | ({"proj_size": rnn.proj_size} if rnn.proj_size else {})
+    plain = getattr(nn, row_of(cell).module)(6, 19, 2, bidirectional=True, device=target.device, **kwargs)
     plain.load_state_dict(rnn.state_dict())
     x = torch.randn(T, B, 6, device=target.device, requires_grad=True)
     with torch.autocast("cuda", dtype=dtype):
@@ -208,8 +208,9 @@ def test_without_sites_both_schedules_are_torchs_layers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     rnn = target.module(cell, {}, dtype=dtype)
-    kwargs = {"proj_size": rnn.proj_size} if rnn.proj_size else {}
-    plain = getattr(nn, name_of(cell))(6, 19, 2, bidirectional=True, dtype=dtype, device=target.device, **kwargs)
+    kwargs = row_of(cell).settings | ({"proj_size": rnn.proj_size} if rnn.proj_size else {})
+    more = {"dtype": dtype, "device": target.device}
+    plain = getattr(nn, row_of(cell).module)(6, 19, 2, bidirectional=True, **more, **kwargs)
     plain.load_state_dict(rnn.state_dict())
     x, states = inputs_for(rnn, T, B)
     with warnings.catch_warnings():

@@ -741,8 +741,6 @@ for _cell in CELLS:
             "y_rows": (lambda args: {"y": args["y"][1:]}, "y has a shape", _H_IN_Y),
             "y_meta": (_meta("y"), "", _H_IN_Y),
             "y_without_memory": (_emptied("y"), "", _H_IN_Y),
-            "beside_rows": (_longer("beside"), "beside has a shape", {}),
-            "beside_float32": (_as("beside", torch.float32), "beside", {"dtype": torch.float64}),
             "beside_meta": (_meta("beside"), "", {}),
             "grad_h_n": (_longer("grad_h_n"), "grad_h_n has a shape", {}),
             "grad_complex": (_as("grad_y", torch.complex64), "grad_y", {}),
@@ -754,6 +752,15 @@ for _cell in CELLS:
             "states_meta": (_meta("kept_states"), "", _H_APART),
         }.items()
     }  # fmt: skip
+BAD |= {
+    f"{_cell}_backward-{case}": Bad("layer_backward", changes, message, {"cell": _cell} | options)
+    for _cell in CELLS
+    if CELLS[_cell].has_c or CELLS[_cell].apart
+    for case, (changes, message, options) in {
+        "beside_rows": (_longer("beside"), "beside has a shape", {}),
+        "beside_float32": (_as("beside", torch.float32), "beside", {"dtype": torch.float64}),
+    }.items()
+}
 BAD |= {
     "LSTM-c0_rows": Bad("layer", _longer("c0"), "h0|c0", {"cell": "LSTM"}),
     "LSTM-c0_1d": Bad("layer", _put(c0=torch.randn(H)), "c0", {"cell": "LSTM"}),

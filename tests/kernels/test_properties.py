@@ -19,8 +19,8 @@ from grids import (
     inputs_for,
     leaves_of,
     module,
-    name_of,
     pack,
+    row_of,
     with_gradients,
 )
 from torch import Tensor, nn
@@ -180,9 +180,10 @@ def test_a_batch_may_be_split_and_reordered(problem: Problem, data: st.DataObjec
 @given(problems())
 def test_state_dicts_go_both_ways(problem: Problem) -> None:
     rnn = problem.fused
-    cell, layout = name_of(rnn.mode), {"proj_size": rnn.proj_size} if rnn.mode == "LSTM" else {}
-    layout |= {"bias": rnn.bias, "bidirectional": rnn.bidirectional}
-    theirs = getattr(nn, cell)(rnn.input_size, rnn.hidden_size, rnn.num_layers, dtype=torch.float64, **layout)
+    row = row_of(rnn.mode)
+    layout = {"proj_size": rnn.proj_size} if row.projects else {}
+    layout |= {"bias": rnn.bias, "bidirectional": rnn.bidirectional, **row.settings}
+    theirs = getattr(nn, row.module)(rnn.input_size, rnn.hidden_size, rnn.num_layers, dtype=torch.float64, **layout)
     theirs.load_state_dict(rnn.state_dict())
     assert_equal(theirs.state_dict(), rnn.state_dict())
     assert list(theirs.state_dict()) == list(rnn.state_dict())

@@ -10,12 +10,12 @@ from typing import Any
 import host_run
 import pytest
 import torch
-from grids import CELLS, call, inputs_for, leaves_of, module, pack, with_gradients
+from grids import CELLS, call, fits, inputs_for, leaves_of, module, pack, with_gradients
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fused_rnn_dropout as frd
-from fused_rnn_dropout import cudnn_library, schedules
+from fused_rnn_dropout import cells, cudnn_library, schedules
 from fused_rnn_dropout.functional import split_weights
 from fused_rnn_dropout.schedules import ALTERNATING, CUDNN, SCHEDULES, SEQUENCE, Layers
 
@@ -100,13 +100,15 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
-AGAIN = ["lstm_activate_kernel", "gru_activate_kernel"]  # of what recompute=True computes again, for all steps at once
+PREFIXES = tuple(dict.fromkeys(cell.module.lower() for cell in cells.CELLS.values()))
+AGAIN = [f"{prefix}_activate_kernel" for prefix in PREFIXES]
+"""Of what recompute=True computes again, for all steps at once."""
 
 
 def of_steps(kernels: list[str]) -> str:
     """The schedule whose kernels were launched; forgets them."""
     sequence = [name for name in kernels if "sequence" in name]
-    step = [name for name in kernels if name.startswith(("lstm", "gru")) and name not in sequence + AGAIN]
+    step = [name for name in kernels if name.startswith(PREFIXES) and name not in sequence + AGAIN]
     kernels.clear()
     assert bool(sequence) != bool(step), (sequence, step)
     return SEQUENCE if sequence else ALTERNATING
@@ -258,8 +260,7 @@ def on_host() -> Iterator[None]:
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["padded", "packed"])
 @pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("sites", CASES)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(("cell", "sites"), [(c, name) for c in CELLS for name, of in CASES.items() if fits(c, of)])
 def test_cuda_runs_what_explain_names(
     on_host: None, cell: str, sites: str, training: bool, recompute: bool, lengths: list[int] | None
 ) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from comparisons import against_reference
-from grids import inputs_for
+from grids import fits, inputs_for
 from targets import CPUS, CUDA, TRITON, Target, on
 from torch import Tensor, nn
 
@@ -52,7 +52,7 @@ def numbers_read(rnn: nn.Module, x: Tensor, given: dict[str, Any], monkeypatch: 
 @on(CPUS, CUDA, TRITON)
 @pytest.mark.parametrize(
     ("cell", "site"),
-    [(cell, site) for cell in ("LSTM", "GRU") for site in SITES if (cell, site) != ("GRU", "zoneout_c")],
+    [(cell, site) for cell in ("LSTM", "GRU", "RNN_TANH") for site, given in SITES.items() if fits(cell, given)],
 )
 def test_ties(target: Target, cell: str, site: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With P the number of an element it is kept, with P + 1 dropped, and no other element changes."""

@@ -6,12 +6,24 @@ from typing import Any
 
 import pytest
 import torch
-from grids import CELLS, all_sites, assert_equal, call, inner_sites, inputs_for, leaves_of, measure
+from grids import (
+    CELLS,
+    all_sites,
+    assert_equal,
+    call,
+    candidate_rows,
+    inner_sites,
+    inputs_for,
+    leaves_of,
+    measure,
+    row_of,
+)
 from targets import CPU, CPUS, CUDA, TRITON, Target, on
 from torch import Tensor
 
 import fused_rnn_dropout as frd
 
+WITH_A_MEMORY = [cell for cell in CELLS if row_of(cell).carries]
 poisons = pytest.mark.parametrize("poison", [float("inf"), float("nan")], ids=["inf", "nan"])
 keep_and_recompute = pytest.mark.parametrize("recompute", [False, True], ids=["keep", "recompute"])
 
@@ -27,7 +39,7 @@ def suffixes(rnn: Any) -> tuple[str, ...]:
 @on(CPU, CUDA)
 @keep_and_recompute
 @pytest.mark.parametrize("mode", ["element", "row"])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if cell != "RNN_RELU"])  # which closes units by itself
 def test_gradients_are_zero_exactly_where_a_mask_is(target: Target, cell: str, mode: str, recompute: bool) -> None:
     weight = frd.WeightDropout(0.4, mode, inputs=True, projection=cell == "LSTM_proj")
     sites = {"input_dropout": frd.LockedDropout(0.3, "step"), "weight_dropout": weight, "hidden_dropout": 0.3}
@@ -46,13 +58,13 @@ def test_gradients_are_zero_exactly_where_a_mask_is(target: Target, cell: str, m
         assert torch.equal(got["d x"] != 0, masks["input"] != 0)
     else:
         assert torch.count_nonzero(got["d x"][masks["input"] == 0]) == 0
-    if cell != "GRU":  # a GRU's h_0 leaks past the recurrent product
+    if cell != "GRU":  # whose h_0 leaks past the recurrent product
         for direction, suffix in enumerate(suffixes(rnn)):
             assert torch.equal(got["d h0"][direction] != 0, masks[f"hidden_l0{suffix}"][0] != 0)
 
 
 @on(CPU, CUDA)
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", WITH_A_MEMORY)
 def test_dead_memory_gets_no_gradient(target: Target, cell: str) -> None:
     rnn = target.module(cell, {"cell_dropout": 0.4}, layers=1)
     x, states = inputs_for(rnn, *target.shape[:2])
@@ -67,19 +79,20 @@ def test_dead_memory_gets_no_gradient(target: Target, cell: str) -> None:
 
 def check_dropped_infinities(target: Target, cell: str, poison: float, **kwargs: bool) -> None:
     weight = frd.WeightDropout(0.4, inputs=True, projection=cell == "LSTM_proj")
-    sites: dict[str, Any] = {"input_dropout": 0.3, "weight_dropout": weight, "hidden_dropout": 0.3, "cell_dropout": 0.3}
-    rnn = target.module(cell, sites, layers=1, **kwargs)
+    sites: dict[str, Any] = {"input_dropout": 0.3, "weight_dropout": weight, "hidden_dropout": 0.3}
+    row = row_of(cell)
+    rnn = target.module(cell, sites | ({"cell_dropout": 0.3} if row.carries else {}), layers=1, **kwargs)
     x, states = inputs_for(rnn, *target.shape[:2])
     given = target.drawn(target.shape.batch)
     masks = target.masks(rnn, x, **given)
     want = measure(rnn, x, states, **given)
     x = poisoned(x, (masks["input"] == 0).expand_as(x), poison)
-    dead = torch.stack([masks[f"cell_l0{suffix}"][0] == 0 for suffix in suffixes(rnn)])
     unread = torch.stack([masks[f"hidden_l0{suffix}"][0] == 0 for suffix in suffixes(rnn)])
-    # In a GRU h is the memory.
-    states = (poisoned(states[0], dead if cell == "GRU" else unread, poison), *states[1:])
-    if cell != "GRU":
-        states = (states[0], poisoned(states[1], dead, poison))
+    if row.carries:
+        dead = torch.stack([masks[f"cell_l0{suffix}"][0] == 0 for suffix in suffixes(rnn)])
+        states = (*states[:-1], poisoned(states[-1], dead, poison))  # the memory
+    if row.has_c or not row.carries:  # else h is the memory, and read past the product as well
+        states = (poisoned(states[0], unread, poison), *states[1:])
     with torch.no_grad():
         for name in [name for name in masks if name.startswith("weight")]:
             rnn.get_parameter(name).masked_fill_(masks[name] == 0, poison)
@@ -110,13 +123,13 @@ def test_dropped_states_are_zero(target: Target, cell: str, poison: float) -> No
     rnn = target.module(cell, {"update_dropout": 1.0}, layers=1)
     x, states = inputs_for(rnn, *target.shape[:2])
     want = call(rnn, x, states)
-    candidate = slice(2 * rnn.hidden_size, 3 * rnn.hidden_size)
+    candidate = candidate_rows(rnn)
     with torch.no_grad():
         for bias in (rnn.bias_ih_l0, rnn.bias_ih_l0_reverse):
             bias[candidate] = poison
     assert_equal(call(rnn, x, states), want)
-    if cell == "GRU":
-        return  # its memory is read by its gates before it is dropped
+    if not row_of(cell).has_c:
+        return  # there is no memory that is not read before it is dropped
     rnn = target.module(cell, {"cell_dropout": frd.CellDropout(0.5, "step")}, layers=1)
     given = target.drawn(target.shape.batch)
     masks, want = target.masks(rnn, x, **given), call(rnn, x, states, **given)

@@ -35,11 +35,10 @@ def all_sites(per: str = "step", cell: str = "LSTM") -> Plan:
         "weight_dropout": sites.WeightDropout(0.5, inputs=True, projection=True),
         "update_dropout": sites.UpdateDropout(0.5, per=per),
         "cell_dropout": sites.CellDropout(0.5, per=per),
+        "zoneout_c": sites.Zoneout(0.5, per=per),
         "zoneout_h": sites.Zoneout(0.5, per=per),
     }
-    if cell == "LSTM":
-        specs["zoneout_c"] = sites.Zoneout(0.5, per=per)
-    return Plan.make(cell, specs)
+    return Plan.make(cell, {name: spec for name, spec in specs.items() if sites.SITE[name].fits(cell)})
 
 
 def layer_masks(
@@ -425,7 +424,7 @@ def test_masks_of_all_dtypes_have_the_same_bits():
     assert abs(float(factor.max()) - 1 / 0.7) < 1e-6
 
 
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN_TANH"])
 @pytest.mark.parametrize("per", ["sequence", "step"])
 def test_words_of_the_operator_make_the_same_masks(cell, per):
     options = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from grids import of_torch
+from grids import has, of_torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
@@ -19,7 +19,7 @@ pytestmark = [
 ]
 
 BACKENDS = ("cpu", "reference")
-CELLS = [("LSTM", 0), ("LSTM", 3), ("GRU", 0)]
+CELLS = [("LSTM", 0), ("LSTM", 3), ("GRU", 0), ("RNN", 0)]
 LOW = (torch.bfloat16, torch.float16)
 T, B, I, H = 5, 3, 4, 6
 LENGTHS = torch.tensor([5, 3, 2])
@@ -44,7 +44,7 @@ def one_thread() -> None:
 
 
 def sites_of(cell: str) -> dict[str, Any]:
-    return {name: rate for name, rate in SITES.items() if cell == "LSTM" or name != "zoneout_c"}
+    return {name: rate for name, rate in SITES.items() if has(cell, name)}
 
 
 def build(cell: str, proj: int = 0, *args: Any, sites: bool = True, **kwargs: Any) -> nn.Module:
@@ -239,7 +239,7 @@ def test_states_of_another_dtype_than_the_input(cell: str, proj: int, form: str,
     both = (torch.float32, torch.bfloat16)
     wrong = []
     for x_dtype, h_dtype, c_dtype in itertools.product(both, both, both):
-        if cell == "GRU" and c_dtype != h_dtype:
+        if cell != "LSTM" and c_dtype != h_dtype:
             continue
         x = given(form, x_dtype)
         h_0, c_0 = torch.randn(2, B, proj or H).to(h_dtype), torch.randn(2, B, H).to(c_dtype)

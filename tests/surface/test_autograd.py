@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.autograd.forward_ad as forward_ad
+from grids import has
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
@@ -24,7 +25,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:There is a performance drop"),
 ]
 
-CELLS = ("LSTM", "GRU")
+CELLS = ("LSTM", "GRU", "RNN")
 T, B, I, H = 4, 3, 3, 5
 LENGTHS = torch.tensor([2, 4, 1])
 RNG = torch.tensor([77, -5])
@@ -60,7 +61,7 @@ def one_thread() -> None:
 
 
 def sites_of(cell: str, sites: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in sites.items() if cell == "LSTM" or name != "zoneout_c"}
+    return {name: value for name, value in sites.items() if has(cell, name)}
 
 
 def build(cell: str, sites: dict[str, Any] | None = None, *args: Any, **kwargs: Any) -> nn.Module:
@@ -113,8 +114,8 @@ def gradcheck(rnn: nn.Module, form: str = "padded", check: Any = torch.autograd.
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradcheck_of_each_site(cell: str, site: str) -> None:
     sites = {site: SITES[site]} if site in SITES else VARIANTS[site]
-    if cell == "GRU" and site == "zoneout_c":
-        pytest.skip("a GRU has no cell state")
+    if not all(has(cell, name) for name in sites):
+        pytest.skip(f"no site of {cell}")
     layers = 2 if site in ("dropout", "inter_layer_dropout") else 1
     rnn = build(cell, sites, layers)
     assert gradcheck(rnn, fast_mode=True) and gradcheck(rnn, "packed", fast_mode=True)
@@ -128,14 +129,14 @@ _STATE_SITES = ("hidden_dropout", "weight_dropout", "update_dropout", "cell_drop
 @pytest.mark.parametrize("pair", list(itertools.combinations(_STATE_SITES, 2)), ids="+".join)
 @pytest.mark.parametrize("cell", CELLS)
 def test_gradcheck_of_pairs(cell: str, pair: tuple[str, str]) -> None:
-    if cell == "GRU" and "zoneout_c" in pair:
-        pytest.skip("a GRU has no cell state")
+    if not all(has(cell, name) for name in pair):
+        pytest.skip(f"no sites of {cell}")
     assert gradcheck(build(cell, {name: SITES[name] for name in pair}), fast_mode=True)
 
 
 @pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recompute"])
 @pytest.mark.parametrize("form", ["padded", "packed"])
-@pytest.mark.parametrize(("cell", "proj"), [("LSTM", 0), ("LSTM", 2), ("GRU", 0)])
+@pytest.mark.parametrize(("cell", "proj"), [("LSTM", 0), ("LSTM", 2), ("GRU", 0), ("RNN", 0)])
 def test_gradcheck_of_everything(cell: str, proj: int, form: str, recompute: bool) -> None:
     kwargs: dict[str, Any] = {"proj_size": proj} if proj else {}
     sites = ALL | ({"weight_dropout": frd.WeightDropout(0.4, inputs=True, projection=True)} if proj else {})
@@ -374,8 +375,8 @@ def gradients(rnn: nn.Module, x: Tensor, states: tuple[Tensor, ...], chosen: tup
 @pytest.mark.parametrize("chosen", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_only_some_results_are_used(cell: str, chosen: tuple[int, ...]) -> None:
-    if cell == "GRU" and 2 in chosen:
-        pytest.skip("a GRU has no c_n")
+    if cell != "LSTM" and 2 in chosen:
+        pytest.skip("c_n is an LSTM's")
     fused = build(cell, ALL, 2, bidirectional=True)
     reference = build(cell, ALL, 2, bidirectional=True, backend="reference")
     reference.load_state_dict(fused.state_dict())
@@ -390,8 +391,8 @@ def test_only_some_results_are_used(cell: str, chosen: tuple[int, ...]) -> None:
 )
 @pytest.mark.parametrize("cell", CELLS)
 def test_only_some_gradients_are_wanted(cell: str, wanted: str) -> None:
-    if wanted == "weight_hr_l0" and cell == "GRU":
-        pytest.skip("a GRU has no projection")
+    if wanted == "weight_hr_l0" and cell != "LSTM":
+        pytest.skip("a projection is an LSTM's")
     kwargs: dict[str, Any] = {"proj_size": 2} if cell == "LSTM" else {}
     rnn = build(cell, {"hidden_dropout": 0.3, "weight_dropout": 0.3}, **kwargs)
     x, states = inputs(), states_of(rnn)

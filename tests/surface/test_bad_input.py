@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import warnings
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 import fused_rnn_dropout as frd
 
 BACKENDS = ("cpu", "reference")
-CELLS = ("LSTM", "GRU")
+CELLS = ("LSTM", "GRU", "RNN")
 T, B, I, H = 5, 3, 4, 6
 
 
@@ -61,6 +62,13 @@ def test_constructors_refuse_what_torch_refuses(case: str, cell: str) -> None:
     assert type(ours) is type(theirs)
     if case not in ("unknown", "no sizes"):  # Python's own words name the function
         assert str(ours) == str(theirs)
+
+
+@pytest.mark.parametrize("given", ["gelu", "TANH", None, 1])
+def test_nonlinearities_that_torch_does_not_know(given: Any) -> None:
+    for build in (lambda of: of.RNN(I, H, 1, given), lambda of: of.RNN(I, H, nonlinearity=given)):
+        theirs, ours = (error_of(functools.partial(build, library)) for library in (nn, frd))
+        assert (type(ours), str(ours)) == (type(theirs), str(theirs))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -127,7 +135,7 @@ def test_packed_inputs(cell: str, backend: str) -> None:
     packed = pack_padded_sequence(torch.randn(T, B, I), lengths)
     for shape in ((1, B + 1, H), (1, B, H + 1), (2, B, H), (B, H)):
         theirs = str(error_of(lambda s=shape: gru(packed, torch.zeros(s))))
-        expected = theirs if cell == "GRU" else theirs.replace("hidden size", "hidden[0] size")
+        expected = theirs.replace("hidden size", "hidden[0] size") if cell == "LSTM" else theirs
         for enforce_sorted in (True, False):
             given = pack_padded_sequence(torch.randn(T, B, I), lengths, enforce_sorted=enforce_sorted)
             assert str(error_of(lambda s=shape, p=given: rnn(p, state(cell, *s)))) == expected
@@ -137,7 +145,7 @@ def test_packed_inputs(cell: str, backend: str) -> None:
 @pytest.mark.parametrize("cell", CELLS)
 def test_states_are_named(cell: str, backend: str) -> None:
     rnn, x = getattr(frd, cell)(I, H, backend=backend), torch.randn(T, B, I)
-    name = "hx" if cell == "GRU" else r"hx\[0\]"
+    name = r"hx\[0\]" if cell == "LSTM" else "hx"
     for dtype in (torch.float64, torch.int64, torch.bfloat16):
         with pytest.raises(RuntimeError, match=f"not the same dtype.*float32.*{dtype}: convert {name}"):
             rnn(x, state(cell, 1, B, H, dtype=dtype))
@@ -157,7 +165,7 @@ def test_states_are_named(cell: str, backend: str) -> None:
 
 def test_inputs_that_are_no_tensors() -> None:
     for given in (None, [1.0, 2.0], "x", torch.randn(3, 3).numpy()):
-        with pytest.raises(TypeError, match="input of a LSTM should be a Tensor or a PackedSequence"):
+        with pytest.raises(TypeError, match="input of an LSTM should be a Tensor or a PackedSequence"):
             frd.LSTM(I, H)(given)
 
 
@@ -257,7 +265,7 @@ def test_what_is_not_dense(kind: str, cell: str, backend: str) -> None:
     for training in (True, False):
         rnn.train(training)
         for call in every_way_in(rnn, make(x)):
-            with pytest.raises(TypeError, match=f"(input of a {cell}|x) should be a dense tensor, got {message}"):
+            with pytest.raises(TypeError, match=f"(input of an? {cell}|x) should be a dense tensor, got {message}"):
                 call()
         if kind not in ("nested", "jagged"):  # torch cannot pack these
             with pytest.raises(TypeError, match=f"data of a PackedSequence should be a dense tensor, got {message}"):
@@ -272,7 +280,7 @@ def test_what_is_not_dense(kind: str, cell: str, backend: str) -> None:
             continue  # torch has none of one dimension
         rnn = getattr(frd, cell)(I, H, backend=backend)
         setattr(rnn, name, nn.Parameter(make(getattr(rnn, name).detach()), requires_grad=False))
-        with pytest.raises(TypeError, match=f"a weight of a {cell} should be a dense tensor, got {message}"):
+        with pytest.raises(TypeError, match=f"a weight of an? {cell} should be a dense tensor, got {message}"):
             rnn(x)
 
 
@@ -287,7 +295,9 @@ def test_weights_that_do_not_fit_the_others(cell: str, backend: str) -> None:
         with pytest.raises(RuntimeError, match="not at the same device, found input tensor at cpu and .* at meta"):
             rnn(x)
         setattr(rnn, name, nn.Parameter(weight.to(torch.complex64)))
-        with pytest.raises(TypeError, match=f"a weight of a {cell} should have a floating dtype, got torch.complex64"):
+        with pytest.raises(
+            TypeError, match=f"a weight of an? {cell} should have a floating dtype, got torch.complex64"
+        ):
             rnn(x)
     for wrong in (x.to(torch.complex64), x.to("meta")):
         theirs, ours = (
@@ -317,6 +327,10 @@ REFUSED_SITES: list[tuple[str, dict[str, Any], type[Exception], str]] = [
     ("GRU", {"zoneout_c": 0.1}, ValueError, "zoneout_c is not a site of a GRU"),
     ("GRU", {"proj_size": 3}, ValueError, "proj_size argument is only supported for LSTM, not RNN or GRU"),
     ("GRU", {"reset_after": 1}, TypeError, "reset_after should be of type bool"),
+    ("RNN", {"zoneout_c": 0.1}, ValueError, "zoneout_c is not a site of an RNN: it has no cell state; .* zoneout_h$"),
+    ("RNN", {"cell_dropout": 0.1}, ValueError, "cell_dropout is not a site of an RNN: it has no cell state"),
+    ("RNN", {"proj_size": 3}, ValueError, "proj_size argument is only supported for LSTM, not RNN or GRU"),
+    ("RNN", {"reset_after": True}, TypeError, "RNN got an unexpected keyword argument 'reset_after'"),
     ("LSTM", {"mc": "yes"}, TypeError, "mc should be of type bool"),
     ("LSTM", {"recompute": 1}, TypeError, "recompute should be of type bool"),
     ("LSTM", {"backend": "cudnn"}, ValueError, "one of 'cpu', 'cuda', 'triton', 'reference', got 'cudnn'"),
@@ -337,7 +351,13 @@ def test_refused_assignments() -> None:
         gru.zoneout_c = 0.5
     with pytest.raises(ValueError, match="'zoneout_c' is not a site of a GRU"):
         gru.set_rate("zoneout_c", 0.5)
-    with pytest.raises(ValueError, match="'weight_drop' is not a site of a LSTM"):
+    rnn = frd.RNN(I, H)
+    for name in ("cell_dropout", "zoneout_c"):
+        with pytest.raises(ValueError, match=f"{name} is not a site of an RNN"):
+            setattr(rnn, name, 0.5)
+        with pytest.raises(AttributeError, match=f"has no.* .?{name}"):
+            getattr(rnn, name)
+    with pytest.raises(ValueError, match="'weight_drop' is not a site of an LSTM"):
         lstm.set_rate("weight_drop", 0.5)
     with pytest.raises(ValueError, match=_MEANT):
         lstm.set_rate("weight_dropout", 2)
@@ -502,7 +522,7 @@ def test_a_private_generator_inside_a_recompute_names_rng() -> None:
 
 @pytest.mark.parametrize("function", ["explain", "export_masks"])
 def test_introspection_takes_our_modules_alone(function: str) -> None:
-    with pytest.raises(TypeError, match=rf"{function} takes a fused_rnn_dropout.LSTM or GRU.*got LSTM"):
+    with pytest.raises(TypeError, match=rf"{function} takes a fused_rnn_dropout.LSTM, GRU or RNN, got LSTM"):
         getattr(frd, function)(nn.LSTM(I, H), torch.randn(T, B, I))
     with pytest.raises(TypeError, match="x should be a Tensor or a PackedSequence, got list"):
         getattr(frd, function)(frd.LSTM(I, H), [1.0])

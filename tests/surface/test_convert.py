@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from grids import has
 from torch import Tensor, nn
 from torch.nn.utils import parametrize, prune
 
@@ -18,14 +19,14 @@ I, H, T, B = 4, 6, 5, 3
 
 
 class Model(nn.Module):
-    """An LSTM and a GRU, the LSTM in two places, and an nn.RNN."""
+    """An LSTM and a GRU, the LSTM in two places, and an RNN."""
 
     def __init__(self, gru: bool = True) -> None:
         super().__init__()
         self.encoder = nn.LSTM(I, H, 2, dropout=0.3, batch_first=True)
         self.tied = self.encoder
         self.blocks = nn.ModuleList([nn.GRU(H, H, bidirectional=True) if gru else nn.LSTM(H, H, bidirectional=True)])
-        self.plain = nn.RNN(2 * H, H)
+        self.plain = nn.RNN(2 * H, H, nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Tensor:
         return self.plain(self.blocks[0](self.tied(x)[0])[0])[0]
@@ -38,7 +39,8 @@ def test_converts_everything_in_place_and_back() -> None:
     expected, keys = model(x), list(model.state_dict())
     parameters = list(model.parameters())
     assert frd.convert(model, weight_dropout=0.5) is model
-    assert type(model.encoder) is frd.LSTM and type(model.blocks[0]) is frd.GRU and type(model.plain) is nn.RNN
+    assert type(model.encoder) is frd.LSTM and type(model.blocks[0]) is frd.GRU and type(model.plain) is frd.RNN
+    assert model.plain.nonlinearity == "relu" and model.plain.weight_dropout == 0.5
     assert model.tied is model.encoder  # shared stays shared
     assert all(mine is theirs for mine, theirs in zip(model.parameters(), parameters, strict=True))
     assert list(model.state_dict()) == keys
@@ -49,6 +51,7 @@ def test_converts_everything_in_place_and_back() -> None:
 
     assert frd.revert(model) is model
     assert type(model.encoder) is nn.LSTM and type(model.blocks[0]) is nn.GRU and model.tied is model.encoder
+    assert type(model.plain) is nn.RNN
     assert model.encoder.dropout == 0.3 and list(model.state_dict()) == keys
     assert all(mine is theirs for mine, theirs in zip(model.parameters(), parameters, strict=True))
     torch.testing.assert_close(model.eval()(x), expected)
@@ -96,7 +99,7 @@ def test_keeps_hooks_flags_and_attributes() -> None:
     assert not [name for name in vars(model["rnn"]) if name in ("_sites", "_plan", "mc", "backend", "recompute")]
 
 
-@pytest.mark.parametrize("cls", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("cls", [nn.LSTM, nn.GRU, nn.RNN])
 def test_a_root_is_returned_and_the_old_one_is_left_whole(cls: type) -> None:
     old = cls(I, H, 2, dropout=0.25)
     new = frd.convert(old, zoneout_h=0.1, mc=True, backend="reference", recompute=True)
@@ -173,7 +176,16 @@ def snapshot(model: nn.Module) -> list[tuple[str, int]]:
 @pytest.mark.parametrize(
     ("sites", "error", "message"),
     [
-        ({"zoneout_c": 0.1}, ValueError, r"zoneout_c is not a site of a GRU, and the model has blocks\.0"),
+        (
+            {"zoneout_c": 0.1},
+            ValueError,
+            r"zoneout_c is not a site of an RNN or a GRU, and the model has plain, blocks\.0",
+        ),
+        (
+            {"cell_dropout": 0.1},
+            ValueError,
+            "cell_dropout is not a site of an RNN, and the model has plain; .* zoneout_h$",
+        ),
         ({"weight_dropout": 1.5}, ValueError, r"range \[0, 1\]"),
         ({"weight_dropout": frd.Zoneout(0.1)}, TypeError, "weight_dropout should be a number or a WeightDropout"),
         ({"weight_drop": 0.5}, TypeError, "unexpected site 'weight_drop'"),
@@ -192,7 +204,9 @@ def test_a_refusal_changes_nothing(sites: dict[str, Any], error: type[Exception]
 
 
 def test_lstm_only_sites_without_a_gru() -> None:
-    model = frd.convert(Model(gru=False), zoneout_c=0.1)
+    model = Model(gru=False)
+    del model.plain
+    frd.convert(model, zoneout_c=0.1)
     assert model.encoder.zoneout_c == 0.1
 
 
@@ -238,11 +252,11 @@ OPTIONS: dict[str, list[Any]] = {
 
 
 @pytest.mark.parametrize("mc", [False, True])
-@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_revert_says_where_eval_changes(name: str, cell: str, mc: bool) -> None:
-    if (cell, name) == ("GRU", "zoneout_c"):
-        pytest.skip("no site of a GRU")
+    if not has(cell, name):
+        pytest.skip(f"no site of {cell}")
     x = torch.randn(T, B, I)
     for option in OPTIONS[name]:
         rnn = getattr(frd, cell)(I, H, 2, mc=mc, backend="reference", **{name: option})
@@ -285,7 +299,7 @@ def test_revert_warns_once_and_can_be_silent() -> None:
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell, nn.RNN])
+@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
 def test_other_recurrent_modules_are_named(cell: type) -> None:
     model = nn.ModuleDict({"decoder": nn.Sequential(cell(I, H)), "rnn": nn.LSTM(I, H)})
     with pytest.warns(UserWarning, match=rf"left decoder\.0 \({cell.__name__}\) as it is: ") as caught:
@@ -293,19 +307,31 @@ def test_other_recurrent_modules_are_named(cell: type) -> None:
     assert len(caught) == 1 and type(model["decoder"][0]) is cell and type(model["rnn"]) is frd.LSTM
 
 
+def test_a_cell_that_this_package_has_not_is_named() -> None:
+    class Own(nn.RNNBase):
+        def __init__(self) -> None:
+            super().__init__("RNN_TANH", I, H)
+
+    model = nn.ModuleList([Own(), nn.LSTM(I, H)])
+    with pytest.warns(UserWarning, match=r"left 0 \(Own\) as it is: this package has no such cell"):
+        frd.convert(model, weight_dropout=0.5)
+    assert type(model[0]) is Own and type(model[1]) is frd.LSTM
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:.*TracerWarning", "ignore::FutureWarning")
-@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
 def test_traced_scripted_and_quantised_rnns_are_named(cell: type) -> None:
     def inner() -> nn.Module:
         return nn.Sequential(cell(I, H)).eval()
 
-    x = torch.randn(T, B, I)
+    x, called = torch.randn(T, B, I), cell(I, H).mode.lower()
     made = {
         "it is TorchScript": [torch.jit.script(inner()), torch.jit.trace(inner(), x)],
-        f"its TorchScript calls {cell.__name__.lower()}": [torch.jit.freeze(torch.jit.script(inner()))],
-        f"its graph calls {cell.__name__.lower()}": [torch.export.export(inner(), (x,)).module()],
-        "it is quantised": [torch.ao.quantization.quantize_dynamic(inner(), {cell})],
+        f"its TorchScript calls {called}": [torch.jit.freeze(torch.jit.script(inner()))],
+        f"its graph calls {called}": [torch.export.export(inner(), (x,)).module()],
     }
+    if cell is not nn.RNN:  # which torch does not quantise
+        made["it is quantised"] = [torch.ao.quantization.quantize_dynamic(inner(), {cell})]
     for reason, modules in made.items():
         for module in modules:
             model = nn.ModuleDict({"inner": module, "rnn": cell(I, H)})
@@ -314,6 +340,6 @@ def test_traced_scripted_and_quantised_rnns_are_named(cell: type) -> None:
                 frd.convert(model, weight_dropout=0.5)
             messages = [str(warning.message) for warning in caught if warning.category is UserWarning]
             assert len(messages) == 1 and messages[0].startswith("left inner") and reason in messages[0]
-            assert model["inner"] is module and isinstance(model["rnn"], (frd.LSTM, frd.GRU))
+            assert model["inner"] is module and isinstance(model["rnn"], getattr(frd, cell.__name__))
     traced = frd.convert(torch.fx.symbolic_trace(inner()), weight_dropout=0.5)  # which keeps the module
-    assert isinstance(getattr(traced, "0"), (frd.LSTM, frd.GRU))
+    assert isinstance(getattr(traced, "0"), getattr(frd, cell.__name__))

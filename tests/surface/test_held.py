@@ -12,12 +12,14 @@ from typing import Any
 
 import pytest
 import torch
+from grids import has
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 from torch.utils.checkpoint import checkpoint
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import recomputation
+from fused_rnn_dropout.sites import SITE
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout"),
@@ -39,6 +41,7 @@ CHUNKS = {"single steps": [1] * T, "chunks": [2, 4, 1, 2], "whole": [T]}
 
 
 def build(cell: str, layers: int = 2, **kwargs: Any) -> Any:
+    kwargs = {name: value for name, value in kwargs.items() if name not in SITE or has(cell, name)}
     return getattr(frd, cell)(I, H, layers, dtype=torch.float64, **kwargs)
 
 
@@ -77,7 +80,7 @@ GRID = [(backend, kind, lengths) for backend in BACKENDS for kind in (*KINDS, "a
 
 # Triton's interpreter is slow: all kinds at once are enough for it.
 @pytest.mark.parametrize(("backend", "kind", "lengths"), [*GRID, ("triton", "all", "chunks")])
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("cell", [*CELLS, "RNN"])
 def test_in_parts_as_in_one_piece(cell: str, backend: str, kind: str, lengths: str) -> None:
     if backend == "triton":
         pytest.importorskip("triton")
@@ -431,7 +434,7 @@ def test_refused_pairs(rng: Any, error: type[Exception], message: str) -> None:
 
 
 def test_refused_models() -> None:
-    with pytest.raises(ValueError, match=r"hold_masks found no fused_rnn_dropout.LSTM or GRU.*convert\(\)"):
+    with pytest.raises(ValueError, match=r"hold_masks found no fused_rnn_dropout.LSTM, GRU or RNN.*convert\(\)"):
         frd.hold_masks(nn.LSTM(I, H))
     for function in (frd.hold_masks, frd.mc_dropout):
         with pytest.raises(TypeError, match="takes an nn.Module, got str"):

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 import fused_rnn_dropout as frd
 
 I, H = 5, 6
-PAIRS = [(frd.NNLSTM, frd.LSTM, nn.LSTM), (frd.NNGRU, frd.GRU, nn.GRU)]
+PAIRS = [(frd.NNLSTM, frd.LSTM, nn.LSTM), (frd.NNGRU, frd.GRU, nn.GRU), (frd.NNRNN, frd.RNN, nn.RNN)]
 
 
 @pytest.mark.parametrize(("both", "ours", "theirs"), PAIRS)
 def test_is_both(both: Any, ours: Any, theirs: Any) -> None:
     x = torch.randn(3, 4, I)
     torch.manual_seed(0)
-    mine = ours(I, H, 2, True, True, 0.1, True, weight_dropout=0.3)
+    mine = ours(I, H, 2, dropout=0.1, bidirectional=True, batch_first=True, weight_dropout=0.3)
     torch.manual_seed(0)
-    rnn = both(I, H, 2, True, True, 0.1, True, weight_dropout=0.3)
+    rnn = both(I, H, 2, dropout=0.1, bidirectional=True, batch_first=True, weight_dropout=0.3)
     assert isinstance(rnn, theirs) and isinstance(rnn, ours) and rnn.mode == mine.mode
     assert repr(rnn) == "NN" + repr(mine)
     rng = frd.draw_rng("cpu")

@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = {path: path.read_text() for path in sorted((ROOT / "csrc/cuda").glob("*.cu"))}
 KERNEL = re.compile(r"(?:template <([^>]*)>\s*)?__global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(")
 TYPES = {"float", "double", "half", "bfloat16"}
-CELLS = {path.stem.capitalize() for path in (ROOT / "csrc/core/cells").glob("*.h")}
+LIST = re.search(r"using EveryCell = CellList<(.*)>;", (ROOT / "csrc/cuda/cells.h").read_text())
+assert LIST
+CELLS = set(LIST[1].split(", "))
 
 
 @pytest.fixture(scope="module")

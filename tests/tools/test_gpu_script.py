@@ -192,8 +192,10 @@ def ended(pid: int) -> bool:
 def interrupted(place: Place, number: int, *arguments: str, ready: str, times: int = 1) -> int:
     """Sends a signal to the script, as soon as there is a file ``ready`` in its folder; returns the exit status."""
     command = ["bash", "scripts/gpu.sh", *arguments]
-    quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, cwd=place.folder, env=place.environment(), stdout=quiet, stderr=quiet) as running:
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    # Where nohup started the tests a shell cannot trap SIGHUP: a signal that is ignored stays so.
+    heard: Callable[[], Any] = lambda: signal.signal(number, signal.SIG_DFL)  # noqa: E731
+    with subprocess.Popen(command, cwd=place.folder, env=place.environment(), preexec_fn=heard, **quiet) as running:
         for _ in range(times):
             wait_until((place.folder / ready).exists)
             (place.folder / ready).unlink()

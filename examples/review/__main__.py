@@ -1,0 +1,118 @@
+"""``python -m examples.review``: see ``--help``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from fused_rnn_dropout.program import run_program
+
+from ..language_model.data import CorpusError
+from . import check, grid, results, runner, tables
+from .summary import Summary
+
+_PROGRAM = "python -m examples.review"
+_DOCS = results.ROOT / "docs"
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"should be at least 1, got {value}")
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(prog=_PROGRAM, description="Measures dropout rates against loss, for every site.")
+    made.add_argument("--results", type=Path, default=results.PATH, metavar="FILE", help="JSON lines (%(default)s)")
+    made.add_argument("--tiny", action="store_true", help="a grid of three small rows: shows that everything runs")
+    commands = made.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run what has no result yet; start it twice to use two cores")
+    run.add_argument("--only", metavar="TEXT", help="only rows whose names have TEXT in them")
+    again = commands.add_parser("check", help="run some finished cells again and compare")
+    again.add_argument("--cells", type=_count, default=3, metavar="N", help="how many (default: %(default)s)")
+    again.add_argument("--seed", type=int, default=0, metavar="N", help="chooses them (default: %(default)s)")
+    plot = commands.add_parser("plot", help="draw the pictures")
+    plot.add_argument("--out", type=Path, default=_DOCS, metavar="DIR", help="(default: %(default)s)")
+    table = commands.add_parser("table", help="print the tables; with a page, put them between its markers")
+    table.add_argument("page", type=Path, nargs="?", help="docs/review.md, or one with the same markers")
+    return made
+
+
+def _of_run(options: argparse.Namespace, chosen: grid.Grid) -> int:
+    if options.only:
+        chosen = chosen.only(options.only)
+    cells = len(list(chosen.cells()))
+    ran = runner.run(chosen, options.results, runner.Display(cells))
+    done = len(results.of_grid(results.load(options.results), chosen.rows))
+    print(f"Ran {ran} cells; {done} of {cells} are finished.")
+    return 0
+
+
+def _of_check(options: argparse.Namespace, chosen: grid.Grid) -> int:
+    done = results.of_grid(results.load(options.results), chosen.rows)
+    compared = check.check(
+        chosen, done, options.cells, options.seed, lambda row, seed: runner.one_line(row, seed, lambda epoch: None)
+    )
+    off = 0
+    for comparison in compared:
+        print(comparison, flush=True)
+        off += not comparison.holds
+    print("All figures hold." if not off else f"{off} figures are off.")
+    return 1 if off else 0
+
+
+def _of_plot(options: argparse.Namespace, chosen: grid.Grid) -> int:
+    from . import plots
+
+    summary = Summary(results.of_grid(results.load(options.results), chosen.rows).values())
+    options.out.mkdir(parents=True, exist_ok=True)
+    paths = plots.draw(summary, chosen, options.out)
+    print("\n".join(f"Wrote {path}" for path in paths) or "There is no result to draw yet.")
+    return 0
+
+
+def _of_table(options: argparse.Namespace, chosen: grid.Grid) -> int:
+    summary = Summary(results.of_grid(results.load(options.results), chosen.rows).values())
+    if options.page:
+        try:
+            tables.into_page(summary, chosen, options.page)
+        except ValueError as error:
+            raise results.ResultsError(str(error)) from error
+    else:
+        print("\n\n".join((tables.state(summary, chosen), tables.named(summary, chosen),
+                           tables.sweeps(summary, chosen), tables.claims(summary, chosen))))  # fmt: skip
+    return 0
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    options = parser().parse_args(arguments)
+    torch.set_num_threads(1)  # so that two runners go side by side, and a sum never depends on the number of cores
+    chosen = grid.tiny() if options.tiny else grid.study()
+    does = {"run": _of_run, "check": _of_check, "plot": _of_plot, "table": _of_table}[options.command]
+    try:
+        return does(options, chosen)
+    except (CorpusError, results.ResultsError, ImportError, OSError) as error:
+        print(f"{_PROGRAM}: error: {error}", file=sys.stderr)
+        return 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command of the study.
+
+    Args:
+        arguments: its options; ``sys.argv`` if None.
+
+    Returns:
+        The exit status: 0, 1 where ``check`` finds a figure off, 2 for what cannot be read, written or run, 130 when
+        interrupted, 141 where nobody reads the output any more.
+    """
+    return run_program(_PROGRAM, lambda: _run(arguments))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
