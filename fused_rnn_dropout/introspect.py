@@ -240,9 +240,7 @@ def _schedule(rnn: RegularizedRNN, size: _Input, backend: str) -> schedules.Choi
     return schedules.choose(backend, schedules.Layers(rnn._plan, *given))
 
 
-def _kept(
-    rnn: RegularizedRNN, size: _Input, backend: str, schedule: schedules.Schedule
-) -> tuple[int | None, str]:
+def _kept(rnn: RegularizedRNN, size: _Input, backend: str, schedule: schedules.Schedule) -> tuple[int | None, str]:
     """Bytes that the forward pass keeps for backward, from the shapes alone, and what they are."""
     needs = torch.is_grad_enabled() and (size.data.requires_grad or any(w.requires_grad for w in rnn.parameters()))
     if not needs:

@@ -162,9 +162,7 @@ def _sequence_worth(layers: Layers) -> str | None:
 # --------------------------------------------------------------------------------------------------------------------
 
 SCHEDULES: dict[str, tuple[Schedule, ...]] = {
-    "cpu": (
-        Schedule("fused CPU", 0, "one pass over time per layer and direction, masks inside it", outer_sites=True),
-    ),
+    "cpu": (Schedule("fused CPU", 0, "one pass over time per layer and direction, masks inside it", outer_sites=True),),
     "cuda": (
         Schedule(
             CUDNN,
@@ -173,7 +171,7 @@ SCHEDULES: dict[str, tuple[Schedule, ...]] = {
             _cudnn_obstacle,
             why="no site acts inside a step",
         ),
-        Schedule(ALTERNATING, 0, "one matrix product and one kernel a step, masks inside it"),
+        Schedule(ALTERNATING, 0, "one matrix product and one kernel a step, masks inside it", outer_sites=True),
     ),
     "triton": (
         Schedule(
@@ -183,8 +181,11 @@ SCHEDULES: dict[str, tuple[Schedule, ...]] = {
             _sequence_obstacle,
             _sequence_worth,
             why=f"W_hh has no more than {SEQUENCE_BYTES // 1024} KiB",
+            outer_sites=True,
         ),
-        Schedule(ALTERNATING, 0, "per step torch's matrix products and one Triton kernel for all else"),
+        Schedule(
+            ALTERNATING, 0, "per step torch's matrix products and one Triton kernel for all else", outer_sites=True
+        ),
     ),
     "reference": (Schedule("step by step", 0, "plain PyTorch, masks as tensors"),),
     onnx.BACKEND: (Schedule("nodes", 0, "one node of ONNX per layer and direction"),),

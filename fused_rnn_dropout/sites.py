@@ -152,6 +152,11 @@ class Site(NamedTuple):
         return self.group in ("input", "inter_layer", "output")
 
     @property
+    def writes(self) -> bool:
+        """Whether it acts on what a layer writes."""
+        return self.group == "output"
+
+    @property
     def between(self) -> bool:
         """Whether it acts between layers, so that they cannot run as one."""
         return self.group == "inter_layer"
@@ -355,6 +360,22 @@ FLAG: dict[str, int] = {
     name: 1 << bit for bit, name in enumerate((*(name for site in SITES for name in site.flags), "MASKS_ON"))
 }
 """Bits of the ``flags`` argument of the layer operators. Without MASKS_ON they compute what eval computes."""
+
+
+def outer_site(flags: int, writes: bool) -> Site | None:
+    """The site that masks what a layer reads, or what it writes, under ``flags``; None where none does."""
+    for site in OUTER_SITES:
+        if flags & FLAG["MASKS_ON"] and flags & FLAG[site.flag] and site.writes == writes:
+            return site
+    return None
+
+
+def inner_flags(flags: int) -> int:
+    """What is left of ``flags`` for the inside of a layer; 0 where nothing is on there."""
+    for site in OUTER_SITES:
+        for name in site.flags:
+            flags &= ~FLAG[name]
+    return 0 if flags == FLAG["MASKS_ON"] else flags
 
 
 def output_differs(cell: Cell, flags: int) -> bool:

@@ -44,6 +44,12 @@ inline constexpr uint32_t outer_flags(bool writes) {
 }
 inline constexpr uint32_t READ_FLAGS = outer_flags(false), WRITE_FLAGS = outer_flags(true);
 
+// What is left of `flags` for the inside of a layer; 0 where nothing is on there.
+inline constexpr uint32_t inner_flags(uint32_t flags) {
+  for (const OuterSite& site : OUTER_SITES) flags &= ~(site.flag | site.sequence_flag | site.shared_flag);
+  return flags == FLAG_MASKS_ON ? 0 : flags;
+}
+
 // The site that masks what a layer reads or writes under `flags`; null where none does.
 inline const OuterSite* outer_site(uint32_t flags, bool writes) {
   for (const OuterSite& site : OUTER_SITES)

@@ -419,8 +419,8 @@ def test_cpp_header_has_the_same_outer_sites():
     table = re.sub(r"\b(FLAG|KIND|SITE|GROUP)_", "", table)
     rows = [re.split(r",\s*", row) for row in re.findall(r"\{(.*?)\}", table, re.DOTALL)]
     expected = [
-        [site.flag, site.sequence_flag or "0", dict((o.name, o.flag) for o in site.options).get("batch_shared", "0"),
-         site.kind, site.name.upper(), site.group.upper(), "true" if site.group == "output" else "false"]
+        [site.flag, site.sequence_flag or "0", {o.name: o.flag for o in site.options}.get("batch_shared", "0"),
+         site.kind, site.name.upper(), site.group.upper(), str(site.writes).lower()]
         for site in sites.OUTER_SITES
     ]  # fmt: skip
     assert rows == expected
