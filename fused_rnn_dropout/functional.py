@@ -33,7 +33,7 @@ from .fakes import compute_dtype
 from .layer_call import BOTH, FORWARD, Keep, side_by_side
 from .layouts import NO_STEPS, exporting, known
 from .options import LockedDropout
-from .sites import KIND, SITE, SITE_INDEX, Plan, stream
+from .sites import FLAG, KIND, SITE, SITE_INDEX, Plan, stream
 
 # --------------------------------------------------------------------------------------------------------------------
 # Layers
@@ -50,9 +50,9 @@ class Call(NamedTuple):
     plan: Plan
     thresholds: Tensor | None
     masks_on: bool
-    flags: int  # of the sites in a layer
+    flags: tuple[int, ...]  # of each layer's operator
     rngs: Mapping[str, Tensor]
-    rng: Tensor | None  # the same for the sites in a layer, as the operators take them
+    rng: Tensor | None  # the same as the operators take them
     example_ids: Tensor | None  # of the rows as the operators see them
     step_offset: int
     batch_sizes: Tensor | None
@@ -80,6 +80,7 @@ LayerResults = tuple[Tensor, Sequence[Tensor]]
 def _fused_layer(
     call: Call, x: Tensor, states: Sequence[Tensor], directions: Sequence[Weights], layer: int
 ) -> LayerResults:
+    flags = call.flags[layer]
     return ops.family(call.backend).layer(
         CELLS[call.cell].number,
         x,
@@ -87,10 +88,10 @@ def _fused_layer(
         [weight for weights in directions for weight in weights if weight is not None],
         call.batch_sizes,
         call.example_ids,
-        call.rng,
-        call.thresholds if call.flags else None,
+        call.rng if flags & FLAG["MASKS_ON"] else None,
+        call.thresholds if flags else None,
         call.dtype,
-        call.flags,
+        flags,
         layer,
         FORWARD if len(directions) == 1 else BOTH,
         call.step_offset,
@@ -189,9 +190,9 @@ def _site_mask(call: Call, name: str, x: Tensor, layer: int, dtype: torch.dtype)
 
 
 def _site(call: Call, name: str, x: Tensor, layer: int) -> Tensor:
-    """Dropout of a layer's input or output; x itself where the site is off."""
+    """Dropout of a layer's input or output; x itself where the site is off, or the layer's operator masks it."""
     spec = getattr(call.plan, name)
-    if spec is None or not call.masks_on:
+    if spec is None or not call.masks_on or call.schedule.outer_sites:
         return x
     locked = spec if isinstance(spec, LockedDropout) else None
     if call.backend != "reference":
@@ -232,6 +233,13 @@ def _cudnn_stack(
         for collected, value in zip(finals, last, strict=True):
             collected.append(value)
     return x, *(collected[0] if len(collected) == 1 else torch.cat(collected) for collected in finals)
+
+
+def _flags(plan: Plan, masks_on: bool, num_layers: int, schedule: schedules.Schedule) -> tuple[int, ...]:
+    """Of each layer's operator. Without a site there is nothing for MASKS_ON to switch on."""
+    if masks_on and schedule.outer_sites:
+        return tuple(plan.layer_flags(layer, num_layers) for layer in range(num_layers))
+    return (plan.train_flags if masks_on and plan.eval_flags else plan.eval_flags,) * num_layers
 
 
 def _stack(
@@ -391,17 +399,17 @@ def run(
         if torch.jit.is_tracing():
             onnx.register_torchscript()
     asked = schedules.Layers(plan, masks_on, recompute, input, steps, packed, dtype, layers)
-    # Without a site in the layers themselves there is nothing for MASKS_ON to switch on.
-    drawing = masks_on and plan.eval_flags
+    schedule = schedules.choose(chosen, asked).schedule
+    flags = _flags(plan, masks_on, num_layers, schedule)
     rngs = resolve_rng(plan, rng, masks_on, input.device)
     call = Call(
         cell,
         plan,
         thresholds if plan.names else None,
         masks_on,
-        plan.train_flags if drawing else plan.eval_flags,
+        flags,
         rngs,
-        pair_of_each(rngs) if drawing else None,
+        pair_of_each(rngs) if any(of_layer & FLAG["MASKS_ON"] for of_layer in flags) else None,
         example_ids,
         step_offset,
         batch_sizes,
@@ -409,7 +417,7 @@ def run(
         dtype,
         chosen,
         _KEEP_RECOMPUTED if recompute else _KEEP_ALL,
-        schedules.choose(chosen, asked).schedule,
+        schedule,
     )
     if batch_sizes is None or chosen != "reference":
         out, *last = _stack(call, input, hx, layers, visible)

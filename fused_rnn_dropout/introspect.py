@@ -240,14 +240,14 @@ def _schedule(rnn: RegularizedRNN, size: _Input, backend: str) -> schedules.Choi
     return schedules.choose(backend, schedules.Layers(rnn._plan, *given))
 
 
-def _kept(rnn: RegularizedRNN, size: _Input, backend: str, schedule: str) -> tuple[int | None, str]:
+def _kept(rnn: RegularizedRNN, size: _Input, backend: str, schedule: schedules.Schedule) -> tuple[int | None, str]:
     """Bytes that the forward pass keeps for backward, from the shapes alone, and what they are."""
     needs = torch.is_grad_enabled() and (size.data.requires_grad or any(w.requires_grad for w in rnn.parameters()))
     if not needs:
         return 0, "no gradient is asked for" if torch.is_grad_enabled() else "grad mode is off"
     if backend == "reference":
         return None, "every intermediate result, masks included"
-    if schedule == schedules.CUDNN:
+    if schedule.name == schedules.CUDNN:
         return None, "what cuDNN reserves, the masked weights, and each layer's input and output"
     dtype, visible = result_dtypes(rnn.mode, size.data, size.packed, rnn.proj_size > 0, size.data.dtype)
     gpu = backend in ("cuda", "triton") or size.data.device.type in library.gpu_devices
@@ -255,8 +255,9 @@ def _kept(rnn: RegularizedRNN, size: _Input, backend: str, schedule: str) -> tup
     plan, h, cell = rnn._plan, rnn.proj_size or rnn.hidden_size, CELLS[rnn.mode]
     out_is_h = visible == values and not output_differs(cell, plan.eval_flags)
     directions = 2 if rnn.bidirectional else 1
-    # h is the output, which the caller or the next layer holds anyway, unless something stands in between.
-    between = any(name in BETWEEN for name in plan.names)
+    # h is the output, which the caller or the next layer holds anyway, unless something stands in between: a mask that
+    # a layer draws on what it reads does not.
+    between = any(name in BETWEEN for name in plan.names) and not schedule.outer_sites
     dropped = [between] * (rnn.num_layers - 1) + [plan.output_dropout is not None]
     apart = [not out_is_h or (rnn.masks_on and site) for site in dropped]
     width, names = 0, ["h"] if any(apart) else []
@@ -302,7 +303,7 @@ def explain(rnn: RegularizedRNN, x: Tensor | PackedSequence) -> Explanation:
     else:
         masks_on = "on: mc=True, in eval" if rnn.mc else "off: eval"
     schedule, reason, walk = _schedule(rnn, size, backend)
-    kept_bytes, kept = _kept(rnn, size, backend, schedule.name)
+    kept_bytes, kept = _kept(rnn, size, backend, schedule)
     kind = "packed " if size.packed else ""
     given = f"{kind}T={size.steps} B={size.batch} {str(size.data.dtype)[6:]} on {size.data.device}"
     return Explanation(

@@ -134,7 +134,7 @@ def acting(flags: int) -> tuple[str, ...]:
 
 def _check_operator(call: LayerCall) -> None:
     """The same for the operator of a layer in a program that was captured before."""
-    masked = ["a layer's sites"] if call.flags & FLAG["MASKS_ON"] else []
+    masked = [site.name for site in SITES if call.flags & FLAG["MASKS_ON"] and call.flags & FLAG[site.flag]]
     projected = "w_hr" in call.weight_names
     _refuse(call.row.name, masked, acting(call.flags), call.batch_sizes is not None, projected, call.dtype)
 

@@ -102,7 +102,7 @@ class Regularized(Thresholds):
         plan = Plan.make(self.mode, acting, reset_after=self.__dict__["_reset_after"])
         if plan != self.__dict__.get("_plan"):
             # Worked out now, so that compiled code finds plain values; it guards on the plan, which holds no rate.
-            _ = plan.names, plan.eval_flags, plan.train_flags, plan.reference_only
+            _ = plan.names, plan.eval_flags, plan.train_flags, plan.outer_flags, plan.reference_only
             self._plan = plan
 
     def _assign(self, name: str, value: Any) -> None:

@@ -64,6 +64,7 @@ class Schedule(NamedTuple):
         obstacle: why it cannot run some layers; None where it can.
         worth: why it would not pay to run them so; None where it does.
         why: what speaks for it where nothing speaks against it.
+        outer_sites: whether its layers mask what they read and write; elsewhere an operator does it around them.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Schedule(NamedTuple):
     obstacle: Question = _nothing
     worth: Question = _nothing
     why: str = ""
+    outer_sites: bool = False
 
 
 class Choice(NamedTuple):
@@ -160,7 +162,7 @@ def _sequence_worth(layers: Layers) -> str | None:
 # --------------------------------------------------------------------------------------------------------------------
 
 SCHEDULES: dict[str, tuple[Schedule, ...]] = {
-    "cpu": (Schedule("fused CPU", 0, "one pass over time per layer and direction, masks inside it"),),
+    "cpu": (Schedule("fused CPU", 0, "one pass over time per layer and direction, masks inside it", outer_sites=True),),
     "cuda": (
         Schedule(
             CUDNN,
@@ -169,7 +171,7 @@ SCHEDULES: dict[str, tuple[Schedule, ...]] = {
             _cudnn_obstacle,
             why="no site acts inside a step",
         ),
-        Schedule(ALTERNATING, 0, "one matrix product and one kernel a step, masks inside it"),
+        Schedule(ALTERNATING, 0, "one matrix product and one kernel a step, masks inside it", outer_sites=True),
     ),
     "triton": (
         Schedule(
@@ -179,8 +181,11 @@ SCHEDULES: dict[str, tuple[Schedule, ...]] = {
             _sequence_obstacle,
             _sequence_worth,
             why=f"W_hh has no more than {SEQUENCE_BYTES // 1024} KiB",
+            outer_sites=True,
         ),
-        Schedule(ALTERNATING, 0, "per step torch's matrix products and one Triton kernel for all else"),
+        Schedule(
+            ALTERNATING, 0, "per step torch's matrix products and one Triton kernel for all else", outer_sites=True
+        ),
     ),
     "reference": (Schedule("step by step", 0, "plain PyTorch, masks as tensors"),),
     onnx.BACKEND: (Schedule("nodes", 0, "one node of ONNX per layer and direction"),),

@@ -120,7 +120,7 @@ class Site(NamedTuple):
         meaning: of its rate.
         place: where the mask sits, for help texts.
         kind: of its masks, by the name in :data:`KINDS`; of the first matrix, where it masks several.
-        flag: the bit of ``flags`` that says that it is configured; "" where the layer operators do not compute it.
+        flag: the bit of ``flags`` that says that it is configured.
         sequence_flag: the bit that says that its mask is drawn once per sequence; "" where there is no choice.
         options: those that are more than when a mask is drawn.
         acts_in_eval: whether eval computes something else because of it, whatever its options are.
@@ -133,7 +133,7 @@ class Site(NamedTuple):
     meaning: str
     place: str
     kind: str
-    flag: str = ""
+    flag: str
     sequence_flag: str = ""
     options: tuple[Option, ...] = ()
     acts_in_eval: bool = False
@@ -147,6 +147,16 @@ class Site(NamedTuple):
     def inside_step(self) -> bool:
         """Whether it acts inside a step, so that a layer with it is not torch.nn's on other weights."""
         return self.group in ("hidden", "state")
+
+    @property
+    def outer(self) -> bool:
+        """Whether it acts on the rows that a layer reads or writes, and on nothing inside it."""
+        return self.group in ("input", "inter_layer", "output")
+
+    @property
+    def writes(self) -> bool:
+        """Whether it acts on what a layer writes."""
+        return self.group == "output"
 
     @property
     def between(self) -> bool:
@@ -165,15 +175,46 @@ _UNTIED = Option("tied", False)
 _NOISE = Option("noise", "gaussian")
 _WHOLE_STEPS = Option("unit_shared", True)
 
+
+def _shared(flag: str) -> Option:
+    return Option("batch_shared", True, f"{flag}_BATCH_SHARED")
+
+
 SITES: tuple[Site, ...] = (
-    Site("dropout", StepDropout, "inter_layer", _DROP, "between layers, as nn.LSTM means it", "INTER_LAYER"),
+    Site("dropout", StepDropout, "inter_layer", _DROP, "between layers, as nn.LSTM means it", "INTER_LAYER", "DROPOUT"),
     Site(
-        "input_dropout", LockedDropout, "input", _DROP, "input of the first layer", "INPUT", options=(_UNTIED, _NOISE)
+        "input_dropout",
+        LockedDropout,
+        "input",
+        _DROP,
+        "input of the first layer",
+        "INPUT",
+        "INPUT",
+        "INPUT_SEQUENCE",
+        options=(_shared("INPUT"), _UNTIED, _NOISE),
     ),
     Site(
-        "inter_layer_dropout", LockedDropout, "inter_layer", _DROP, "between layers", "INTER_LAYER", options=(_NOISE,)
+        "inter_layer_dropout",
+        LockedDropout,
+        "inter_layer",
+        _DROP,
+        "between layers",
+        "INTER_LAYER",
+        "INTER_LAYER",
+        "INTER_LAYER_SEQUENCE",
+        options=(_shared("INTER_LAYER"), _NOISE),
     ),
-    Site("output_dropout", LockedDropout, "output", _DROP, "output of the last layer", "OUTPUT", options=(_NOISE,)),
+    Site(
+        "output_dropout",
+        LockedDropout,
+        "output",
+        _DROP,
+        "output of the last layer",
+        "OUTPUT",
+        "OUTPUT",
+        "OUTPUT_SEQUENCE",
+        options=(_shared("OUTPUT"), _NOISE),
+    ),
     Site(
         "hidden_dropout",
         HiddenDropout,
@@ -182,7 +223,7 @@ SITES: tuple[Site, ...] = (
         "h before the recurrent product",
         "HIDDEN",
         "HIDDEN",
-        options=(Option("batch_shared", True, "HIDDEN_BATCH_SHARED"), _UNTIED, Option("per", "step"), _NOISE),
+        options=(_shared("HIDDEN"), _UNTIED, Option("per", "step"), _NOISE),
     ),
     Site(
         "weight_dropout",
@@ -265,6 +306,8 @@ GROUPS: tuple[str, ...] = ("input", "inter_layer", "output", "hidden", "weight",
 """The keys that ``rng={"weight": r1, None: r2}`` takes: sites that draw from one pair of seeds."""
 STATE_SITES: tuple[Site, ...] = tuple(site for site in SITES if site.group == "state")
 """Those whose masks change at each step inside the recurrence, or may."""
+OUTER_SITES: tuple[Site, ...] = tuple(site for site in SITES if site.outer)
+"""Those on what a layer reads or writes."""
 BETWEEN: tuple[str, ...] = tuple(site.name for site in SITES if site.between)
 
 
@@ -324,9 +367,26 @@ FLAG: dict[str, int] = {
 """Bits of the ``flags`` argument of the layer operators. Without MASKS_ON they compute what eval computes."""
 
 
+def outer_site(flags: int, writes: bool) -> Site | None:
+    """The site that masks what a layer reads, or what it writes, under ``flags``; None where none does."""
+    for site in OUTER_SITES:
+        if flags & FLAG["MASKS_ON"] and flags & FLAG[site.flag] and site.writes == writes:
+            return site
+    return None
+
+
+def inner_flags(flags: int) -> int:
+    """What is left of ``flags`` for the inside of a layer; 0 where nothing is on there."""
+    for site in OUTER_SITES:
+        for name in site.flags:
+            flags &= ~FLAG[name]
+    return 0 if flags == FLAG["MASKS_ON"] else flags
+
+
 def output_differs(cell: Cell, flags: int) -> bool:
     """Whether the output of a layer has other numbers than the h that its backward reads."""
-    return bool(flags & (FLAG["UNZONED"] | (FLAG["CELL"] if cell.scaled else 0)))
+    masked = flags & FLAG["MASKS_ON"] and flags & FLAG["OUTPUT"]
+    return bool(masked or flags & (FLAG["UNZONED"] | (FLAG["CELL"] if cell.scaled else 0)))
 
 
 @dataclass(frozen=True)
@@ -360,25 +420,41 @@ class Plan:
         """The configured sites, in the order of the table."""
         return tuple(name for name in SITE_NAMES if getattr(self, name) is not None)
 
-    @cached_property
-    def eval_flags(self) -> int:
-        """The ``flags`` of the layer operators with masks off."""
-        chosen = 0
-        for name in self.names:
-            site, spec = SITE[name], getattr(self, name)
-            if site.flag:
-                chosen |= FLAG[site.flag]
-            if site.sequence_flag and spec.per == "sequence":
-                chosen |= FLAG[site.sequence_flag]
-            for option in site.options:
-                if option.flag and getattr(spec, option.name) == option.value:
-                    chosen |= FLAG[option.flag]
+    def _flags_of(self, site: Site) -> int:
+        """The bits of one site; none where it is not configured."""
+        spec = getattr(self, site.name)
+        if spec is None:
+            return 0
+        chosen = FLAG[site.flag]
+        if site.sequence_flag and spec.per == "sequence":
+            chosen |= FLAG[site.sequence_flag]
+        for option in site.options:
+            if option.flag and getattr(spec, option.name) == option.value:
+                chosen |= FLAG[option.flag]
         return chosen
 
     @cached_property
+    def eval_flags(self) -> int:
+        """The ``flags`` of the layer operators with masks off."""
+        return sum(self._flags_of(site) for site in SITES if not site.outer)
+
+    @cached_property
     def train_flags(self) -> int:
-        """The ``flags`` of the layer operators with masks on."""
+        """The same with masks on, without the sites on what a layer reads or writes."""
         return self.eval_flags | FLAG["MASKS_ON"]
+
+    @cached_property
+    def outer_flags(self) -> tuple[int, int, int]:
+        """The bits of the sites on the first layer's input, between layers, and on the last layer's output."""
+        groups = ("input", "inter_layer", "output")
+        first, between, last = (sum(self._flags_of(site) for site in SITES if site.group == group) for group in groups)
+        return first, between, last
+
+    def layer_flags(self, layer: int, num_layers: int) -> int:
+        """The ``flags`` of one layer with masks on, where its operator takes the sites on what it reads and writes."""
+        first, between, last = self.outer_flags
+        found = self.eval_flags | (between if layer else first) | (last if layer == num_layers - 1 else 0)
+        return found and found | FLAG["MASKS_ON"]
 
     @cached_property
     def reference_only(self) -> tuple[str, ...]:

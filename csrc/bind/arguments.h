@@ -139,9 +139,12 @@ struct Batch {
 
 inline void check_flags(int64_t flags) {
   STD_TORCH_CHECK(flags >= 0 && flags < 2 * int64_t{FLAG_MASKS_ON}, "flags has bits that mean nothing: ", flags);
+  const int64_t reading = flags & READ_FLAGS;
+  STD_TORCH_CHECK((reading & (reading - 1)) == 0, "flags has more than one site on what a layer reads: ", flags);
 }
-// Those of the sites in a layer that draw masks.
-inline constexpr uint32_t DRAWING_FLAGS = FLAG_HIDDEN | FLAG_WEIGHT_HH | FLAG_WEIGHT_IH | FLAG_WEIGHT_HR | STATE_FLAGS;
+// Those of the sites that draw masks.
+inline constexpr uint32_t DRAWING_FLAGS =
+    FLAG_HIDDEN | FLAG_WEIGHT_HH | FLAG_WEIGHT_IH | FLAG_WEIGHT_HR | STATE_FLAGS | READ_FLAGS | WRITE_FLAGS;
 // A pair for each group of sites.
 inline void check_groups(const Tensor& rng) {
   STD_TORCH_CHECK(rng.scalar_type() == ScalarType::Long, "rng must be an int64 tensor");
@@ -149,8 +152,10 @@ inline void check_groups(const Tensor& rng) {
                   " rows of 2 elements, a pair for each group of sites");
   check_storage(rng);
 }
-inline void check_layer(int64_t layer) {
-  STD_TORCH_CHECK(layer >= 0 && layer < (1 << 16), "layer must be in [0, 65536), got ", layer);
+// The output draws in the name of the layer that would read it.
+inline void check_layer(int64_t layer, uint32_t flags) {
+  const int64_t most = (flags & WRITE_FLAGS) ? (1 << 16) - 1 : 1 << 16;
+  STD_TORCH_CHECK(layer >= 0 && layer < most, "layer must be in [0, ", most, "), got ", layer);
 }
 inline uint32_t check_steps(int64_t step_offset, int64_t steps) {
   STD_TORCH_CHECK(step_offset >= 0 && step_offset <= int64_t{SEQ} - steps,

@@ -12,24 +12,19 @@ Tensor dropout(const Tensor& x, const Tensor& rng, const Tensor& thresholds, con
   check_site(site);
   const Batch batch(x, batch_sizes, -1, false);
   const Device device(x);
-  const Tensor source = dense(x, x.scalar_type()), pair = device_integers("rng", rng, 2, x);
+  const Tensor pair = device_integers("rng", rng, 2, x);
   const Tensor rates = device_integers("thresholds", thresholds, NUM_SITES, x);
   MaybeTensor ids;
   if (example_ids) ids = device_integers("example_ids", *example_ids, batch.sequence.batch, x);
-  const Tensor target = device.empty(batch.shape(x.size(-1)), x.scalar_type());
-  cuda::check(cuda::drop_rows({.type = type_of(x.scalar_type()),
-                               .source = source.const_data_ptr(),
-                               .target = target.mutable_data_ptr(),
-                               .width = x.size(-1),
-                               .per_step = per_step,
-                               .batch_shared = batch_shared,
-                               .stream = static_cast<uint32_t>(stream),
-                               .step_offset = check_steps(step_offset, batch.sequence.steps),
-                               .rng = read<int64_t>(pair),
-                               .threshold = read<int64_t>(rates) + site,
-                               .example_ids = read<int64_t>(ids)},
-                              batch.sequence, device.stream()));
-  return target;
+  cuda::DropRows p{};
+  p.per_step = per_step;
+  p.batch_shared = batch_shared;
+  p.stream = static_cast<uint32_t>(stream);
+  p.step_offset = check_steps(step_offset, batch.sequence.steps);
+  p.rng = read<int64_t>(pair);
+  p.threshold = read<int64_t>(rates) + site;
+  p.example_ids = read<int64_t>(ids);
+  return masked_rows(device, batch, x, p);
 }
 
 Tensor words(const Tensor& rng, const Tensor& row, const Tensor& step, int64_t n, int64_t stream) {

@@ -61,9 +61,10 @@ Forward forward_in(const Layer& l, Keep keep, MaybeTensor& y) {
   using S = cuda::State<D>;
   const Device& device = l.device;
   const bool has_c = l.info().has_c, all = keep == KEEP_ALL, beside = l.info().keeps_beside(keep);
-  const bool states = keep && l.h_apart(l.dtype);
+  // Where the output is masked afterwards, what is masked there is h itself, unless it is another number anyway.
+  const bool apart = keep && l.h_apart(l.dtype), states = apart && l.info().output_differs(inner_flags(l.flags));
   const Tensor out = device.empty(l.batch.shape(l.shapes.projected), l.dtype);
-  const Forward found{.h_n = device.empty(l.of_h(), l.dtype),
+  Forward found{.h_n = device.empty(l.of_h(), l.dtype),
                       .c_n = has_c ? MaybeTensor(device.empty(l.of_c(), l.dtype)) : std::nullopt,
                       .gates = device.room(all, {l.rows(), l.gate_rows()}, l.dtype),
                       .beside = device.room(beside, {l.rows(), l.shapes.units}, has_c ? l.compute : l.dtype),
@@ -77,6 +78,7 @@ Forward forward_in(const Layer& l, Keep keep, MaybeTensor& y) {
   p.h_n = data<D>(found.h_n);
   p.c_n = found.c_n ? data<D>(*found.c_n) : nullptr;
   cuda::alternating(p, device.around());
+  if (apart && !states) found.states = torch::stable::reshape(out, {l.rows(), l.shapes.projected});
   if (l.count == 1) {
     y = out;
   } else {
@@ -134,6 +136,38 @@ Gradients backward_in(const Layer& l, Keep keep, const Kept& kept, int64_t needs
 
 // In the type of the results.
 struct Gpu {
+  // The rows that a layer reads or writes, or their gradient, with the mask of their site: a kernel of its own, since
+  // products are torch's.
+  static Tensor masked(const LayerCall& call, bool writes, const char* name, const Tensor& rows) {
+    check_flags(call.flags);
+    const uint32_t flags = static_cast<uint32_t>(call.flags);
+    const OuterSite* const site = outer_site(flags, writes);
+    if (!site) return rows;
+    check_layer(call.layer, flags);
+    const Batch batch(call.x, call.batch_sizes, -1, false);
+    check_shape(name, rows, batch.shape(rows.dim() ? rows.size(-1) : 0));
+    check_floating(name, rows);
+    check_device(rows, call.x);
+    STD_TORCH_CHECK(call.thresholds.has_value(), "thresholds are needed where a site is configured");
+    STD_TORCH_CHECK(call.rng.has_value(), "rng is needed where sites draw masks");
+    check_groups(*call.rng);
+    check_device(*call.rng, call.x);
+    const Tensor pairs = dense(*call.rng, ScalarType::Long);
+    const Tensor rates = device_integers("thresholds", *call.thresholds, NUM_SITES, call.x);
+    MaybeTensor ids;
+    if (call.example_ids) ids = device_integers("example_ids", *call.example_ids, batch.sequence.batch, call.x);
+    const Device device(call.x);
+    cuda::DropRows p{};
+    p.per_step = per_step(*site, flags);
+    p.batch_shared = flags & site->shared_flag;
+    p.stream = stream_of(site->kind, static_cast<uint32_t>(call.layer) + writes, 0);
+    p.step_offset = check_steps(call.step_offset, batch.sequence.steps);
+    p.rng = read<int64_t>(pairs) + 2 * site->group;
+    p.threshold = read<int64_t>(rates) + site->threshold;
+    p.example_ids = read<int64_t>(ids);
+    return masked_rows(device, batch, rows, p);
+  }
+
   static Forward forward(const Direction& direction, Keep keep, MaybeTensor& y) {
     const Layer l(direction);
     return cuda::with_type(type_of(l.dtype), [&](auto value) { return forward_in<decltype(value)>(l, keep, y); });

@@ -146,8 +146,8 @@ struct Random {
   Random(const Tensor& x, const MaybeTensor& ids, const MaybeTensor& rng, const MaybeTensor& thresholds, int64_t flags,
          int64_t layer, bool reverse, int64_t step_offset, const Sequence& sequence) {
     check_flags(flags);
-    check_layer(layer);
     random.flags = static_cast<uint32_t>(flags);
+    check_layer(layer, random.flags);
     random.layer = static_cast<uint32_t>(layer);
     random.direction = reverse;
     random.step_offset = check_steps(step_offset, sequence.steps);
@@ -155,6 +155,7 @@ struct Random {
     STD_TORCH_CHECK(!flags || thresholds.has_value(), "thresholds are needed where a site is configured");
     if (flags) random.thresholds = keep(device_integers("thresholds", *thresholds, NUM_SITES, x));
     STD_TORCH_CHECK(rng || !random.sampled(DRAWING_FLAGS), "rng is needed where sites draw masks");
+    random.flags = inner_flags(random.flags);  // the others are no business of a step
     if (!rng) return;
     check_groups(*rng);
     check_device(*rng, x);
@@ -185,6 +186,18 @@ struct Random {
   }
   std::vector<Tensor> kept_;
 };
+
+// Rows with the mask that `p` says, in their own type.
+inline Tensor masked_rows(const Device& device, const Batch& batch, const Tensor& rows, cuda::DropRows p) {
+  const ScalarType dtype = rows.scalar_type();
+  const Tensor source = dense(rows, dtype), target = device.empty(batch.shape(rows.size(-1)), dtype);
+  p.type = type_of(dtype);
+  p.source = source.const_data_ptr();
+  p.target = target.mutable_data_ptr();
+  p.width = rows.size(-1);
+  cuda::check(cuda::drop_rows(p, batch.sequence, device.stream()));
+  return target;
+}
 
 inline cuda::Weight weight_of(const Tensor& dense, uint32_t flag, uint32_t kind) {
   return {dense.const_data_ptr(), type_of(dense.scalar_type()), dense.size(0), dense.size(1), flag, kind};

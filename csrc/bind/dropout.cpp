@@ -6,20 +6,20 @@ namespace frd::bind {
 namespace {
 
 template <class T>
-Tensor dropout_of(const Tensor& x, const MaybeTensor& batch_sizes, cpu::DropRows<T> p, const MaybeTensor& ids) {
+Tensor dropout_of(const Tensor& x, const MaybeTensor& batch_sizes, cpu::RowMask mask, const MaybeTensor& ids) {
   const Batch batch(x, batch_sizes, -1, false);
   const Tensor source = dense(x, scalar_type<T>);
   std::vector<int64_t> example_ids;
   if (ids) example_ids = Random::check_examples(*ids, batch.sequence.batch);
   Tensor target = empty(batch.shape(x.size(-1)), scalar_type<T>);
-  p.parallel = parallel();
-  p.source = read<T>(source);
-  p.target = data<T>(target);
-  p.width = x.size(-1);
-  p.sequence = batch.sequence;
-  p.step_offset = check_steps(p.step_offset, batch.sequence.steps);
-  p.example_ids = ids ? example_ids.data() : nullptr;
-  kernels().of<T>().drop_rows(p);
+  mask.width = x.size(-1);
+  mask.step_offset = check_steps(mask.step_offset, batch.sequence.steps);
+  mask.example_ids = ids ? example_ids.data() : nullptr;
+  kernels().of<T>().drop_rows({.parallel = parallel(),
+                               .source = read<T>(source),
+                               .target = data<T>(target),
+                               .sequence = batch.sequence,
+                               .mask = mask});
   return in_type(target, x.scalar_type());
 }
 
@@ -31,19 +31,17 @@ Tensor dropout(const Tensor& x, const Tensor& rng, const Tensor& thresholds, con
   check_site(site);
   uint64_t all[NUM_SITES];
   Random::read_thresholds(thresholds, all);
-  const auto fill = [&](auto p) {
-    p.per_step = per_step;
-    p.batch_shared = batch_shared;
-    p.threshold = all[site];
-    p.stream = static_cast<uint32_t>(stream);
-    p.key = Random::key(rng);
-    check_steps(step_offset, 1);
-    p.step_offset = static_cast<uint32_t>(step_offset);
-    return p;
-  };
-  if (x.scalar_type() == ScalarType::Double)
-    return dropout_of<double>(x, batch_sizes, fill(cpu::DropRows<double>{}), example_ids);
-  return dropout_of<float>(x, batch_sizes, fill(cpu::DropRows<float>{}), example_ids);
+  check_steps(step_offset, 1);
+  cpu::RowMask mask;
+  mask.on = true;
+  mask.per_step = per_step;
+  mask.batch_shared = batch_shared;
+  mask.threshold = all[site];
+  mask.stream = static_cast<uint32_t>(stream);
+  mask.key = Random::key(rng);
+  mask.step_offset = static_cast<uint32_t>(step_offset);
+  if (x.scalar_type() == ScalarType::Double) return dropout_of<double>(x, batch_sizes, mask, example_ids);
+  return dropout_of<float>(x, batch_sizes, mask, example_ids);
 }
 
 Tensor words(const Tensor& rng, const Tensor& row, const Tensor& step, int64_t n, int64_t stream) {

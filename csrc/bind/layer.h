@@ -147,6 +147,8 @@ inline int64_t needs_of(int64_t needs, int64_t index) {
 //     static Forward Device::forward(const Direction&, Keep, MaybeTensor& y)
 //         fills its columns of y, which it makes where there is none
 //     static Gradients Device::backward(const Direction&, Keep, const Kept&, int64_t needs)
+//     static Tensor Device::masked(const LayerCall&, bool writes, const char* name, const Tensor& rows)
+//         what a layer reads or writes, of all directions, or its gradient, as the two above do not mask it
 template <class Device>
 struct LayerOperators {
   using Results = std::tuple<Tensor, TensorList, TensorList>;
@@ -184,9 +186,10 @@ struct LayerOperators {
   }
 
  private:
-  static Results run(const LayerCall& call) {
+  static Results run(LayerCall call) {
     const Keep keep = check_keep(call.keep);
     check_floating("dtype", call.dtype);
+    call.x = Device::masked(call, false, "x", call.x);
     MaybeTensor y;
     TensorList last, kept;
     for (const Direction& direction : call.each()) {
@@ -195,23 +198,28 @@ struct LayerOperators {
       if (found.c_n) last.push_back(*found.c_n);
       kept.insert(kept.end(), {found.gates, found.beside, found.states});
     }
-    return {in_type(*y, call.dtype), last, kept};
+    return {in_type(Device::masked(call, true, "y", *y), call.dtype), last, kept};
   }
 
-  static Results run_backward(const LayerCall& call, const MaybeTensor& grad_y, const MaybeTensorList& grad_last,
+  static Results run_backward(LayerCall call, MaybeTensor grad_y, const MaybeTensorList& grad_last,
                               const MaybeTensor& y, const TensorList& kept, int64_t needs) {
     const Keep keep = check_keep(call.keep);
     STD_TORCH_CHECK(keep != KEEP_NOTHING, "keep must be 1 or 2 in a backward, which reads what its forward kept");
     check_floating("dtype", call.dtype);
     check_floating("grad_y", grad_y);
-    const std::vector<Direction> directions = call.each();
+    std::vector<Direction> directions = call.each();
     STD_TORCH_CHECK(grad_last.size() == call.states.size(), "grad_last must have an element for each of states, ",
                     call.states.size(), ", got ", grad_last.size());
     STD_TORCH_CHECK(kept.size() == 3 * directions.size(), "kept must hold gates, beside and states of each direction, ",
                     3 * directions.size(), " tensors, got ", kept.size());
+    if (grad_y) grad_y = Device::masked(call, true, "grad_y", *grad_y);
+    bool reads_x = keep == KEEP_STATES;
+    for (const Direction& d : directions) reads_x = reads_x || (needs_of(needs, d.index) & NEEDS_W_IH);
+    const Tensor x = reads_x ? Tensor(Device::masked(call, false, "x", call.x)) : call.x;
     MaybeTensor dx;
     TensorList dstates, dweights;
-    for (const Direction& d : directions) {
+    for (Direction& d : directions) {
+      d.tensors.x = x;
       const MaybeTensor* grads = &grad_last[d.index * (grad_last.size() / d.count)];
       const Tensor* of = &kept[3 * d.index];
       const Gradients found = Device::backward(d, keep,
@@ -230,6 +238,7 @@ struct LayerOperators {
       if (d.tensors.b_ih) dweights.insert(dweights.end(), {found.b_ih, found.b_hh});
       if (d.tensors.w_hr) dweights.push_back(found.w_hr);
     }
+    if (needs & NEEDS_X) dx = Device::masked(call, false, "dx", *dx);
     return {*dx, dstates, dweights};
   }
 };

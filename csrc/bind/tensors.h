@@ -41,7 +41,7 @@ struct Random {
     masks.flags = static_cast<uint32_t>(flags);
     masks.layer = static_cast<uint32_t>(layer);
     masks.direction = reverse;
-    check_layer(layer);
+    check_layer(layer, masks.flags);
     masks.step_offset = check_steps(step_offset, steps);
     if (ids) {
       example_ids = check_examples(*ids, batch);
@@ -55,9 +55,7 @@ struct Random {
     if (rng) {
       check_groups(*rng);
       STD_TORCH_CHECK(rng->is_cpu(), "rng must be an int64 tensor on the CPU");
-      masks.state = key(*rng, GROUP_STATE);
-      masks.hidden = key(*rng, GROUP_HIDDEN);
-      masks.weight = key(*rng, GROUP_WEIGHT);
+      for (int group = 0; group < NUM_GROUPS; ++group) masks.keys[group] = key(*rng, group);
     }
   }
   Random(const Random&) = delete;  // `masks` points into the vector

@@ -38,7 +38,10 @@ struct CellInfo {
     return (has_c && keep != KEEP_NOTHING) || (apart && keep == KEEP_ALL);
   }
   // Whether the output is another number than the h that backward reads.
-  constexpr bool output_differs(uint32_t flags) const { return flags & (FLAG_UNZONED | (scaled() ? FLAG_CELL : 0)); }
+  constexpr bool output_differs(uint32_t flags) const {
+    const bool masked = (flags & FLAG_MASKS_ON) && (flags & FLAG_OUTPUT);
+    return masked || (flags & (FLAG_UNZONED | (scaled() ? FLAG_CELL : 0)));
+  }
 };
 
 enum Cell : int { LSTM, GRU, RNN_TANH, RNN_RELU, NUM_CELLS };

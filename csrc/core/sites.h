@@ -8,6 +8,7 @@
 
 #include "core/counters.h"
 #include "core/flags.h"
+#include "core/outer_sites.h"
 
 namespace frd {
 
@@ -80,13 +81,6 @@ inline constexpr StateSite STATE_SITES[NUM_STATE_SITES] = {
 };
 static_assert(STATE_ZONE_H == NUM_STATE_SITES - 1);
 
-// How often a site draws under `flags`, which are 0 where no masks are drawn.
-FRD_INLINE constexpr bool per_step(StateSite site, uint32_t flags) {
-  return (flags & site.flag) && !(flags & site.sequence_flag);
-}
-FRD_INLINE constexpr bool per_sequence(StateSite site, uint32_t flags) {
-  return (flags & site.flag) && (flags & site.sequence_flag);
-}
 // The kind of its masks: zoneout of h may read those of zoneout of c.
 FRD_INLINE constexpr uint32_t kind_of(StateSite site, uint32_t flags) {
   return site.kind == KIND_ZONEOUT_H && (flags & FLAG_ZONEOUT_H_SHARED) ? KIND_ZONEOUT_C : site.kind;

@@ -21,6 +21,7 @@
 #include "core/cells.h"
 #include "core/counters.h"
 #include "core/flags.h"
+#include "core/outer_sites.h"
 #include "core/philox.h"
 #include "core/rows.h"
 #include "cpu/chunks.h"

@@ -1,10 +1,12 @@
-// Dropout of inputs and outputs, and the numbers that masks are made of.
+// Dropout of the rows that a layer reads or writes, and the numbers that masks are made of.
 #pragma once
 
 #include <cstdint>
 
 #include "core/counters.h"
 #include "core/rows.h"
+#include "cpu/buffer.h"
+#include "cpu/chunks.h"
 #include "cpu/layer.h"
 #include "cpu/masks.h"
 #include "cpu/pack.h"
@@ -13,57 +15,109 @@
 
 namespace frd::cpu::FRD_ISA {
 
-// Rows are taken in the order in which they lie. A mask that is drawn once per sequence is drawn once by each thread,
-// for all examples, and kept as bits meanwhile.
+// The mask of a layer's input or output, as bits: of the rows of a chunk at a time, numbered from its first one on. A
+// mask that is drawn once per sequence is drawn when this is made.
 template <class T>
-class DropRowsPass {
+class RowMasks {
  public:
-  explicit DropRowsPass(const DropRows<T>& p)
-      : p_(p), keys_(p.key), scale_(T(keep_scale(p.threshold))), bytes_(bytes_of(p.width)) {}
-
-  void run() const {
-    const Sequence& sequence = p_.sequence;
-    p_.parallel.each(sequence.steps, sequence.batch * p_.width, [&](int64_t begin, int64_t end) {
-      const int64_t drawn = p_.per_step ? 1 : sequence.active(begin);  // later steps have no more rows
-      const Buffer<uint8_t> masks = scratch<uint8_t>(drawn * bytes_);
-      if (!p_.per_step)
-        for (int64_t b = 0; b < drawn; ++b) draw(b, SEQ, &masks[b * bytes_]);
-      for (int64_t t = begin; t < end; ++t)
-        for (int64_t b = 0; b < sequence.active(t); ++b) {
-          if (p_.per_step) draw(b, p_.step_offset + static_cast<uint32_t>(t), masks.get());
-          apply(sequence.row(t) + b, &masks[p_.per_step ? 0 : b * bytes_]);
-        }
+  // most: rows of the largest chunk.
+  RowMasks(const Parallel& parallel, const Sequence& sequence, const RowMask& mask, int64_t most)
+      : parallel_(parallel),
+        sequence_(sequence),
+        mask_(mask),
+        keys_(mask.key),
+        scale_(T(keep_scale(mask.threshold))),
+        skipped_(mask.first % BLOCK),
+        bytes_(bytes_of(skipped_ + mask.width)),
+        bits_(scratch<uint8_t>(mask.on ? (mask.per_step ? most : sequence.batch) * bytes_ : 0)),
+        of_row_(scratch<const uint8_t*>(mask.on ? most : 0)) {
+    if (!mask.on || mask.per_step) return;
+    parallel.each(sequence.batch, mask.width, [&](int64_t begin, int64_t end) {
+      for (int64_t b = begin; b < end; ++b) draw_row(b, SEQ, &bits_[b * bytes_]);
     });
   }
 
+  bool on() const { return mask_.on; }
+
+  // The masks of a chunk, which take the place of those of the chunk before.
+  void draw(const Chunk& chunk) {
+    if (on()) draw(chunk, [](int64_t) {});
+  }
+
+  // The same, and the chunk's rows [chunk.rows, width] as others shall see them: a masked copy in `target`, or `source`
+  // itself where the mask is off.
+  const T* masked(const Chunk& chunk, const T* source, T* target) {
+    if (!on()) return source;
+    const int64_t width = mask_.width;
+    draw(chunk, [&](int64_t row) {
+      for (int64_t i = 0; i < width; i += LANES) {
+        const int64_t at = row * width + i, n = width - i;
+        store(target + at, apply(row, i, load(source + at, n)), n);
+      }
+    });
+    return target;
+  }
+
+  // Elements i .. i + LANES of a row, or their gradient. i % LANES == 0.
+  FRD_MEMBER Vec<T> apply(int64_t row, int64_t i, Vec<T> value) const {
+    if (!on()) return value;
+    return select(Simd<T>::mask_of(spread(of_row_[row], i)), Vec<T>{}, scale_ * value);
+  }
+
  private:
-  FRD_MEMBER void draw(int64_t b, uint32_t step, uint8_t* mask) const {
-    const uint32_t example = p_.batch_shared ? SEQ : static_cast<uint32_t>(p_.example_ids ? p_.example_ids[b] : b);
-    Row{p_.stream, example, step, p_.threshold, mask}.draw(keys_, p_.width);
+  template <class Then>
+  void draw(const Chunk& chunk, Then&& then) {
+    each_row(parallel_, sequence_, chunk, mask_.width, [&](int64_t t, int64_t b, int64_t row) {
+      uint8_t* const bits = &bits_[(mask_.per_step ? row : b) * bytes_];
+      if (mask_.per_step) draw_row(b, mask_.step_offset + static_cast<uint32_t>(t), bits);
+      of_row_[row] = bits;
+      then(row);
+    });
   }
 
-  FRD_MEMBER void apply(int64_t row, const uint8_t* mask) const {
-    const int64_t width = p_.width;
-    const T *from = p_.source + row * width, scale = scale_;
-    T* to = p_.target + row * width;
-    const auto one = [&](int64_t u, int64_t n) {
-      store(to + u, select(Simd<T>::mask_of(spread(mask, u)), Vec<T>{}, scale * load(from + u, n)), n);
-    };
-    int64_t u = 0;
-    for (; u + LANES <= width; u += LANES) one(u, LANES);
-    if (u < width) one(u, width - u);
+  // Blocks begin at fixed elements: the bits before the first one that is wanted are drawn too, and pushed out.
+  FRD_MEMBER void draw_row(int64_t b, uint32_t step, uint8_t* bits) const {
+    Row{mask_.stream, mask_.example(b), step, mask_.threshold, bits}.draw(keys_, skipped_ + mask_.width,
+                                                                          mask_.first - skipped_);
+    if (!skipped_) return;
+    const int64_t ahead = skipped_ / 8, by = skipped_ % 8;
+    const auto byte = [&](int64_t i) { return i < bytes_ ? bits[i] : 0; };
+    for (int64_t i = 0; i < bytes_; ++i)
+      bits[i] = static_cast<uint8_t>((byte(i + ahead) | byte(i + ahead + 1) << 8) >> by);
   }
 
-  const DropRows<T>& p_;
+  const Parallel& parallel_;
+  const Sequence& sequence_;
+  const RowMask mask_;
   const RoundKeys keys_;
   const T scale_;
-  const int64_t bytes_;
+  const int64_t skipped_, bytes_;         // of a row: elements before the first one; bytes
+  Buffer<uint8_t> bits_;                  // [rows of a chunk], or [batch]
+  Buffer<const uint8_t*> of_row_;         // [rows of a chunk]
+};
+
+// The rows of a chunk with their mask, as packing reads them.
+template <class T>
+struct MaskedRows {
+  const Plain<T> rows;
+  const RowMasks<T>& masks;
+
+  FRD_MEMBER void read(int64_t row, int64_t first, Vec<T>* out) const {
+    rows.read(row, first, out);
+    for (int v = 0; masks.on() && v < BLOCK_VECTORS; ++v) out[v] = masks.apply(row, first + v * LANES, out[v]);
+  }
 };
 
 template <class T>
 void drop_rows(const DropRows<T>& p) {
   Stopwatch watch;
-  DropRowsPass<T>(p).run();
+  const int64_t width = p.mask.width, most = chunk_rows<T>(p.sequence, width);
+  RowMasks<T> masks(p.parallel, p.sequence, p.mask, largest_chunk(p.sequence, most));
+  for (int64_t begin = 0; begin < p.sequence.steps;) {
+    const Chunk chunk = Chunk::from(p.sequence, begin, most);
+    masks.masked(chunk, p.source + chunk.row * width, p.target + chunk.row * width);
+    begin = chunk.end;
+  }
   watch.lap(DROP_ROWS);
 }
 

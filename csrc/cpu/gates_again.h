@@ -28,10 +28,10 @@ class GatesAgain {
         gates_(scratch<T>(largest * G * p.units)),
         apart_(scratch<T>(Cell::INFO.apart ? largest * p.units : 0)) {}
 
-  // operand [chunk.rows, P]: what the recurrent products read.
-  void run(const Chunk& chunk, const T* operand) {
+  // x [chunk.rows, I], operand [chunk.rows, P]: what the products read.
+  void run(const Chunk& chunk, const T* x, const T* operand) {
     const int64_t H = p_.units;
-    input_product<G>(p_.parallel, p_.x + chunk.row * p_.inputs, chunk.rows, w_ih_, cell_.bias(), gates_.get());
+    input_product<G>(p_.parallel, x, chunk.rows, w_ih_, cell_.bias(), gates_.get());
     gate_products<G>(p_.parallel, operand, chunk.rows, w_hh_, [&](int64_t row, int64_t u, const V* sums) {
       const int64_t n = H - u;
       T* gates = &gates_[row * G * H + u];

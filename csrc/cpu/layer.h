@@ -8,6 +8,7 @@
 #include "core/cells.h"
 #include "core/counters.h"
 #include "core/flags.h"
+#include "core/outer_sites.h"
 #include "core/philox.h"
 #include "core/rows.h"
 
@@ -41,33 +42,60 @@ inline int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 // How many pieces of `width` it takes to cover n.
 inline int64_t tiles_of(int64_t n, int64_t width) { return (n + width - 1) / width; }
 
+// The mask of a layer's input or output: of elements [first, first + width) of its rows.
+struct RowMask {
+  bool on = false, per_step = false, batch_shared = false;
+  uint64_t threshold = 0;
+  uint32_t stream = 0;
+  Key key{};
+  uint32_t step_offset = 0;
+  const int64_t* example_ids = nullptr;  // (batch), or null for 0, 1, ...
+  int64_t first = 0, width = 0;
+
+  uint32_t example(int64_t b) const {
+    if (batch_shared) return SEQ;
+    return static_cast<uint32_t>(example_ids ? example_ids[b] : b);
+  }
+};
+
 // The randomness of one layer and direction.
 struct Masks {
   uint32_t flags;
   uint32_t layer, direction;
   uint32_t step_offset;
   const int64_t* example_ids;  // (batch), or null for 0, 1, ...
-  Key state, hidden, weight;
+  Key keys[NUM_GROUPS];
   uint64_t thresholds[NUM_SITES];
 
   bool sampled(uint32_t flag) const { return (flags & FLAG_MASKS_ON) && (flags & flag); }
   uint32_t example(int64_t b) const { return static_cast<uint32_t>(example_ids ? example_ids[b] : b); }
+
+  // Of the rows that the layer reads, or of those that it writes.
+  RowMask of_rows(bool writes, int64_t first, int64_t width) const {
+    RowMask found;
+    found.first = first, found.width = width;
+    const OuterSite* const site = outer_site(flags, writes);
+    if (!site) return found;
+    found.on = true;
+    found.per_step = frd::per_step(*site, flags);
+    found.batch_shared = flags & site->shared_flag;
+    found.threshold = thresholds[site->threshold];
+    found.stream = stream_of(site->kind, layer + writes, 0);
+    found.key = keys[site->group];
+    found.step_offset = step_offset;
+    found.example_ids = example_ids;
+    return found;
+  }
 };
 
-// Dropout of a layer's input or output. T is the type in memory.
+// Dropout of rows that no layer here reads or writes. T is the type in memory.
 template <class T>
 struct DropRows {
   Parallel parallel;
   const T* source;  // [rows, width]
   T* target;        // [rows, width]
-  int64_t width;
   Sequence sequence;
-  bool per_step, batch_shared;
-  uint64_t threshold;
-  uint32_t stream;
-  Key key;
-  uint32_t step_offset;
-  const int64_t* example_ids;  // (batch), or null
+  RowMask mask;
 };
 
 // The numbers that masks are made of, for tests and for exporting masks.
@@ -87,6 +115,7 @@ struct LayerInputs {
   Sequence sequence{};
   Masks masks{};
   int64_t inputs = 0, units = 0, projected = 0;  // I, H, P
+  int64_t first = 0;                             // where its P columns begin in a row of the output
   const T* x = nullptr;                          // [rows, I]
   const T* w_ih = nullptr;                       // [GH, I], not masked yet, as the next two
   const T* w_hh = nullptr;                       // [GH, P]

@@ -16,6 +16,7 @@
 #include "core/sites.h"
 #include "cpu/cells.h"
 #include "cpu/chunks.h"
+#include "cpu/dropout.h"
 #include "cpu/gates_again.h"
 #include "cpu/gemm.h"
 #include "cpu/layer.h"
@@ -49,6 +50,8 @@ class BackwardPass {
         largest_(largest_chunk(p.sequence, most_)),
         groups_(groups_for(p.parallel, tiles_of(P_, LANES), 2.0 * G * B_ * H_ * P_)),
         cell_(p, largest_),
+        reads_(p.parallel, p.sequence, mask_of_x(), largest_),
+        writes_(p.parallel, p.sequence, mask_of_out(), largest_),
         m_ih_(p.w_ih, G * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks),
         m_hh_(p.w_hh, G * H_, P_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks),
         m_hr_(p.w_hr, projects() ? P_ : 0, H_, FLAG_WEIGHT_HR, KIND_WEIGHT_HR, p.masks),
@@ -63,6 +66,7 @@ class BackwardPass {
         operand_(scratch<T>(operand_wanted() ? largest_ * P_ : 0)),
         dprojected_(scratch<T>(projects() ? largest_ * P_ : 0)),
         outputs_(scratch<T>(projects() ? largest_ * H_ : 0)),
+        x_(scratch<T>(reads_.on() && !p.gates ? largest_ * p.inputs : 0)),
         dw_ih_(p.parallel, p.dw_ih, p.inputs, largest_),
         dw_hh_(p.parallel, p.dw_hh, P_, largest_),
         dw_hr_(p.parallel, p.dw_hr, H_, largest_),
@@ -78,17 +82,19 @@ class BackwardPass {
       chunk_ = Chunk::upto(p_.sequence, end, most_);
       if (operand_wanted()) read_operand(p_, cell_, chunk_, operand_.get());
       if (p_.gates) {
+        reads_.draw(chunk_);
         gates_ = p_.gates + chunk_.row * G * H_;
         apart_ = APART ? p_.beside + chunk_.row * H_ : nullptr;
         gradients_ = dgates_.get();
       } else {
-        again_->run(chunk_, operand_.get());
+        again_->run(chunk_, reads_.masked(chunk_, p_.x + chunk_.row * p_.inputs, x_.get()), operand_.get());
         gates_ = again_->gates();
         apart_ = again_->apart();
         gradients_ = APART ? dgates_.get() : again_->gates();  // in the place of gates that are not read again
       }
       watch.lap(INPUT_PRODUCT);
       cell_.draw(chunk_);
+      writes_.draw(chunk_);
       watch.lap(MASKS);
       steps();
       watch.restart();
@@ -108,6 +114,11 @@ class BackwardPass {
  private:
   bool projects() const { return Cell::INFO.projects && p_.w_hr; }
   bool operand_wanted() const { return p_.dw_hh || !p_.gates; }
+  // Those that somebody asks for.
+  RowMask mask_of_x() const {
+    return p_.dx || p_.dw_ih || !p_.gates ? p_.masks.of_rows(false, 0, p_.inputs) : RowMask{};
+  }
+  RowMask mask_of_out() const { return p_.dout ? p_.masks.of_rows(true, p_.first, P_) : RowMask{}; }
   int64_t row_in_chunk(int64_t t, int64_t b) const { return p_.sequence.row(t) + b - chunk_.row; }
   T* dgates(int64_t t, int64_t b) const { return gradients_ + row_in_chunk(t, b) * WIDE * H_; }
   T* through_u(int64_t t, int64_t b) const { return dgates(t, b) + FIRST_OF_U * H_; }
@@ -166,7 +177,7 @@ class BackwardPass {
     const int64_t n = P_ - u;
     const StateSites<Math>& sites = cell_.sites();
     const Drops<Math> drops = cell_.drops(t, b, u);
-    const V dout = p_.dout ? cell_.seen(load(p_.dout + (p_.sequence.row(t) + b) * p_.dout_stride + u, n)) : V{};
+    const V dout = p_.dout ? cell_.seen(at_output(t, b, u)) : V{};
     T* carried = &dh_[b * P_ + u];
     V dh = load(carried, n) + cell_.through(b, u, sum);
     if (!sites.unzoned) dh += dout;
@@ -182,6 +193,12 @@ class BackwardPass {
     } else {
       at_c(t, b, u, drops, dh_new);
     }
+  }
+
+  // The gradient at LANES units of h_t as the output has them, before its mask.
+  V at_output(int64_t t, int64_t b, int64_t u) const {
+    const V given = load(p_.dout + (p_.sequence.row(t) + b) * p_.dout_stride + u, P_ - u);
+    return writes_.apply(row_in_chunk(t, b), u, given);
   }
 
   // With a projection: the gradient at one tile of what it reads.
@@ -232,9 +249,9 @@ class BackwardPass {
     const int64_t rows = chunk_.rows, width = WIDE * H_;
     const T* x = p_.x + chunk_.row * p_.inputs;
     const bool first = chunk_.end == p_.sequence.steps;
-    if (p_.dx) input_gradient(p_.parallel, gradients_, rows, width, *w_ih_, p_.dx + chunk_.row * p_.inputs);
+    if (p_.dx) input_gradient(p_.parallel, gradients_, rows, width, *w_ih_, reads_, p_.dx + chunk_.row * p_.inputs);
     if (p_.dw_ih || p_.dw_hh || p_.db_ih) {
-      dw_ih_.chunk(x, rows);
+      dw_ih_.chunk(x, rows, reads_);
       dw_hh_.chunk(operand_.get(), rows);
       if constexpr (APART) {
         add_weight_gradients<T>(p_.parallel, gradients_, rows, width, width, H_, first,
@@ -275,6 +292,7 @@ class BackwardPass {
   const int64_t H_, P_, B_, most_, largest_;
   const int groups_;
   Cell cell_;
+  RowMasks<T> reads_, writes_;
   const MaskedWeight<T> m_ih_, m_hh_, m_hr_;
   const Columns of_h_, of_outputs_;
   Buffer<T> w_hh_, w_hr_;
@@ -285,6 +303,7 @@ class BackwardPass {
   Buffer<T> operand_;     // [rows of a chunk, P]: what the recurrent product read
   Buffer<T> dprojected_;  // [rows of a chunk, P]: with a projection, gradients at its product
   Buffer<T> outputs_;     // [rows of a chunk, H]: what the projection read
+  Buffer<T> x_;           // [rows of a chunk, I]: the input, where it is masked and gates are computed again
   WeightGradient<T> dw_ih_, dw_hh_, dw_hr_;
   std::unique_ptr<GatesAgain<T, Cell>> again_;  // where the forward kept no gates
   Chunk chunk_{};

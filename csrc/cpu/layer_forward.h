@@ -10,6 +10,7 @@
 #include "core/sites.h"
 #include "cpu/cells.h"
 #include "cpu/chunks.h"
+#include "cpu/dropout.h"
 #include "cpu/gemm.h"
 #include "cpu/layer.h"
 #include "cpu/pack.h"
@@ -40,11 +41,14 @@ class ForwardPass {
         B_(p.sequence.batch),
         most_(chunk_rows<T>(p.sequence, G * H_)),
         cell_(p, largest_chunk(p.sequence, most_)),
+        reads_(p.parallel, p.sequence, p.masks.of_rows(false, 0, p.inputs), largest_chunk(p.sequence, most_)),
+        writes_(p.parallel, p.sequence, p.masks.of_rows(true, p.first, P_), largest_chunk(p.sequence, most_)),
         m_ih_(p.w_ih, G * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks),
         w_ih_(p.parallel, m_ih_, p.keep == KEEP_STATES ? sparing_packing(p, m_ih_) : Packing::AT_ONCE),
         w_hh_(pack_gates<G>(p.parallel, MaskedWeight<T>(p.w_hh, G * H_, P_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks))),
         w_hr_(nullptr, nullptr),
         buffer_(scratch<T>(p.gates ? 0 : largest_chunk(p.sequence, most_) * G * H_)),
+        x_(scratch<T>(reads_.on() ? largest_chunk(p.sequence, most_) * p.inputs : 0)),
         read_(scratch<T>(2 * B_ * P_)),
         h_(scratch<T>(B_ * P_)),
         c_(scratch<T>(HAS_C ? B_ * H_ : 0)),
@@ -59,9 +63,12 @@ class ForwardPass {
     for (int64_t begin = 0; begin < p_.sequence.steps; begin = chunk_.end) {
       chunk_ = Chunk::from(p_.sequence, begin, most_);
       gates_ = p_.gates ? p_.gates + chunk_.row * G * H_ : buffer_.get();
-      input_product<G>(p_.parallel, p_.x + chunk_.row * p_.inputs, chunk_.rows, w_ih_, cell_.bias(), gates_);
+      const T* const x = reads_.masked(chunk_, p_.x + chunk_.row * p_.inputs, x_.get());
+      watch.lap(DROP_ROWS);
+      input_product<G>(p_.parallel, x, chunk_.rows, w_ih_, cell_.bias(), gates_);
       watch.lap(INPUT_PRODUCT);
       cell_.draw(chunk_);
+      writes_.draw(chunk_);
       watch.lap(MASKS);
       steps();
       watch.restart();
@@ -143,13 +150,14 @@ class ForwardPass {
         });
   }
 
-  // Zoneout of h, and everything that h goes to.
+  // Zoneout of h, and everything that h goes to. The mask of the output is on the output alone.
   void finish(int64_t s, int64_t t, int64_t b, int64_t u, Mask<T> keep, V h_old, V h_new) {
     const int64_t n = P_ - u, row = p_.sequence.row(t) + b;
     const V h = Zone<Math>::mix(cell_.sites().zone_h, keep, h_old, h_new), seen = cell_.seen(h);
     store(&h_[b * P_ + u], h, n);
     store(&read_[(((s + 1) % 2) * B_ + b) * P_ + u], cell_.read(b, u, h), n);
-    store(p_.out + row * p_.out_stride + u, cell_.sites().unzoned ? cell_.seen(h_new) : seen, n);
+    const V written = writes_.apply(row - chunk_.row, u, cell_.sites().unzoned ? cell_.seen(h_new) : seen);
+    store(p_.out + row * p_.out_stride + u, written, n);
     if (p_.states) store(p_.states + row * P_ + u, h, n);
     if (ends(p_.sequence, t, b)) store(p_.h_n + b * P_ + u, seen, n);
   }
@@ -157,10 +165,12 @@ class ForwardPass {
   const LayerForward<T>& p_;
   const int64_t H_, P_, B_, most_;
   Cell cell_;
+  RowMasks<T> reads_, writes_;
   const MaskedWeight<T> m_ih_;
   const GateTiles<G, T> w_ih_;
   Buffer<T> w_hh_, w_hr_;
   Buffer<T> buffer_;   // [rows of a chunk, GH]: gates that are not kept
+  Buffer<T> x_;        // [rows of a chunk, I]: the input, where it is masked
   Buffer<T> read_;     // [2, B, P]: h as the recurrent product sees it, of this step and of the next
   Buffer<T> h_, c_;    // [B, P], [B, H]: the state; each unit is touched by its owner alone
   Buffer<T> outputs_;  // [B, H]: with a projection, what it reads

@@ -167,11 +167,24 @@ struct Row {
   uint64_t threshold;
   uint8_t* bits;
 
-  FRD_MEMBER void draw(const RoundKeys& keys, int64_t width) const {
-    for (int64_t first = 0; first < width; first += BLOCK)
-      store(bits + first / 8, FRD_ISA::draw(static_cast<uint32_t>(first), row, step, stream, keys, threshold));
+  // Elements first .. first + width; first % BLOCK == 0.
+  FRD_MEMBER void draw(const RoundKeys& keys, int64_t width, int64_t first = 0) const {
+    for (int64_t i = 0; i < width; i += BLOCK)
+      store(bits + i / 8, FRD_ISA::draw(static_cast<uint32_t>(first + i), row, step, stream, keys, threshold));
   }
 };
+// Calls body(t, b, row) for the rows of a chunk, numbered from its first one on; `work`: numbers a row touches.
+template <class Body>
+void each_row(const Parallel& parallel, const Sequence& sequence, const Chunk& chunk, int64_t work, Body&& body) {
+  parallel.each(chunk.rows, work, [&](int64_t begin, int64_t end) {
+    for (int64_t s = chunk.begin; s < chunk.end; ++s) {
+      const int64_t t = sequence.time(s), row = sequence.row(t) - chunk.row;
+      const int64_t first = begin > row ? begin - row : 0, last = least(sequence.active(t), end - row);
+      for (int64_t b = first; b < last; ++b) body(t, b, row + b);
+    }
+  });
+}
+
 // Bytes that a row of `width` elements takes.
 inline int64_t bytes_of(int64_t width) { return tiles_of(width, BLOCK) * LANES; }
 
@@ -182,7 +195,7 @@ class StateMasks {
  public:
   // width: how many units have masks (H; unit indices of a projected h start at 0 too). most: rows of a chunk.
   StateMasks(const Parallel& parallel, const Masks& masks, const Sequence& sequence, int64_t width, int64_t most)
-      : parallel_(parallel), masks_(masks), sequence_(sequence), keys_(masks.state), width_(width) {
+      : parallel_(parallel), masks_(masks), sequence_(sequence), keys_(masks.keys[GROUP_STATE]), width_(width) {
     const uint32_t flags = (masks.flags & FLAG_MASKS_ON) ? masks.flags : 0;
     int64_t of_step = 0, of_sequence = 0;
     for (int s = 0; s < NUM_STATE_SITES; ++s) {
@@ -213,13 +226,7 @@ class StateMasks {
   void draw(const Chunk& chunk) {
     first_row_ = chunk.row;
     if (!step_bytes_) return;
-    parallel_.each(chunk.rows, step_bytes_ * 8, [&](int64_t begin, int64_t end) {
-      for (int64_t s = chunk.begin; s < chunk.end; ++s) {
-        const int64_t t = sequence_.time(s), row = sequence_.row(t) - chunk.row;
-        const int64_t first = begin > row ? begin - row : 0, last = least(sequence_.active(t), end - row);
-        for (int64_t b = first; b < last; ++b) draw_step(t, b);
-      }
-    });
+    each_row(parallel_, sequence_, chunk, step_bytes_ * 8, [&](int64_t t, int64_t b, int64_t) { draw_step(t, b); });
   }
 
   bool dead_units() const { return sites_[STATE_MEMORY].on && !sites_[STATE_MEMORY].per_step; }
@@ -274,7 +281,7 @@ class StateMasks {
         Row{site.stream, example, SEQ, site.threshold, bits + site.place}.draw(keys_, width_);
     if (hidden_.on) {
       const uint32_t row = (masks_.flags & FLAG_HIDDEN_BATCH_SHARED) ? SEQ : example;
-      Row{hidden_.stream, row, SEQ, hidden_.threshold, bits + hidden_.place}.draw(RoundKeys(masks_.hidden), width_);
+      Row{hidden_.stream, row, SEQ, hidden_.threshold, bits + hidden_.place}.draw(RoundKeys(masks_.keys[GROUP_HIDDEN]), width_);
     }
   }
 

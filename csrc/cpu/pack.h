@@ -40,8 +40,8 @@ class MaskedWeight {
         threshold_(masks.thresholds[SITE_WEIGHT_DROPOUT]),
         scale_(T(keep_scale(threshold_))),
         stream_(stream_of(by_row_ ? by_rows(kind) : kind, masks.layer, masks.direction)),
-        key_(masks.weight),
-        keys_(masks.weight) {}
+        key_(masks.keys[GROUP_WEIGHT]),
+        keys_(masks.keys[GROUP_WEIGHT]) {}
 
   bool on() const { return on_; }
   int64_t rows() const { return plain_.rows; }

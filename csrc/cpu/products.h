@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cpu/dropout.h"
 #include "cpu/gemm.h"
 #include "cpu/layer.h"
 #include "cpu/pack.h"
@@ -54,17 +55,19 @@ void input_product(const Parallel& parallel, const T* x, int64_t rows, const Gat
   });
 }
 
-// The gradient of a layer's input: dx[row] = dgates[row] * W, for `rows` rows of `stride` numbers.
+// The gradient of a layer's input: dx[row] = dgates[row] * W, masked as x was, for `rows` rows of `stride` numbers.
 template <class T>
 void input_gradient(const Parallel& parallel, const T* dgates, int64_t rows, int64_t stride, const ColumnTiles<T>& w,
-                    T* dx) {
+                    const RowMasks<T>& masks, T* dx) {
   const int64_t k = w.rows(), inputs = w.columns();
   each_tile(
       parallel, w.layout().tiles, rows, w.fewest_rows(), 4 * LANES * k, [&](int64_t tile, int64_t begin, int64_t end) {
         const Buffer<T> room = scratch<T>(w.room());
         product(
             w.layout(), tile, begin, end, [&](int64_t row) { return dgates + row * stride; }, w.at(tile, room.get()), k,
-            [&](int64_t row, int64_t column, Vec<T> sum) { store(dx + row * inputs + column, sum, inputs - column); });
+            [&](int64_t row, int64_t column, Vec<T> sum) {
+              store(dx + row * inputs + column, masks.apply(row, column, sum), inputs - column);
+            });
       });
 }
 
@@ -84,9 +87,9 @@ class WeightGradient {
   int64_t tiles() const { return target_ ? layout_.tiles : 0; }
 
   // The next chunk: what the weight was multiplied with, right [k, columns].
-  void chunk(const T* right, int64_t k) {
-    if (!target_) return;
-    pack_columns(parallel_, layout_, Plain<T>{right, k, columns_}, k, packed_.get());
+  void chunk(const T* right, int64_t k) { pack(Plain<T>{right, k, columns_}, k); }
+  void chunk(const T* right, int64_t k, const RowMasks<T>& masks) {
+    pack(MaskedRows<T>{{right, k, columns_}, masks}, k);
   }
 
   // Rows [row, row + n), the columns of one tile; left [n, k] are the gradients at what the weight gave.
@@ -100,6 +103,11 @@ class WeightGradient {
   }
 
  private:
+  template <class Matrix>
+  void pack(const Matrix& right, int64_t k) {
+    if (target_) pack_columns(parallel_, layout_, right, k, packed_.get());
+  }
+
   const Parallel& parallel_;
   T* const target_;
   const int64_t columns_;

@@ -162,6 +162,12 @@ def _sites_around(layer: Layer, pieces: int) -> list[Work]:
     return [_kernel("drop_rows", rows * width, 2 * e, 2 * e, pieces) for width in (shape.inputs, shape.units)]
 
 
+def _input_again(layer: Layer, pieces: int) -> list[Work]:
+    """The masked input once more in backward, for the gradient of W: a layer that masks what it reads keeps no copy."""
+    e = layer.e
+    return [_kernel("drop_rows", layer.rows / pieces * layer.shape.inputs, 2 * e, 2 * e, pieces)]
+
+
 def _once(layer: Layer) -> list[Work]:
     """Keys and rates, masks of a sequence, the masked U: in forward, and again in backward."""
     shape, e = layer.shape, layer.e
@@ -204,6 +210,7 @@ def alternating(layer: Layer) -> tuple[list[Work], list[Work]]:
     columns = ((G - 1) * H, H, G * H) if row.apart else (G * H,)
     last = [
         *_sites_around(layer, layer.pieces),
+        *_input_again(layer, layer.pieces),
         *_once(layer),
         *([_kernel("masked_weight", G * H * I, 2 * e, e)] * row.apart),  # W with its rows in another order
         _kernel("operand", N * H / layer.pieces, 2 * e + 1, 2 * e, layer.pieces),
@@ -268,6 +275,7 @@ def _triton(layer: Layer, steps: tuple[list[Work], list[Work]]) -> tuple[list[Wo
     first = [*around, *enters, *_input_products(layer), *steps[0]]
     last = [
         *around,
+        *_input_again(layer, layer.runs),
         _kernel("operands", layer.rows * H / layer.runs, 2 * e, 2 * e, layer.runs),
         *steps[1],
         *leaves,

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..sites import FLAG, GROUPS, LOW, SEQ, SITES, STATE_SITES, bad_threshold
+from ..sites import FLAG, GROUPS, LOW, OUTER_SITES, SEQ, SITES, STATE_SITES, bad_threshold
 
-_DRAWING = ("HIDDEN", "WEIGHT_HH", "WEIGHT_IH", "WEIGHT_HR", *(site.flag for site in STATE_SITES))
+_DRAWING = ("HIDDEN", "WEIGHT_HH", "WEIGHT_IH", "WEIGHT_HR", *(site.flag for site in (*STATE_SITES, *OUTER_SITES)))
 
 FLOATING = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -98,7 +98,11 @@ def check_random(
 ) -> None:
     """The randomness arguments of a layer."""
     check(0 <= flags < 2 * FLAG["MASKS_ON"], f"flags has bits that mean nothing: {flags}")
-    check(0 <= layer < 2**16, f"layer must be in [0, 65536), got {layer}")
+    reading = [site.name for site in OUTER_SITES if not site.writes and flags & FLAG[site.flag]]
+    check(len(reading) < 2, f"flags has more than one site on what a layer reads: {flags}")
+    # The output draws in the name of the layer that would read it.
+    most = 2**16 - any(flags & FLAG[site.flag] for site in OUTER_SITES if site.writes)
+    check(0 <= layer < most, f"layer must be in [0, {most}), got {layer}")
     check_steps(step_offset, steps)
     check_examples(example_ids, batch)
     if flags:

@@ -116,6 +116,7 @@ class Surroundings(NamedTuple):
     sites: Sites
     weights: WeightMasks
     at_once: bool  # whether the sequence schedule runs it
+    output_masked: bool  # whether the output of all directions will be, so that h is not found there
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -125,7 +126,7 @@ class Surroundings(NamedTuple):
 
 def forward(cell: Cell, layer: Layer, around: Surroundings, keep: int) -> tuple[Tensor, list[Tensor], Kept]:
     """The output of one direction, its last states, and what is kept."""
-    batch, sites, weights, at_once = around
+    batch, sites, weights, at_once, output_masked = around
     p, kernels = Pass(layer.x, layer.b_ih, layer.b_hh, batch, weights), KERNELS[cell.name]
     units, width, rows = layer.units, layer.h0.shape[1], batch.rows
     w_ih, w_hh = weights.masked("weight_ih", layer.w_ih), weights.masked("weight_hh", layer.w_hh)
@@ -170,11 +171,12 @@ def forward(cell: Cell, layer: Layer, around: Surroundings, keep: int) -> tuple[
                 product(f.outputs[:active], w_hr.t(), projected[:active])
                 lstm_step.project_step(f, projected, sites, batch, t)
 
+    states = f.out.view(rows, width) if keep and output_masked and f.states is None else f.states
     last = [sites.read(f.h) if cell.scaled else f.h] + ([] if f.c is None else [f.c])
     kept = Kept(
         gates=p.values(0) if f.gates is None else f.gates,
         beside=beside(0) if f.beside is None else f.beside,
-        states=p.values(0) if f.states is None else f.states,
+        states=p.values(0) if states is None else states,
     )
     return f.out, [state.to(p.dtype) for state in last], kept
 
@@ -197,12 +199,11 @@ def _gates_again(cell: Cell, p: Pass, operand: Tensor, w_ih: Tensor, w_hh: Tenso
 
 
 def _check_backward(
-    cell: Cell, p: Pass, layer: Layer, flags: int, grads: dict[str, Tensor | None], y: Tensor | None, kept: Kept,
+    cell: Cell, p: Pass, layer: Layer, apart: bool, grads: dict[str, Tensor | None], y: Tensor | None, kept: Kept,
     keep: int,
 ) -> Tensor:  # fmt: skip
-    """Returns the h that backward reads, (N, P)."""
+    """Returns the h that backward reads, (N, P); ``apart``: whether it is kept apart from y."""
     units, width, rows = layer.units, layer.h0.shape[1], p.batch.rows
-    apart = output_differs(cell, flags)
     check(apart or y is not None, "y is needed where its h are not kept apart")
     check_floating(**grads)
     check_device(layer.x.device, **grads, **kept._asdict(), y=y)
@@ -289,12 +290,13 @@ def backward(
         grads: of the output and the last states, None where nobody asked for one.
         y: the output, where no h is kept apart from it.
     """
-    batch, sites, weights, at_once = around
+    batch, sites, weights, at_once, output_masked = around
     p, kernels = Pass(layer.x, layer.b_ih, layer.b_hh, batch, weights), KERNELS[cell.name]
     grad_out, grad_h_n, grad_c_n = (*grads, None)[:3]
     kept = keep == Keep.ALL  # otherwise the forward kept no gates
     last = {"grad_h_n": grad_h_n, "grad_c_n": grad_c_n}
-    states = _check_backward(cell, p, layer, weights.flags, last, y, saved, keep)
+    h_apart = output_masked or output_differs(cell, weights.flags)
+    states = _check_backward(cell, p, layer, h_apart, last, y, saved, keep)
     units, width, rows = layer.units, layer.h0.shape[1], batch.rows
     w_ih, w_hh = weights.masked("weight_ih", layer.w_ih), weights.masked("weight_hh", layer.w_hh)
     w_hr = None if layer.w_hr is None else weights.masked("weight_hr", layer.w_hr)

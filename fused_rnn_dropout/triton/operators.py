@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from ..layer_call import Direction, Keep, Kept, LayerCall, needs_of, side_by_side
+from ..layer_call import NEEDS_X, Direction, Keep, Kept, LayerCall, needed, needs_of, side_by_side
 from ..schedules import SCHEDULES, SEQUENCE, sequence_obstacle
-from ..sites import GROUPS, SEQ, SITES
+from ..sites import FLAG, GROUPS, KIND, SEQ, SITE_INDEX, SITES, inner_flags, outer_site
+from ..sites import stream as stream_of
 from . import layer as run
 from . import philox
 from .checks import (
@@ -97,7 +98,7 @@ def _surroundings(call: LayerCall, direction: Direction) -> tuple[Layer, Surroun
     layer = Layer(call.x, *direction[2:])
     layer.check(call.row)
     check_floating(dtype=call.dtype)
-    device, flags = call.x.device, call.flags
+    device, flags = call.x.device, inner_flags(call.flags)
     batch = Batch(call.x, call.batch_sizes, layer.h0.shape[0], direction.reverse)
     check(call.schedule in _NUMBERS, f"schedule must be one of {sorted(_NUMBERS)}, got {call.schedule}")
     at_once = _NUMBERS[call.schedule] == SEQUENCE
@@ -105,7 +106,7 @@ def _surroundings(call: LayerCall, direction: Direction) -> tuple[Layer, Surroun
         obstacle = sequence_obstacle(layer.w_hr is not None, batch.packed, call.dtype, device)
         check(obstacle is None, f"schedule asks for the sequence schedule: {obstacle}")
     random = (call.example_ids, call.rng, call.thresholds)
-    check_random(device, *random, flags, call.layer, call.step_offset, batch.batch, batch.steps)
+    check_random(device, *random, call.flags, call.layer, call.step_offset, batch.batch, batch.steps)
     example_ids, thresholds = (
         None if tensor is None else tensor.contiguous() for tensor in (call.example_ids, call.thresholds)
     )
@@ -116,7 +117,26 @@ def _surroundings(call: LayerCall, direction: Direction) -> tuple[Layer, Surroun
         thresholds, rngs.get("state"), rngs.get("hidden"), example_ids, call.dtype, flags, *where, call.step_offset
     )
     weights = WeightMasks(rngs.get("weight"), thresholds, flags, *where, call.dtype)
-    return layer, Surroundings(batch, sites, weights, at_once)
+    return layer, Surroundings(batch, sites, weights, at_once, outer_site(call.flags, writes=True) is not None)
+
+
+def _masked(call: LayerCall, rows: Tensor, *, writes: bool) -> Tensor:
+    """What a layer reads or writes, of all directions, or its gradient, with the mask of its site: a kernel of its own,
+    since products are torch's.
+    """
+    site = outer_site(call.flags, writes)
+    if site is None:
+        return rows
+    assert call.rng is not None and call.thresholds is not None
+    batch, rng = Batch(call.x, call.batch_sizes, None, False), call.rng[GROUPS.index(site.group)].contiguous()
+    bits = {name for name in site.flags if call.flags & FLAG[name]}
+    shared = any(option.flag in bits for option in site.options if option.name == "batch_shared")
+    ids = None if call.example_ids is None else call.example_ids.contiguous()
+    return drop_rows(
+        rows, batch, rng, call.thresholds.contiguous(), ids,
+        SITE_INDEX[site.name], stream_of(KIND[site.kind], call.layer + writes), site.sequence_flag not in bits, shared,
+        call.step_offset,
+    )  # fmt: skip
 
 
 def _columns(tensor: Tensor | None, call: LayerCall, index: int) -> Tensor | None:
@@ -126,9 +146,11 @@ def _columns(tensor: Tensor | None, call: LayerCall, index: int) -> Tensor | Non
 
 def _forward(call: LayerCall, keep: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     call.check()
-    of_each = [run.forward(call.row, *_surroundings(call, direction), keep) for direction in call.each()]
+    directions = [_surroundings(call, direction) for direction in call.each()]
+    x = _masked(call, call.x, writes=False)
+    of_each = [run.forward(call.row, layer._replace(x=x), around, keep) for layer, around in directions]
     y, last = side_by_side([(out, *finals) for out, finals, _ in of_each])
-    return y, last, [tensor for _, _, kept in of_each for tensor in kept]
+    return _masked(call, y, writes=True), last, [tensor for _, _, kept in of_each for tensor in kept]
 
 
 @_on_its_device
@@ -166,22 +188,28 @@ def layer_backward(
     layer, around = directions[0]
     shape, of_states = around.batch.shape(call.num_directions * layer.h0.shape[1]), call.row.states
     check_shapes({"grad_y": (grad_y, shape), "y": (y, shape)})
+    if grad_y is not None:
+        grad_y = _masked(call, grad_y, writes=True)
+    of_each = [needs_of(needs, index) for index in range(call.num_directions)]
+    reads_x = call.keep == Keep.STATES or any(needed(own, "w_ih") for own in of_each)
+    x = _masked(call, call.x, writes=False) if reads_x else call.x
     dx: Tensor | None = None
     dstates: list[Tensor] = []
     dweights: list[Tensor] = []
     for index, ((layer, around), of_direction) in enumerate(zip(directions, Kept.of_each(kept), strict=True)):
         found = run.backward(
             call.row,
-            layer,
+            layer._replace(x=x),
             around,
             (_columns(grad_y, call, index), *grad_last[index * of_states : (index + 1) * of_states]),
             _columns(y, call, index),
             of_direction,
             call.keep,
-            needs_of(needs, index),
+            of_each[index],
         )
         dx = found[0] if dx is None else dx + found[0]
         dstates += found[1]
         dweights += found[2]
     assert dx is not None
+    dx = _masked(call, dx, writes=False) if needs & NEEDS_X else dx
     return dx, dstates, dweights

@@ -256,9 +256,9 @@ void state_masks(uint32_t flags, int64_t width, bool reverse) {
   };
   for (const StateSite& site : STATE_SITES) {
     const uint32_t step = flags & site.sequence_flag ? SEQ : masks.step_offset;
-    masks.thresholds[site.threshold] = limit_of(kind_of(site, flags), step, masks.state);
+    masks.thresholds[site.threshold] = limit_of(kind_of(site, flags), step, masks.keys[GROUP_STATE]);
   }
-  masks.thresholds[SITE_HIDDEN_DROPOUT] = limit_of(KIND_HIDDEN, SEQ, masks.hidden);
+  masks.thresholds[SITE_HIDDEN_DROPOUT] = limit_of(KIND_HIDDEN, SEQ, masks.keys[GROUP_HIDDEN]);
   StateMasks<T> drawn(PARALLEL, masks, sequence, width, largest_chunk(sequence, batch + 2));
   const bool sampled = flags & FLAG_MASKS_ON;
   for (Chunk chunk{}; chunk.end < steps;) {
@@ -276,7 +276,7 @@ void state_masks(uint32_t flags, int64_t width, bool reverse) {
               const StateSite& row = STATE_SITES[site];
               const bool once = flags & row.sequence_flag;
               const uint32_t step = once ? SEQ : masks.step_offset + static_cast<uint32_t>(t);
-              const uint32_t number = number_of(u, of, step, stream_of(kind_of(row, flags), 3, 1), masks.state);
+              const uint32_t number = number_of(u, of, step, stream_of(kind_of(row, flags), 3, 1), masks.keys[GROUP_STATE]);
               const bool drop = sampled && (flags & row.flag) && number < masks.thresholds[row.threshold];
               EXPECT((drops.of[site][lane] != 0) == drop, "state site %d, flags %x, unit %u", site, flags, u);
               if (site == STATE_MEMORY) EXPECT((dead[lane] != 0) == (once && drop), "dead units, flags %x", flags);
@@ -285,7 +285,7 @@ void state_masks(uint32_t flags, int64_t width, bool reverse) {
             if (sampled && (flags & FLAG_HIDDEN)) {
               const uint64_t p = masks.thresholds[SITE_HIDDEN_DROPOUT];
               const uint32_t row = flags & FLAG_HIDDEN_BATCH_SHARED ? SEQ : of;
-              const bool drop = number_of(u, row, SEQ, stream_of(KIND_HIDDEN, 3, 1), masks.hidden) < p;
+              const bool drop = number_of(u, row, SEQ, stream_of(KIND_HIDDEN, 3, 1), masks.keys[GROUP_HIDDEN]) < p;
               want = drop ? T(0) : T(keep_scale(p));
             }
             EXPECT(hidden[lane] == want, "hidden dropout, flags %x, unit %u", flags, u);

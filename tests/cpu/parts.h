@@ -53,7 +53,7 @@ Masks masks_of(uint32_t flags, uint64_t threshold) {
   Masks masks{};
   masks.flags = flags;
   masks.layer = 3, masks.direction = 1, masks.step_offset = 40;
-  masks.state = {1, 2}, masks.hidden = {3, 4}, masks.weight = {5, 6};
+  for (uint32_t group = 0; group < NUM_GROUPS; ++group) masks.keys[group] = {2 * group + 1, 2 * group + 2};
   for (uint64_t& p : masks.thresholds) p = threshold;
   return masks;
 }
@@ -72,13 +72,13 @@ struct Weight {
     const uint32_t stream = stream_of(kind, masks.layer, masks.direction);
     // The number of some element, so that fields meet the threshold's upper half.
     const uint32_t met = static_cast<uint32_t>(between(0, (by_row ? rows : columns) - 1));
-    const uint64_t p = number_of(met, 0, SEQ, stream, masks.weight);
+    const uint64_t p = number_of(met, 0, SEQ, stream, masks.keys[GROUP_WEIGHT]);
     masks.thresholds[SITE_WEIGHT_DROPOUT] = p;
     masked = given;
     for (uint32_t row = 0; on && row < rows; ++row)
       for (uint32_t column = 0; column < columns; ++column) {
         const uint32_t i = by_row ? row : column, b = by_row ? 0 : row;
-        const bool drop = number_of(i, b, SEQ, stream, masks.weight) < p;
+        const bool drop = number_of(i, b, SEQ, stream, masks.keys[GROUP_WEIGHT]) < p;
         masked[row * columns + column] = drop ? T(0) : T(keep_scale(p)) * given[row * columns + column];
       }
   }

@@ -94,8 +94,7 @@ struct Configuration {
     masks.direction = reverse;
     masks.step_offset = static_cast<uint32_t>(draw.between(0, 1000));
     masks.example_ids = examples.empty() ? nullptr : examples.data();
-    for (Key* key : {&masks.state, &masks.hidden, &masks.weight})
-      *key = {static_cast<uint32_t>(draw.bits()), static_cast<uint32_t>(draw.bits())};
+    for (Key& key : masks.keys) key = {static_cast<uint32_t>(draw.bits()), static_cast<uint32_t>(draw.bits())};
     for (uint64_t& threshold : masks.thresholds) threshold = draw.one_in(9) ? uint64_t{1} << 32 : draw.bits() >> 33;
   }
   Configuration(const Configuration&) = delete;  // `masks` points into a vector

@@ -415,6 +415,19 @@ def test_cpp_header_has_the_same_state_sites():
     assert {row[3].lower(): row for row in rows} == expected
 
 
+def test_cpp_header_has_the_same_outer_sites():
+    text = (CORE / "outer_sites.h").read_text()
+    [table] = re.findall(r"OUTER_SITES\[\] = {(.*?)};", text, re.DOTALL)
+    table = re.sub(r"\b(FLAG|KIND|SITE|GROUP)_", "", table)
+    rows = [re.split(r",\s*", row) for row in re.findall(r"\{(.*?)\}", table, re.DOTALL)]
+    expected = [
+        [site.flag, site.sequence_flag or "0", {o.name: o.flag for o in site.options}.get("batch_shared", "0"),
+         site.kind, site.name.upper(), site.group.upper(), str(site.writes).lower()]
+        for site in sites.OUTER_SITES
+    ]  # fmt: skip
+    assert rows == expected
+
+
 def test_cpp_header_has_the_same_sites_and_flags():
     assert constants("SITE_") == {name.upper(): index for index, name in enumerate(SITE_NAMES)}
     assert constants("(?=NUM_SITES)") == {"NUM_SITES": len(SITE_NAMES)}
