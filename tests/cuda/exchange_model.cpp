@@ -25,6 +25,7 @@
 #include <cstdlib>
 #include <functional>
 #include <map>
+#include <ranges>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -278,7 +279,10 @@ class Walk {
   }
 
   void add(State s) {
-    for (int a = 0; a < l_.agents; ++a) advance(s, a);
+    for (int a = 0; a < l_.agents - c_.absent; ++a) {
+      if (!c_.polls) add_to_counter(s, a);
+      advance(s, a);
+    }
     ++moves_;
     if (met_.add(s.bytes())) todo_.push_back(std::move(s));
   }
@@ -299,7 +303,7 @@ class Walk {
     if (step > last_step()) return;
     if (c_.flags) poll_flags(s, a);
     for (unsigned rest = needed(a, step) & ~s.read(a); rest; rest &= rest - 1) read(s, a, __builtin_ctz(rest));
-    if (!c_.flags) add_to_counter(s, a);
+    if (State next = s; c_.polls && add_to_counter(next, a)) add(next);
     publish(s, a);
     if (c_.flags) set_flag(s, a);
   }
@@ -345,37 +349,42 @@ class Walk {
   }
 
   // All words of step - 1 have been read: one more for the counter of that step.
-  void add_to_counter(State& s, int a) {
-    const int step = s.step(a), k = step > 1 ? n_.counter_after(step - 1) : 0;
-    if (!k || s.added(a) || (needed(a, step) & ~s.read(a))) return;
-    State next = s;
-    next.added(a) = 1;
+  bool add_to_counter(State& s, int a) {
+    const int step = s.step(a), k = step > 1 && step <= last_step() && !c_.flags ? n_.counter_after(step - 1) : 0;
+    if (!k || s.added(a) || (needed(a, step) & ~s.read(a))) return false;
+    s.added(a) = 1;
     const int counter = c_.counter == "running" ? 1 : k;
-    ++next.count(counter);
-    next.show(a, next.released(counter));
-    add(next);
+    ++s.count(counter);
+    s.show(a, s.released(counter));
+    return true;
+  }
+
+  // Thread 0 looks at the counter that must be full before `next_step` is published. False if it is not.
+  bool look(State& s, int a, int next_step) {
+    const int k = n_.counter_before(next_step);
+    if (k <= s.looked(a)) return true;
+    const int counter = c_.counter == "running" ? 1 : k, full = c_.counter == "running" ? k * c_.blocks : c_.blocks;
+    if (s.count(counter) < full) return false;
+    s.looked(a) = static_cast<Byte>(k);
+    s.see(a, s.released(counter));
+    if (counter == k && std::ranges::all_of(std::views::iota(0, l_.agents), [&](int b) { return s.looked(b) >= k; }))
+      std::fill_n(s.released(k), l_.addresses, Byte{0});  // nobody will look again
+    return true;
   }
 
   void publish(State& s, int a) {
     const int next_step = s.published(a) + 1;
     if (next_step > c_.steps) return;
-    const int k = n_.counter_before(next_step);
-    if (k > s.looked(a)) {  // thread 0 looks at a counter
-      const int counter = c_.counter == "running" ? 1 : k, full = c_.counter == "running" ? k * c_.blocks : c_.blocks;
-      if (s.count(counter) < full) return;
-      State next = s;
-      next.looked(a) = static_cast<Byte>(k);
-      next.see(a, next.released(counter));
-      add(next);
-      return;
-    }
     if ((waits(a) || c_.flags) && next_step != s.step(a)) return;
     const unsigned all = (1u << c_.blocks) - 1;
     if (c_.flags && next_step > 1 && s.ready(a) != all) return;
     if (c_.flags && c_.flag == "first" && s.added(a) < next_step) return;
     const unsigned mine = own_words(next_step);
+    State looked = s;
+    if (!look(looked, a, next_step)) return;
+    if (c_.polls && looked.looked(a) != s.looked(a)) add(looked);
     if (!mine) {
-      State next = s;
+      State next = looked;
       next.published(a) = static_cast<Byte>(next_step);
       add(next);
       return;
@@ -384,7 +393,7 @@ class Walk {
       const int i = __builtin_ctz(rest), row = i / c_.words;
       if (waits(a) && (needed(a, s.step(a), row) & ~s.read(a))) continue;
       const int own_step = own(row, next_step), at = address(word_of(a % c_.blocks, row, i % c_.words), own_step);
-      State next = s;
+      State next = looked;
       next.entry(at, next.length(at)) = static_cast<Byte>(own_step | call_of(a) << 7);
       next.view(a, at) = next.length(at)++;
       next.stored(a) |= static_cast<Byte>(1u << i);
