@@ -8,6 +8,7 @@
 
 #include "block.h"
 #include "sanitizers.h"
+#include "weak_memory.h"
 
 #include <cstdint>
 #include <deque>
@@ -60,6 +61,13 @@ class Scheduler {
   // all of them. A collective that `orders` memory may be called from different lines, as __syncwarp may.
   void meet(unsigned mask, const char* what, const Where& where, bool orders, void* record, Meeting::Answer answer);
 
+  // One of first .. last, of which a relaxed load has the choice. In order: the last.
+  uint32_t choose(uint32_t first, uint32_t last) {
+    if (in_order_ || first == last) return last;
+    return random_.below(lateness_) ? first : first + static_cast<uint32_t>(random_.below(last - first + 1));
+  }
+  WeakMemory weak;
+
   // Gives others a turn.
   void yield(const Where& where);
   // The same now and then: atomics are where threads that do not wait for each other meet.
@@ -105,6 +113,7 @@ class Scheduler {
   Random random_;
   const uint64_t spell_ = uint64_t{8} * launch_.block.x * launch_.block.y * launch_.block.z;  // turns, on average
   bool newest_first_ = random_.below(2) == 0;
+  const uint64_t lateness_ = uint64_t{1} << 2 * random_.below(4);  // one load of so many looks beyond what it must
   const size_t dynamic_limit_;
   Fiber main_;
   std::vector<std::unique_ptr<Block>> resident_;

@@ -14,11 +14,12 @@
 
 #include "faults.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <map>
 #include <memory>
-#include <string>
 #include <unordered_map>
 #include <vector>
 
@@ -37,14 +38,12 @@ struct OwnView {
   std::unordered_map<uint32_t, uint32_t> touched;
   std::vector<std::shared_ptr<const View>> acquired;
 
-  void join_into(View& view) {
+  void join_into(View& view) const {
     for (const auto& one : acquired) join(view, *one);
     for (const auto& [word, entry] : touched) {
       if (view.size() <= word) view.resize(word + 1);
       view[word] = std::max(view[word], entry);
     }
-    touched.clear();
-    acquired.clear();
   }
   uint32_t oldest(const View& block, uint32_t word) const {
     uint32_t entry = word < block.size() ? block[word] : 0;
