@@ -22,7 +22,8 @@
 //  7. The stamp and the slot of a row count from the row's own first step, which is 1.
 //  8. Nothing but the exchanged words may be read by another block in the launch.
 //  9. The launch is cooperative, and no two calls share memory.
-// A Ring<S, true> is right without 4 and 5, and Flags without 3 to 5, but a kernel keeps all, since it serves all forms.
+// A Ring<S, true> is right without 4 and 5, and Flags without 3 to 5, but a kernel keeps all, since it serves all
+// forms.
 //
 // A step t of a kernel, by all threads of a block; threads are numbered by threadIdx.x:
 //     x.begin_read(t - 1);   x.read<Word>(...) of all words of t - 1
@@ -128,7 +129,7 @@ struct AtMostOne<__half> {
 
 // What a group of blocks tells each other beside the words. `signals` and the words are zero before the launch.
 struct Group {
-  uint32_t* signals;      // [Form::signals(steps, blocks)]
+  uint32_t* signals;       // [Form::signals(steps, blocks)]
   unsigned block, blocks;  // this one, and how many
   uint32_t zero;           // 0, which comes from outside, so that no compiler knows it
 };

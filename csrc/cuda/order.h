@@ -15,25 +15,25 @@
 namespace frd::cuda {
 
 #define FRD_LOADS(name, ptx)                                                                                           \
-  __device__ __forceinline__ void name(const uint32_t* at, uint32_t(&r)[1]) {                                          \
+  __device__ __forceinline__ void name(const uint32_t* at, uint32_t (&r)[1]) {                                         \
     asm volatile(ptx ".b32 %0, [%1];" : "=r"(r[0]) : "l"(__cvta_generic_to_global(at)) : "memory");                    \
   }                                                                                                                    \
-  __device__ __forceinline__ void name(const uint32_t* at, uint32_t(&r)[2]) {                                          \
+  __device__ __forceinline__ void name(const uint32_t* at, uint32_t (&r)[2]) {                                         \
     asm volatile(ptx ".v2.b32 {%0, %1}, [%2];"                                                                         \
                  : "=r"(r[0]), "=r"(r[1])                                                                              \
                  : "l"(__cvta_generic_to_global(at))                                                                   \
                  : "memory");                                                                                          \
   }                                                                                                                    \
-  __device__ __forceinline__ void name(const uint32_t* at, uint32_t(&r)[4]) {                                          \
+  __device__ __forceinline__ void name(const uint32_t* at, uint32_t (&r)[4]) {                                         \
     asm volatile(ptx ".v4.b32 {%0, %1, %2, %3}, [%4];"                                                                 \
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])                                                      \
                  : "l"(__cvta_generic_to_global(at))                                                                   \
                  : "memory");                                                                                          \
   }                                                                                                                    \
-  __device__ __forceinline__ void name(const uint64_t* at, uint64_t(&r)[1]) {                                          \
+  __device__ __forceinline__ void name(const uint64_t* at, uint64_t (&r)[1]) {                                         \
     asm volatile(ptx ".b64 %0, [%1];" : "=l"(r[0]) : "l"(__cvta_generic_to_global(at)) : "memory");                    \
   }                                                                                                                    \
-  __device__ __forceinline__ void name(const uint64_t* at, uint64_t(&r)[2]) {                                          \
+  __device__ __forceinline__ void name(const uint64_t* at, uint64_t (&r)[2]) {                                         \
     asm volatile(ptx ".v2.b64 {%0, %1}, [%2];"                                                                         \
                  : "=l"(r[0]), "=l"(r[1])                                                                              \
                  : "l"(__cvta_generic_to_global(at))                                                                   \
@@ -68,10 +68,7 @@ __device__ __forceinline__ void store_release(uint32_t* at, uint32_t value) {
 
 // *at += value. Those that follow one another on a word pass on what was released before.
 __device__ __forceinline__ void add_release(uint32_t* at, uint32_t value) {
-  asm volatile("red.release.gpu.global.add.u32 [%0], %1;"
-               :
-               : "l"(__cvta_generic_to_global(at)), "r"(value)
-               : "memory");
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" : : "l"(__cvta_generic_to_global(at)), "r"(value) : "memory");
 }
 
 }  // namespace frd::cuda

@@ -7,8 +7,8 @@
 // What is executed is the protocol of csrc/cuda/exchange.h with the numbers of csrc/cuda/ring.h, on a memory that is as
 // unkind as PTX's model lets it be:
 // - Of each word there is a history, one order for all (coherence). A relaxed load returns any entry that is not older
-//   than what the reader must have seen; so stores come into sight arbitrarily late, to each reader at another time, and
-//   in any order across words.
+//   than what the reader must have seen; so stores come into sight arbitrarily late, to each reader at another time,
+//   and in any order across words.
 // - What a reader must have seen of a word: what it has read or written there itself, and, by acquiring what others
 //   released, all that they had seen or written by then (causality).
 // - A store waits for the loads that it depends on, and for nothing else. With depends=0 it waits for none: it may be
@@ -16,8 +16,8 @@
 // A block is one reader: its threads are joined by a barrier in each step, and none of them reads a word twice between.
 //
 // By default a poll that fails is not a step of an execution. It only ever makes the reader see newer entries, so that
-// it must see newer ones later: whatever can follow it can follow without it, but for one thing, that the right entry is
-// passed over. So it counts as a fault at once if a newer entry than the right one can be read while that is still
+// it must see newer ones later: whatever can follow it can follow without it, but for one thing, that the right entry
+// is passed over. So it counts as a fault at once if a newer entry than the right one can be read while that is still
 // waited for. polls=1 walks through the failing polls as well, and must come to the same verdict.
 #include <algorithm>
 #include <cstdint>
@@ -51,8 +51,8 @@ struct Numbers {
 };
 
 struct Case {
-  bool flags = false;       // data and a flag for each producer; otherwise words that show their step
-  bool strict = true;       // the ring's handshake
+  bool flags = false;  // data and a flag for each producer; otherwise words that show their step
+  bool strict = true;  // the ring's handshake
   int slots = 2;
   std::string shows = "phase";
   int blocks = 2, calls = 1, steps = 6, words = 1;
@@ -91,7 +91,8 @@ Numbers numbers_of(const Case& c) {
   if (c.shows == "nothing") n.stamp = [](int) { return 0u; };
   if (c.shows == "parity") n.stamp = [](int t) { return static_cast<unsigned>(t & 1); };
   if (c.shows == "zero first") n.stamp = [phase = n.stamp](int t) { return phase(t) ^ 1; };
-  if (c.counter == "early") n.counter_before = [before = n.counter_before](int t) { return std::max(0, before(t) - 1); };
+  if (c.counter == "early")
+    n.counter_before = [before = n.counter_before](int t) { return std::max(0, before(t) - 1); };
   if (!c.strict || c.counter == "none") n.counter_after = n.counter_before = [](int) { return 0; };
   return n;
 }
@@ -143,7 +144,9 @@ class State {
   Byte& published(int a) { return agent(a, 3); }
   Byte& stored(int a) { return agent(a, 4); }
   Byte& looked(int a) { return agent(a, 5); }
-  Byte& added(int a) { return agent(a, 6); }  // whether it did after the step that it reads; flags: the last that it set
+  Byte& added(int a) {
+    return agent(a, 6);
+  }  // whether it did after the step that it reads; flags: the last that it set
   Byte& ready(int a) { return agent(a, 7); }  // flags: of which blocks it has the flag of the step before
   Byte& flag_view(int a, int b) { return agent(a, 8 + b); }
   unsigned read(int a) { return read_low(a) | static_cast<unsigned>(read_high(a)) << 8; }
@@ -153,7 +156,7 @@ class State {
   Byte& entry(int address, int i) { return at(l_->at_entries + address * l_->entries + i); }
   Byte& view(int a, int address) { return at(l_->at_views + a * l_->addresses + address); }
   Byte& count(int k) { return at(l_->at_counts + k); }
-  Byte* released(int k) { return &at(l_->at_released + k * l_->addresses); }                   // of addresses
+  Byte* released(int k) { return &at(l_->at_released + k * l_->addresses); }                           // of addresses
   Byte* flag(int b, int i) { return &at(l_->at_flags + (b * l_->flag_entries + i) * l_->addresses); }  // the same
 
   void see(int a, const Byte* what) {
@@ -250,7 +253,8 @@ class Walk {
   // Words of step - 1 that are read for `step`, of one row or of all.
   unsigned needed(int a, int step, int only_row = -1) const {
     unsigned mask = 0;
-    const bool skips = a == 0 && ((c_.skips == "third" && step % 3 == 0) || (c_.skips == "round" && step > 4 && step < 9));
+    const bool skips =
+        a == 0 && ((c_.skips == "third" && step % 3 == 0) || (c_.skips == "round" && step > 4 && step < 9));
     for (int block = 0; block < c_.blocks; ++block)
       for (int row = 0; row < l_.rows; ++row) {
         if (only_row >= 0 && row != only_row) continue;
@@ -292,7 +296,8 @@ class Walk {
     const int step = s.step(a);
     if (step > last_step() || (needed(a, step) & ~s.read(a))) return;
     if (step <= c_.steps && s.published(a) < step) return;
-    if (c_.flags ? step <= c_.steps && s.added(a) < step : n_.counter_after(step - 1) && step > 1 && !s.added(a)) return;
+    if (c_.flags ? step <= c_.steps && s.added(a) < step : n_.counter_after(step - 1) && step > 1 && !s.added(a))
+      return;
     s.step(a) = static_cast<Byte>(step + 1);
     s.read_low(a) = s.read_high(a) = s.ready(a) = 0;
     if (!c_.flags) s.added(a) = 0;

@@ -1,4 +1,5 @@
-// One exchange in each form, alone in a kernel, for tools/check_polls.py to look at its machine code: no loop but polls.
+// One exchange in each form, alone in a kernel, for tools/check_polls.py to look at its machine code: no loop but
+// polls.
 #include "cuda/exchange.h"
 
 namespace frd::cuda::probe {

@@ -5,6 +5,7 @@
 #include "scheduler.h"
 #include "weak_memory.h"
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <memory>
@@ -37,7 +38,8 @@ T load_word(const T* at, bool acquires, const char* what, const Where& where) {
   view.touched[word.number] = entry;
   if (acquires) {
     acquire(const_cast<T*>(at));
-    if (const auto& released = word.history[entry].released) view.acquired.push_back(released);
+    const auto& released = word.history[entry].released;
+    if (released && !std::ranges::count(view.acquired, released)) view.acquired.push_back(released);
   }
   return static_cast<T>(word.history[entry].bits);
 }
@@ -67,7 +69,7 @@ template <class T, size_t N>
 void load_words(const T* at, T (&r)[N], bool weak, const char* what, const Where& where) {
   static_assert(sizeof(r) <= 16);
   if (reinterpret_cast<uintptr_t>(at) % sizeof(r) != 0) throw Fault(text(what, where) + ": an address not aligned");
-  if (!weak) Scheduler::running().maybe_yield(where);
+  if (!weak) Scheduler::running().poll(where);
   const size_t first = Scheduler::running().choose(0, N - 1);  // in any order
   for (size_t i = 0; i < N; ++i) {
     const T* const one = at + (first + i) % N;
@@ -98,7 +100,7 @@ void store_weak(T* at, std::type_identity_t<T> value, FRD_WHERE) {
   *const_cast<volatile T*>(at) = value;  // for ThreadSanitizer to see
 }
 inline uint32_t load_acquire(const uint32_t* at, FRD_WHERE) {
-  host::Scheduler::running().maybe_yield(where);
+  host::Scheduler::running().poll(where);
   return host::load_word(at, true, "load_acquire", where);
 }
 inline void store_release(uint32_t* at, uint32_t value, FRD_WHERE) {

@@ -61,6 +61,13 @@ class Scheduler {
   // all of them. A collective that `orders` memory may be called from different lines, as __syncwarp may.
   void meet(unsigned mask, const char* what, const Where& where, bool orders, void* record, Meeting::Answer answer);
 
+  // A load that may be one of a loop which waits for another thread. Costs more than a yield, so fewer are let pass.
+  void poll(const Where& where) {
+    Unchecked own;
+    idle_turns_ += SPIN_LIMIT / POLL_LIMIT - 1;
+    yield(where);
+  }
+
   // One of first .. last, of which a relaxed load has the choice. In order: the last.
   uint32_t choose(uint32_t first, uint32_t last) {
     if (in_order_ || first == last) return last;
@@ -80,6 +87,7 @@ class Scheduler {
   struct Cancelled {};  // thrown in the threads of a launch that has failed, so that they leave
 
   static constexpr uint64_t SPIN_LIMIT = 10'000'000;  // turns in a row in which threads did nothing but yield
+  static constexpr uint64_t POLL_LIMIT = 1'000'000;   // the same of turns in which they polled
   static constexpr size_t RESIDENT = 3;               // blocks of an ordinary launch, if not in order
 
   unsigned blocks() const { return launch_.grid.x * launch_.grid.y * launch_.grid.z; }

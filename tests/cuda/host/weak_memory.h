@@ -1,4 +1,5 @@
-// Global memory that blocks of one launch share, as unkind as PTX's memory model allows: what csrc/cuda/order.h touches.
+// Global memory that blocks of one launch share, as unkind as PTX's memory model allows: what csrc/cuda/order.h
+// touches.
 //
 // Each word has a history. A load returns any entry that is not older than what its thread must have seen, so that a
 // store comes into sight as late as it likes, to each thread at another time, in any order across words. A thread must
