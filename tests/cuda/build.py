@@ -1,6 +1,6 @@
 """Builds and loads the tests' module that runs CUDA kernels on the host: ``load()``.
 
-It is compiled from module.cpp, operators.cpp and selftest.cu beside this file, csrc/cuda/*.cu and
+It is compiled from module.cpp, operators.cpp, selftest.cu and exchange.cu beside this file, csrc/cuda/*.cu and
 csrc/cuda/schedules/*.cpp as C++, and csrc/bind/cuda_*.cpp against torch's stable ABI,
 with the compiler that CXX names (default c++). No CUDA toolkit is needed.
 
@@ -48,6 +48,7 @@ def sources() -> list[Path]:
     return [
         ROOT / "tests/cuda/module.cpp",
         ROOT / "tests/cuda/selftest.cu",
+        ROOT / "tests/cuda/exchange.cu",
         ROOT / "tests/cuda/operators.cpp",
         *sorted(ROOT.glob("csrc/cuda/*.cu")),
         *sorted(ROOT.glob("csrc/cuda/schedules/*.cpp")),

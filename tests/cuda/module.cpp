@@ -1,6 +1,7 @@
 // The tests' Python module: CUDA's sources, run by the host shim. Built and loaded by build.py.
 //
 // Each part of it is a function that adds to the module; its kernels and launchers are in csrc/cuda.
+#include "exchange.h"
 #include "host/shim.h"
 #include "selftest.h"
 
@@ -50,10 +51,24 @@ void add_selftest(py::module_& m) {
   m.def("two_streams", &selftest::two_streams, "with_event"_a);
 }
 
+void add_exchange(py::module_& m) {
+  namespace exchange = frd::cuda::exchange;
+  m.def(
+      "exchange",
+      [](const std::string& form, const std::string& word, int blocks, int threads, int steps,
+         const std::vector<int>& first, const std::vector<int>& last, int fault, int steps_before) {
+        const auto out = exchange::run({form, word, blocks, threads, steps, first, last, fault, steps_before});
+        return py::array_t<uint64_t>(static_cast<py::ssize_t>(out.size()), out.data());
+      },
+      "form"_a, "word"_a, "blocks"_a, "threads"_a, "steps"_a, "first"_a, "last"_a, "fault"_a = 0, "steps_before"_a = 0,
+      "Runs the kernel of exchange.cu.");
+}
+
 }  // namespace
 
 PYBIND11_MODULE(frd_cuda_host, m) {
   m.doc() = "CUDA kernels and launchers, run on the host.";
   add_shim(m);
   add_selftest(m);
+  add_exchange(m);
 }

@@ -5,6 +5,7 @@
 #include "faults.h"
 #include "fibers.h"
 #include "shared_memory.h"
+#include "weak_memory.h"
 
 #include <array>
 #include <functional>
@@ -34,6 +35,7 @@ struct Thread {
   Where where;
   std::optional<Fiber> fiber;
   Copies copies;
+  OwnView view;
 };
 
 // Addresses by which ThreadSanitizer orders what threads do before and after a barrier: two that take turns, because
@@ -53,6 +55,7 @@ struct Barrier {
   unsigned expected = 0;
   std::vector<Thread*> waiting;  // may be fewer than have arrived
   Phases phases;
+  View view;  // what those who have arrived must have seen
 };
 
 // Lanes of a warp that came to one collective with one mask. Each brings the address of a record; when the last has
@@ -90,6 +93,7 @@ struct Block {
   std::vector<Warp> warps;
   std::array<Barrier, BARRIERS> barriers;
   unsigned at_grid_barrier = 0;
+  View view;  // what all threads of the block must have seen
   std::unique_ptr<Resources> resources;
 };
 

@@ -8,6 +8,7 @@
 
 #include "block.h"
 #include "sanitizers.h"
+#include "weak_memory.h"
 
 #include <cstdint>
 #include <deque>
@@ -60,6 +61,20 @@ class Scheduler {
   // all of them. A collective that `orders` memory may be called from different lines, as __syncwarp may.
   void meet(unsigned mask, const char* what, const Where& where, bool orders, void* record, Meeting::Answer answer);
 
+  // A load that may be one of a loop which waits for another thread. Costs more than a yield, so fewer are let pass.
+  void poll(const Where& where) {
+    Unchecked own;
+    idle_turns_ += SPIN_LIMIT / POLL_LIMIT - 1;
+    yield(where);
+  }
+
+  // One of first .. last, of which a relaxed load has the choice. In order: the last.
+  uint32_t choose(uint32_t first, uint32_t last) {
+    if (in_order_ || first == last) return last;
+    return random_.below(lateness_) ? first : first + static_cast<uint32_t>(random_.below(last - first + 1));
+  }
+  WeakMemory weak;
+
   // Gives others a turn.
   void yield(const Where& where);
   // The same now and then: atomics are where threads that do not wait for each other meet.
@@ -72,6 +87,7 @@ class Scheduler {
   struct Cancelled {};  // thrown in the threads of a launch that has failed, so that they leave
 
   static constexpr uint64_t SPIN_LIMIT = 10'000'000;  // turns in a row in which threads did nothing but yield
+  static constexpr uint64_t POLL_LIMIT = 1'000'000;   // the same of turns in which they polled
   static constexpr size_t RESIDENT = 3;               // blocks of an ordinary launch, if not in order
 
   unsigned blocks() const { return launch_.grid.x * launch_.grid.y * launch_.grid.z; }
@@ -105,6 +121,7 @@ class Scheduler {
   Random random_;
   const uint64_t spell_ = uint64_t{8} * launch_.block.x * launch_.block.y * launch_.block.z;  // turns, on average
   bool newest_first_ = random_.below(2) == 0;
+  const uint64_t lateness_ = uint64_t{1} << 2 * random_.below(4);  // one load of so many looks beyond what it must
   const size_t dynamic_limit_;
   Fiber main_;
   std::vector<std::unique_ptr<Block>> resident_;

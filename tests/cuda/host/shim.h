@@ -7,12 +7,13 @@
 //
 // - scheduler.h: a launch, and whose turn it is; waiting.h: barriers, lanes that meet, deadlock; block.h: their parts
 // - fibers.h, shared_memory.h, copies.h: what a block and its threads run on; faults.h: what wrong kernels end in
-// - collectives.h, atomics.h, maths.h, numbers.h: what kernels call; ptx.h: and through csrc/cuda/ptx.h
+// - collectives.h, atomics.h, maths.h, numbers.h: what kernels call; ptx.h, order.h: and through csrc/cuda's of the
+//   same name; weak_memory.h: what a word of order.h may still look like to others
 // - runtime.h, api.h: launches, streams, events; memory.h: global memory
 // - sanitizers.h: what ThreadSanitizer and AddressSanitizer are told
 //
 // Not emulated: warps whose lanes run in step (nothing in CUDA promises it), caches, constant memory, textures, graphs,
-// weak memory order. A loop that waits for another thread must call an atomic or __nanosleep.
+// weak order but through order.h. A loop that waits for another thread must call an atomic, __nanosleep or order.h.
 #pragma once
 
 #include "api.h"

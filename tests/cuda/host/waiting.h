@@ -32,7 +32,9 @@ inline void Scheduler::arrive(int id, unsigned expected, bool waits, const char*
   release(phase);
   barrier.expected = expected;
   ++barrier.arrived;
+  self.view.join_into(barrier.view);
   if (waits) {
+    self.view = {};  // the block's has it when the barrier opens
     self.state = Thread::WAITING;
     self.waits_at = what;
     self.where = where;
@@ -48,7 +50,14 @@ inline void Scheduler::open_if_full(Barrier& barrier, unsigned expected) {
   if (barrier.arrived == 0 || barrier.arrived != expected) return;
   barrier.arrived = 0;
   barrier.phases.advance();
-  for (Thread* thread : barrier.waiting) wake(*thread);
+  const Block* joined = nullptr;
+  for (Thread* thread : barrier.waiting) {
+    // Of a named barrier the block's other threads see as much: kinder than a GPU, and less to keep.
+    if (thread->block != joined) join(thread->block->view, barrier.view);
+    joined = thread->block;
+    wake(*thread);
+  }
+  barrier.view.clear();
   barrier.waiting.clear();
 }
 
@@ -58,6 +67,9 @@ inline void Scheduler::arrive_at_grid_barrier(const Where& where) {
   if (!launch_.cooperative) throw Fault(text("grid_sync", where) + ": the launch is not cooperative");
   void* const phase = grid_barrier_.phases.now();
   release(phase);
+  join(grid_barrier_.view, self.block->view);
+  self.view.join_into(grid_barrier_.view);
+  self.view = {};
   self.state = Thread::WAITING;
   self.waits_at = "grid_sync";
   self.where = where;

@@ -1,0 +1,145 @@
+"""csrc/cuda/exchange.h on the host, where stores come into sight late and in any order: tests/cuda/exchange.cu.
+
+The kernel is a recurrence of integers in which every word depends on all words of the step before. It is computed here
+once more; a word read wrongly or written over too early changes all that follows. Each planted fault must be seen.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+FORMS = [("strict4", "phased"), ("strict8", "phased"), ("strict4", "tagged"), ("dependence", "phased"),
+         ("dependence", "tagged"), ("flags", "plain")]  # fmt: skip
+MASK = {"phased": 0x40004000, "tagged": 0xFFFF << 48, "plain": 0}
+BITS = {"phased": 32, "tagged": 64, "plain": 32}
+FAULTS = {name: number for number, name in enumerate(
+    ("none", "first valid", "passed over", "early", "group steps", "flag first", "two widths"))}  # fmt: skip
+
+
+class Shape(NamedTuple):
+    blocks: int
+    threads: int
+    steps: int
+    rows: tuple[tuple[int, int], ...]
+    """The first and the last step of each."""
+
+
+SHAPES = {
+    "one step": Shape(2, 32, 1, ((1, 1),)),
+    "two steps": Shape(2, 32, 2, ((1, 2),)),
+    "two blocks": Shape(2, 32, 40, ((1, 40),)),
+    "six blocks of two warps": Shape(6, 64, 20, ((1, 20), (1, 20), (1, 20))),
+    "rows that end": Shape(4, 32, 12, ((1, 12), (1, 9), (1, 9), (1, 2))),
+    "rows that begin late": Shape(4, 32, 16, ((1, 16), (2, 16), (4, 16), (5, 16), (13, 16))),
+}
+
+
+def mix(a: int, b: int) -> int:
+    x = ((a ^ (a >> 15)) * 0x2C1B3C6D + b * 0x9E3779B1) & 0xFFFFFFFF
+    return ((x ^ (x >> 13)) * 0x297A2D39) & 0xFFFFFFFF
+
+
+def expected(shape: Shape, word: str) -> np.ndarray:
+    """The recurrence, step by step."""
+    vector = 128 // BITS[word]
+    words = shape.blocks * vector
+    out = np.zeros((shape.steps + 1, len(shape.rows), words), np.uint64)
+    keep = (1 << BITS[word]) - 1 & ~MASK[word]
+    for row, (first, last) in enumerate(shape.rows):
+        before = [0] * words
+        for step in range(1, shape.steps + 2):
+            total = 0
+            if first <= step - 1 <= last:
+                for i, value in enumerate(before):
+                    pair = i // vector // 2 * 2 * vector  # of producers, whose words drop out together
+                    skip = mix(step, 77 + pair) % 4 == 0
+                    total += mix(0 if skip else (value ^ value >> 32) & 0xFFFFFFFF, i)
+            total &= 0xFFFFFFFF
+            if step > shape.steps:
+                out[shape.steps, row] = total
+            elif first <= step <= last:
+                before = [value if mix(step, 55 + i) % 4 == 0 else mix(total, step * 1000 + i) * 0x100000001 & keep
+                          for i, value in enumerate(before)]  # fmt: skip
+                out[step - 1, row] = before
+    return out.ravel()
+
+
+Run = Callable[..., np.ndarray]
+
+
+@pytest.fixture
+def run(cuda_host: ModuleType) -> Run:
+    def call(form: str, word: str, shape: Shape, seed: int, fault: str = "none", steps_before: int = 0) -> np.ndarray:
+        cuda_host.set_seed(seed)
+        first, last = zip(*shape.rows, strict=True)
+        return cuda_host.exchange(
+            form, word, shape.blocks, shape.threads, shape.steps, first, last, FAULTS[fault], steps_before
+        )
+
+    return call
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize(("form", "word"), FORMS)
+def test_every_word_is_of_its_step(run: Run, form: str, word: str, name: str) -> None:
+    shape = SHAPES[name]
+    want = expected(shape, word)
+    for seed in range(math.ceil(40 / shape.steps)):
+        np.testing.assert_array_equal(run(form, word, shape, seed), want, err_msg=f"seed {seed}")
+
+
+def noticed(run: Run, form: str, word: str, shape: Shape, fault: str, steps_before: int = 0, seeds: int = 60) -> str:
+    """How a fault shows itself under one of many seeds: a wrong word, or an error of the shim's."""
+    want = expected(shape, word)
+    for seed in range(1, seeds):
+        try:
+            if not np.array_equal(run(form, word, shape, seed, fault, steps_before), want):
+                return "wrong words"
+        except RuntimeError as error:
+            return str(error)
+    return "nothing"
+
+
+def seen(said: str) -> bool:
+    return said == "wrong words" or "threads spin and nothing else happens" in said
+
+
+LATE, EVEN = SHAPES["rows that begin late"], Shape(4, 32, 24, ((1, 24), (1, 24)))
+
+
+@pytest.mark.parametrize(
+    ("form", "word", "shape", "fault"),
+    [
+        ("strict4", "phased", EVEN, "first valid"),
+        ("strict4", "tagged", EVEN, "first valid"),
+        ("dependence", "phased", EVEN, "first valid"),
+        ("dependence", "phased", EVEN, "passed over"),
+        ("dependence", "phased", EVEN, "early"),
+        ("dependence", "phased", LATE, "group steps"),
+        ("strict4", "phased", LATE, "group steps"),
+        ("flags", "plain", EVEN, "flag first"),
+    ],
+)
+def test_faults_are_seen(run: Run, form: str, word: str, shape: Shape, fault: str) -> None:
+    assert seen(noticed(run, form, word, shape, fault))
+
+
+@pytest.mark.parametrize(("form", "word", "steps"), [("strict4", "phased", 4), ("dependence", "phased", 2),
+                                                     ("dependence", "tagged", 2), ("flags", "plain", 24)])  # fmt: skip
+def test_memory_that_was_not_zeroed_is_seen(run: Run, form: str, word: str, steps: int) -> None:
+    assert seen(noticed(run, form, word, EVEN, "none", steps_before=steps))
+
+
+def test_a_word_of_two_widths_is_told(run: Run) -> None:
+    assert "a word that has been touched in another width" in noticed(run, "strict4", "phased", EVEN, "two widths")
+
+
+def test_a_grid_too_large_is_refused(run: Run, cuda_host: ModuleType) -> None:
+    with pytest.raises(RuntimeError, match="too many blocks in cooperative launch"):
+        run("strict4", "phased", Shape(18, 32, 3, ((1, 3),)), 1)
