@@ -1,4 +1,4 @@
-"""The examples, on tiny settings: that each runs, is short, and shows what it says; the notebook, that its outputs are its."""
+"""The examples, on tiny settings: that each runs, is short, and shows what it says; the notebook's outputs."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_awd_lstm_learns(tmp_path: Path) -> None:
 def test_time_series_knows_what_it_does_not_know() -> None:
     covered, home, away = time_series.main(["--updates", "60", "--units", "24", "--batch", "32", "--samples", "10"])
     assert 0.8 < covered <= 1
-    assert 0 < home and 0 < away and home != away
+    assert home > 0 and away > 0 and home != away
 
 
 def test_a_series_is_predicted_from_its_own_past() -> None:
@@ -61,8 +61,8 @@ def test_ratios_of_ppo_begin_at_one() -> None:
 
 
 def test_speech_learns() -> None:
-    before, after = speech.main(["--updates", "60", "--batch", "16", "--units", "48", "--projected", "24"])
-    assert after < 0.9 < before, (before, after)
+    before, after = speech.main(["--updates", "120", "--batch", "16", "--units", "48", "--projected", "24"])
+    assert after < 0.7 < before, (before, after)
 
 
 def test_distance_of_symbols() -> None:
@@ -140,4 +140,4 @@ def test_what_the_notebook_prints_is_what_it_shows(monkeypatch: pytest.MonkeyPat
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed):
                 exec("".join(cell["source"]), names)  # the notebook is ours
-            assert printed.getvalue() == shown, "run it again: python -m tools.notebook"
+            assert printed.getvalue() == shown, "run it again: python tools/notebook.py"
