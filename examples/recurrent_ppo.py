@@ -71,7 +71,8 @@ def act(policy: Policy, steps: int, batch: int) -> Rollout:
             found.append((seen[0], action[0], chosen.log_prob(action)[0], reward))
         rng = held.rng["rnn"]
     assert isinstance(rng, Tensor)
-    return Rollout(*map(torch.stack, zip(*found, strict=True)), rng)
+    observations, actions, log_probabilities, rewards = map(torch.stack, zip(*found, strict=True))
+    return Rollout(observations, actions, log_probabilities, rewards, rng)
 
 
 def update(policy: Policy, optimizer: torch.optim.Optimizer, played: Rollout, epochs: int, held: bool) -> Tensor:

@@ -4,7 +4,8 @@
 
 A GRU with variational dropout predicts the next value of noisy oscillations, and how noisy it is. At test time masks
 stay on (``frd.mc_dropout``): the spread of the predictions is what the model does not know, the predicted noise what
-nobody can know (Kendall & Gal 2017). On oscillations faster than any it was trained on, the first of the two grows.
+nobody can know (Kendall & Gal 2017). That noise is learnt with masks on and counts part of their spread again, so that
+the intervals are rather wide. On oscillations faster than any it was trained on, the first of the two grows.
 """
 
 from __future__ import annotations
