@@ -924,8 +924,8 @@ def one(*size: int) -> Tensor:
     [
         ({"hiden": one(1, 2, 3)}, r"masks has no 'hiden' here; allowed keys are input, hidden"),
         (
-            {"hidden": one(3, 2, 3)},
-            r"masks\['hidden'\] should have shape \(1, 2\|1, 3\) or \(1, 2\|1, 4, 3\), got \(3, 2, 3\)",
+            {"hidden": one(2, 2, 3)},
+            r"masks\['hidden'\] should have shape \(3\|1, 2\|1, 3\) or \(1, 2\|1, 4, 3\), got \(2, 2, 3\)",
         ),
         ({"update": one(2, 2, 3)}, r"masks\['update'\] should have shape \(3\|1, 2\|1, 3\) or \(\), got \(2, 2, 3\)"),
         (
