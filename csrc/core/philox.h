@@ -16,6 +16,14 @@
 #define FRD_MEMBER __attribute__((always_inline)) inline
 #endif
 
+// Five rounds side by side, twice. With all ten, a GPU's kernel computes the keys of every round beforehand and keeps
+// them in registers, of which it then has too few for the rest.
+#if defined(__CUDACC__)
+#define FRD_HALF_OF_ROUNDS _Pragma("unroll 5")
+#else
+#define FRD_HALF_OF_ROUNDS
+#endif
+
 namespace frd {
 
 inline constexpr uint32_t PHILOX_M0 = 0xD2511F53u, PHILOX_M1 = 0xCD9E8D57u;  // multipliers
@@ -32,6 +40,7 @@ struct Words {
 
 FRD_INLINE Words philox(uint32_t a, uint32_t b, uint32_t c, uint32_t stream, Key key) {
   uint32_t x0 = a, x1 = b, x2 = c, x3 = stream;
+  FRD_HALF_OF_ROUNDS
   for (int round = 0; round < PHILOX_ROUNDS; ++round) {
     const uint64_t p0 = static_cast<uint64_t>(PHILOX_M0) * x0, p1 = static_cast<uint64_t>(PHILOX_M1) * x2;
     x0 = static_cast<uint32_t>(p1 >> 32) ^ x1 ^ key.k0;

@@ -14,12 +14,12 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, LEAST_BLOCKS) backwar
   constexpr int G = INFO.gates;
   const int64_t H = p.units, u = FRD_UNIT_GROUP * N;
   if (u >= H) return;
-  const StateSites<Math<S>> sites = sites_of(p.masks);
   FRD_EACH_ROW(b, 0, p.step.active) {
     const int64_t at = b * H + u;
     const Pack<uint8_t, N> bits = bits_of<N>(p.masks, b, u);
     const bool projects = INFO.projects && p.doutputs;  // zoneout of h is unproject_step's then
     const Drawn drawn = drawn_at(p.masks, b, u, p.step.t, 0, projects ? STATE_ZONE_H : NUM_STATE_SITES);
+    const StateSites<Math<S>> sites = sites_of(p.masks);
     Drops<Math<S>> drops[N];
     Pack<bool, N> keep_h;
     FRD_UNROLL

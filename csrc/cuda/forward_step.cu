@@ -21,10 +21,10 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations>)
   const int64_t H = p.units, u = FRD_UNIT_GROUP * N;
   if (u >= H) return;
   // Offsets are written out where they are used: one that is held for all of the body costs the registers that spill.
-  const StateSites<Math<S>> sites = sites_of(p.masks);
   FRD_EACH_ROW(b, 0, p.step.active) {
     const bool projects = INFO.projects && p.outputs;  // zoneout of h is project_step's then
     const Drawn drawn = drawn_at(p.masks, b, u, p.step.t, 0, projects ? STATE_ZONE_H : NUM_STATE_SITES);
+    const StateSites<Math<S>> sites = sites_of(p.masks);
     D* const gates = p.gates + b * G * H + u;
     Pack<S, N> a[G], apart{};
     FRD_UNROLL

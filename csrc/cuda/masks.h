@@ -85,6 +85,8 @@ FRD_INLINE uint32_t example_of(const int64_t* example_ids, int64_t b) {
   return static_cast<uint32_t>(example_ids ? example_ids[b] : b);
 }
 
+// A step that draws loads them after its draws: held beside the rounds of Philox, they take registers of which some
+// kernels then have too few.
 template <class S>
 FRD_INLINE StateSites<Math<S>> sites_of(const StateMasks<S>& masks) {
   return masks.call ? masks.call->sites : state_sites<Math<S>>(0, nullptr);

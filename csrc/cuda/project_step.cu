@@ -12,11 +12,11 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS)
   using S = State<D>;
   const int64_t u = FRD_UNIT_GROUP * N;
   if (u >= p.projected) return;
-  const StateSites<Math<S>> sites = sites_of(p.masks);
   FRD_EACH_ROW(b, 0, p.step.active) {
     const Pack<uint8_t, N> bits = bits_of<N>(p.masks, b, u);
     Pack<bool, N> keep{};
     const Drawn drawn = drawn_at(p.masks, b, u, p.step.t, STATE_ZONE_H, STATE_ZONE_H + 1);
+    const StateSites<Math<S>> sites = sites_of(p.masks);
     FRD_UNROLL
     for (int i = 0; i < N; ++i) keep.at[i] = drops_at(drawn, i, bits.at[i], STATE_ZONE_H);
     finish_h<false>(p, sites, b, u, bits, keep, Pack<S, N>{}, load_as<N, S>(projected + b * p.projected + u));

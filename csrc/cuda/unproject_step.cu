@@ -10,12 +10,12 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) unproject_step_kernel
   using S = State<D>;
   const int64_t u = FRD_UNIT_GROUP * N;
   if (u >= p.projected) return;
-  const StateSites<Math<S>> sites = sites_of(p.masks);
   FRD_EACH_ROW(b, 0, p.step.active) {
     const Pack<uint8_t, N> bits = bits_of<N>(p.masks, b, u);
     Pack<bool, N> keep{};
     Pack<S, N> to_old;
     const Drawn drawn = drawn_at(p.masks, b, u, p.step.t, STATE_ZONE_H, STATE_ZONE_H + 1);
+    const StateSites<Math<S>> sites = sites_of(p.masks);
     FRD_UNROLL
     for (int i = 0; i < N; ++i) keep.at[i] = drops_at(drawn, i, bits.at[i], STATE_ZONE_H);
     store<N>(p.dprojected + b * p.projected + u, at_h<false>(p, sites, b, u, bits, keep, to_old));

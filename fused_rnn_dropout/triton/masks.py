@@ -110,7 +110,7 @@ def state_masks(keys, thresholds, unit, example, step, stream, FLAGS: tl.constex
         bits = tl.sum(of_sites.to(wide) << (of * FIELDS).to(wide), axis=0)
     drops = ()
     for site in tl.static_range(NUM_STATE_SITES):
-        drops = drops + (_of_state(bits, unit, example, FLAGS, site),)
+        drops = drops + (_of_state(bits, unit, example, FLAGS, site),)  # type: ignore[assignment]
     return drops
 
 

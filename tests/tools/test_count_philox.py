@@ -1,0 +1,86 @@
+"""What tools/count_philox.py counts: in a few lines of machine code and, with nvcc, in kernels of Philox alone."""
+
+from __future__ import annotations
+
+import shutil
+
+import compile_cuda
+import count_philox
+import pytest
+
+M0, M1 = "-0x2daee0ad", "0xcd9e8d57"
+HALF = [f"IMAD.WIDE.U32 R2, R4, {M0}, RZ ;", f"IMAD.WIDE.U32 R6, R8, {M1}, RZ ;"] * 5
+ROUNDS = ["{label}:", *HALF, "@P0 BRA `({label}) ;"]  # two turns
+
+
+def rounds(label: str) -> list[str]:
+    return [line.format(label=label) for line in ROUNDS]
+
+
+def loop(label: str, body: list[str]) -> list[str]:
+    return [f"{label}:", *body, f"@!P1 BRA `({label}) ;"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "row", "site", "tie"),
+    [
+        ([], 0, 0, 0),
+        (["IMAD.WIDE.U32 R2, R4, 0x8, R2 ;", "IMAD R2, R4, -0x2daee0ad, R2 ;"], 0, 0, 0),
+        (HALF * 2, 20, 0, 0),
+        (loop(".L_x_1", HALF * 8), 80, 0, 0),
+        (loop(".L_x_1", rounds(".L_x_2")), 20, 0, 0),
+        (loop(".L_x_1", loop(".L_x_2", HALF * 4)), 0, 20, 20),
+        (loop(".L_x_1", loop(".L_x_2", rounds(".L_x_3") + rounds(".L_x_4"))), 0, 20, 20),
+        ([*loop(".L_x_1", HALF[:1] + loop(".L_x_2", HALF * 2)), ".L_x_3:", "BRA `(.L_x_3) ;"], 1, 20, 0),
+    ],
+    ids=["none", "others", "straight", "four units", "turns", "sites", "sites and turns", "before the sites"],
+)
+def test_multiplications_are_counted_by_the_loops_around_them(lines, row, site, tie):
+    found = count_philox.count(lines)
+    assert found == count_philox.Count(row, site, tie)
+    assert found.issued(3) == row + 3 * site
+
+
+def test_kernels_of_a_listing_are_apart():
+    listing = "\n".join([".section .text.a,x", *HALF, ".section .text.b,x", *HALF * 2])
+    assert {name: count_philox.count(lines).row for name, lines in count_philox.kernels(listing).items()} == {
+        "a": 10,
+        "b": 20,
+    }
+
+
+@pytest.mark.parametrize(
+    ("kernel", "units"), [("forward_step_kernel<Lstm, 4, half>", 4), ("backward_step_kernel<Gru, 1, float>", 1)]
+)
+def test_units_of_a_thread_are_in_a_kernel_s_name(kernel, units):
+    assert count_philox.units_of(kernel) == units
+
+
+TINY = """
+#include "cuda/numbers.h"
+#include "core/counters.h"
+using namespace frd;
+__global__ void one_call(uint32_t* to, Key key, int rows) {
+  for (int b = threadIdx.x; b < rows; b += blockDim.x) to[b] = philox(b, 1, 2, 3, key).w[0];
+}
+__global__ void by_site(uint32_t* to, const Key* key, const uint64_t* thresholds, int rows, int sites) {
+  for (int b = threadIdx.x; b < rows; b += blockDim.x) {
+    uint32_t found = 0;
+    FRD_ROLLED
+    for (int s = 0; s < sites; ++s) found ^= dropped_of_call(b, 1, 2, s, *key, thresholds[s]) << s;
+    to[b] = found;
+  }
+}
+"""
+
+
+@pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
+def test_kernels_of_philox_alone(tmp_path):
+    source, cubin = tmp_path / "tiny.cu", tmp_path / "tiny.cubin"
+    source.write_text(TINY)
+    nvcc = compile_cuda.find_nvcc()
+    compile_cuda.run(nvcc, *compile_cuda.FLAGS, "-arch=sm_80", "-cubin", source, "-o", cubin)
+    listed = count_philox.kernels(compile_cuda.run(compile_cuda.find_nvdisasm(nvcc), "-c", cubin))
+    names = compile_cuda.short_names(list(listed))
+    found = {names[symbol]: count_philox.count(lines) for symbol, lines in listed.items()}
+    assert found == {"one_call": count_philox.Count(20, 0, 0), "by_site": count_philox.Count(0, 20, 20)}
