@@ -720,7 +720,7 @@ for _cell in CELLS:
             "layer_large": (_put(layer=2**16), "layer must be in", {}),
             "flags_unknown": (_put(flags=2**40 + ALL_SITES), "flags", {}),
             "flags_negative": (_put(flags=-1), "flags", {}),
-            "flags_read_twice": (_put(flags=ALL_SITES + FLAG["DROPOUT"]), "more than one site on what a layer reads", {}),
+            "flags_read_twice": (_put(flags=ALL_SITES + FLAG["DROPOUT"]), "more than one site on what", {}),
             "layer_of_the_output": (
                 _put(layer=2**16 - 1), "layer must be in [0, 65535), got 65535", {"masks": flags("OUTPUT", "MASKS_ON")}
             ),
