@@ -66,7 +66,10 @@ def kernels(listing: str) -> Iterator[tuple[str, list[Instruction]]]:
                  and labels[target[1]] <= i and found[labels[target[1]]: i] != []]  # fmt: skip
         yield (
             re.split(r"[,\s]", part, maxsplit=1)[0],
-            [Instruction(opcode, sum(begin <= i <= end for begin, end in loops)) for i, (opcode, _) in enumerate(found)],
+            [
+                Instruction(opcode, sum(begin <= i <= end for begin, end in loops))
+                for i, (opcode, _) in enumerate(found)
+            ],
         )
 
 

@@ -65,10 +65,10 @@ Forward forward_in(const Layer& l, Keep keep, MaybeTensor& y) {
   const bool apart = keep && l.h_apart(l.dtype), states = apart && l.info().output_differs(inner_flags(l.flags));
   const Tensor out = device.empty(l.batch.shape(l.shapes.projected), l.dtype);
   Forward found{.h_n = device.empty(l.of_h(), l.dtype),
-                      .c_n = has_c ? MaybeTensor(device.empty(l.of_c(), l.dtype)) : std::nullopt,
-                      .gates = device.room(all, {l.rows(), l.gate_rows()}, l.dtype),
-                      .beside = device.room(beside, {l.rows(), l.shapes.units}, has_c ? l.compute : l.dtype),
-                      .states = device.room(states, {l.rows(), l.shapes.projected}, l.dtype)};
+                .c_n = has_c ? MaybeTensor(device.empty(l.of_c(), l.dtype)) : std::nullopt,
+                .gates = device.room(all, {l.rows(), l.gate_rows()}, l.dtype),
+                .beside = device.room(beside, {l.rows(), l.shapes.units}, has_c ? l.compute : l.dtype),
+                .states = device.room(states, {l.rows(), l.shapes.projected}, l.dtype)};
   cuda::LayerForward<D> p{l.inputs<D>()};
   p.gates = where<D>(all, found.gates);
   p.cells = where<S>(beside && has_c, found.beside);

@@ -1,5 +1,5 @@
-// The sites on what a layer reads and writes, for host and device, apart from those inside a step, which are compiled for
-// each instruction set: core/sites.h.
+// The sites on what a layer reads and writes, for host and device, apart from those inside a step, which are compiled
+// for each instruction set: core/sites.h.
 #pragma once
 
 #include <cstdint>

@@ -91,9 +91,9 @@ class RowMasks {
   const RowMask mask_;
   const RoundKeys keys_;
   const T scale_;
-  const int64_t skipped_, bytes_;         // of a row: elements before the first one; bytes
-  Buffer<uint8_t> bits_;                  // [rows of a chunk], or [batch]
-  Buffer<const uint8_t*> of_row_;         // [rows of a chunk]
+  const int64_t skipped_, bytes_;  // of a row: elements before the first one; bytes
+  Buffer<uint8_t> bits_;           // [rows of a chunk], or [batch]
+  Buffer<const uint8_t*> of_row_;  // [rows of a chunk]
 };
 
 // The rows of a chunk with their mask, as packing reads them.

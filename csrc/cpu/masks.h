@@ -281,7 +281,8 @@ class StateMasks {
         Row{site.stream, example, SEQ, site.threshold, bits + site.place}.draw(keys_, width_);
     if (hidden_.on) {
       const uint32_t row = (masks_.flags & FLAG_HIDDEN_BATCH_SHARED) ? SEQ : example;
-      Row{hidden_.stream, row, SEQ, hidden_.threshold, bits + hidden_.place}.draw(RoundKeys(masks_.keys[GROUP_HIDDEN]), width_);
+      Row{hidden_.stream, row, SEQ, hidden_.threshold, bits + hidden_.place}.draw(RoundKeys(masks_.keys[GROUP_HIDDEN]),
+                                                                                  width_);
     }
   }
 

@@ -276,7 +276,8 @@ void state_masks(uint32_t flags, int64_t width, bool reverse) {
               const StateSite& row = STATE_SITES[site];
               const bool once = flags & row.sequence_flag;
               const uint32_t step = once ? SEQ : masks.step_offset + static_cast<uint32_t>(t);
-              const uint32_t number = number_of(u, of, step, stream_of(kind_of(row, flags), 3, 1), masks.keys[GROUP_STATE]);
+              const uint32_t number =
+                  number_of(u, of, step, stream_of(kind_of(row, flags), 3, 1), masks.keys[GROUP_STATE]);
               const bool drop = sampled && (flags & row.flag) && number < masks.thresholds[row.threshold];
               EXPECT((drops.of[site][lane] != 0) == drop, "state site %d, flags %x, unit %u", site, flags, u);
               if (site == STATE_MEMORY) EXPECT((dead[lane] != 0) == (once && drop), "dead units, flags %x", flags);

@@ -32,6 +32,7 @@ T, B, I, H, P = 4, 3, 5, 7, 4
 RNG = torch.tensor([5, -6])
 RNG_OF_EACH = RNG + torch.arange(len(GROUPS)).unsqueeze(1)
 SIZES = torch.tensor([3, 2, 1])
+OUTER = ("INPUT", "OUTPUT")
 EVERYTHING = 2**9 - 1
 
 
@@ -49,9 +50,9 @@ NO_SITES = 0
 
 
 def all_sites(cell: str, projected: bool = False) -> int:
-    """The bits of every site that a layer of this cell has, without MASKS_ON."""
-    inside = (site.flag for site in SITES if site.flag and site.fits(cell))
-    return flags(*inside, "WEIGHT_IH", *["WEIGHT_HR"] * projected)
+    """The bits of the sites that a layer of this cell may have at once, without MASKS_ON."""
+    inside = (site.flag for site in SITES if not site.outer and site.fits(cell))
+    return flags(*OUTER, *inside, "WEIGHT_IH", *["WEIGHT_HR"] * projected)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -453,10 +454,10 @@ def test_one_pair_of_all_groups_may_be_the_same_memory(cell: str) -> None:
     assert not torch.equal(results[0][0], results[2][0])
 
 
-@pytest.mark.parametrize("group", ["hidden", "weight", "state"])
+@pytest.mark.parametrize("group", GROUPS)
 @pytest.mark.parametrize("cell", CELLS)
 def test_each_group_reads_its_own_pair(cell: str, group: str) -> None:
-    sites = {"hidden": "HIDDEN", "weight": "WEIGHT_HH", "state": "UPDATE"}
+    sites = dict(zip(GROUPS, ("INPUT", "INTER_LAYER", "OUTPUT", "HIDDEN", "WEIGHT_HH", "UPDATE"), strict=True))
     for name, flag in sites.items():
         args = layer_arguments(cell, masks=flags(flag, "MASKS_ON"))
         other = RNG_OF_EACH.clone()
@@ -468,7 +469,8 @@ def test_each_group_reads_its_own_pair(cell: str, group: str) -> None:
 @pytest.mark.parametrize("options", [{}, {"packed": True}, {"dtype": torch.bfloat16}, {"keep": Keep.STATES}], ids=str)
 @pytest.mark.parametrize("cell", CELLS)
 def test_both_directions_are_each_alone_side_by_side(cell: str, options: dict[str, Any]) -> None:
-    args = backward_arguments(cell, directions=BOTH, **options)
+    inside = all_sites(cell) + FLAG["MASKS_ON"] - FLAG["OUTPUT"]  # the masks of an output go over the columns of both
+    args = backward_arguments(cell, directions=BOTH, masks=inside, **options)
     shared = {name: args[name] for name in LayerCall._fields}
     y, last, kept = OPS.layer_forward(*shared.values())
     dx, dstates, dweights = OPS.layer_backward(*args.values())
@@ -717,6 +719,16 @@ for _cell in CELLS:
             "layer_large": (_put(layer=2**16), "layer must be in", {}),
             "flags_unknown": (_put(flags=2**40), "flags", {}),
             "flags_negative": (_put(flags=-1), "flags", {}),
+            "flags_read_twice": (_put(flags=flags(*OUTER, "DROPOUT", "MASKS_ON")), "more than one site on what", {}),
+            "layer_of_the_output": (
+                _put(layer=2**16 - 1), "layer must be in [0, 65535), got 65535", {"masks": flags("OUTPUT", "MASKS_ON")}
+            ),
+            "rng_none_for_x": (
+                _put(rng=None), "rng is needed where sites draw masks", {"masks": flags("INPUT", "MASKS_ON")}
+            ),
+            "thresholds_none_for_y": (
+                _put(thresholds=None), "thresholds are needed", {"masks": flags("OUTPUT", "MASKS_ON")}
+            ),
             "x_int": (_as("x", torch.int64), "x", {}),
             "x_complex": (_as("x", torch.complex64), "x", {}),
             "h0_bool": (_as("h0", torch.bool), "h0", {}),
