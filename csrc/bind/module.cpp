@@ -19,8 +19,8 @@
 
 #if defined(__GLIBC__)
 // The reference counts of libstdc++ ask glibc 2.32 and later whether there is one thread alone, to spare an atomic
-// operation. With a definition of our own, hidden and always saying no, the library runs on older systems too: a wheel for
-// manylinux_2_28 may be built on a newer one.
+// operation. With a definition of our own, hidden and always saying no, the library runs on older systems too: a wheel
+// for manylinux_2_28 may be built on a newer one.
 extern "C" __attribute__((visibility("hidden"))) char __libc_single_threaded;
 char __libc_single_threaded = 0;
 #endif
