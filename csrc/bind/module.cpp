@@ -17,6 +17,14 @@
 #define FRD_COMPILER "unknown"
 #endif
 
+#if defined(__GLIBC__)
+// The reference counts of libstdc++ ask glibc 2.32 and later whether there is one thread alone, to spare an atomic
+// operation. With a definition of our own, hidden and always saying no, the library runs on older systems too: a wheel
+// for manylinux_2_28 may be built on a newer one.
+extern "C" __attribute__((visibility("hidden"))) char __libc_single_threaded;
+char __libc_single_threaded = 0;
+#endif
+
 PyMODINIT_FUNC FRD_JOINED(PyInit_, TORCH_EXTENSION_NAME)(void) {
   static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT,
                                           FRD_TEXT(TORCH_EXTENSION_NAME),
