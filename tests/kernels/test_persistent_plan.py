@@ -1,0 +1,199 @@
+"""csrc/cuda/schedules/persistent_plan.h: several hundred layers on the limits of seven GPUs, through tests/cuda/plan.cpp."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shlex
+import subprocess
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from fused_rnn_dropout.cells import CELLS
+from fused_rnn_dropout.sites import FLAG
+
+ROOT = Path(__file__).resolve().parents[2]
+KIB = 1024
+
+
+class Device(NamedTuple):
+    major: int
+    minor: int
+    multiprocessors: int
+    shared: int
+    """Bytes that a block may opt in to."""
+
+
+DEVICES = {
+    "A100": Device(8, 0, 108, 163 * KIB),
+    "A10": Device(8, 6, 72, 99 * KIB),
+    "RTX 4090": Device(8, 9, 128, 99 * KIB),
+    "H100": Device(9, 0, 132, 227 * KIB),
+    "H200": Device(9, 0, 132, 227 * KIB),
+    "B200": Device(10, 0, 148, 227 * KIB),
+    "GB10": Device(12, 1, 48, 99 * KIB),
+}
+TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
+BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
+
+
+class Layer(NamedTuple):
+    cell: str = "LSTM"
+    type: str = "bfloat16"
+    tf32x3: bool = False
+    batch: int = 16
+    units: int = 768
+    projected: int | None = None
+    directions: int = 1
+    flags: int = 0
+    h0: bool = False
+    backward: bool = False
+
+    def request(self, device: Device) -> str:
+        projected = self.units if self.projected is None else self.projected
+        cell, kind = CELLS[self.cell].number, TYPES[self.type]
+        return " ".join(str(int(n)) for n in (*device, cell, kind, self.tf32x3, self.batch, self.units, projected,
+                                              self.directions, self.flags, self.h0, self.backward))  # fmt: skip
+
+
+Plan = dict[str, int]
+
+
+class Planner:
+    def __init__(self, program: Path) -> None:
+        self.program = program
+
+    def all(self, asked: list[tuple[Device, Layer]]) -> list[Plan | str]:
+        """A plan for each, or what stands in its way."""
+        text = "".join(layer.request(device) + "\n" for device, layer in asked)
+        done = subprocess.run([self.program], input=text, capture_output=True, text=True, check=True)
+        lines = done.stdout.splitlines()
+        assert len(lines) == len(asked)
+        return [line.removeprefix("obstacle=") if line.startswith("obstacle=")
+                else {name: int(value) for name, value in (item.split("=") for item in line.split())}
+                for line in lines]  # fmt: skip
+
+    def one(self, device: str = "H100", **layer: object) -> Plan | str:
+        return self.all([(DEVICES[device], Layer(**layer))])[0]  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def planner(tmp_path_factory: pytest.TempPathFactory) -> Planner:
+    program = tmp_path_factory.mktemp("plan") / "plan"
+    flags = ["-std=c++20", "-O1", "-Wno-unknown-pragmas", "-DFRD_CUDA_ON_HOST", f"-I{ROOT / 'csrc'}"]
+    command = [*shlex.split(os.environ.get("CXX", "c++")), *flags, f"-I{ROOT / 'tests/cuda'}"]
+    subprocess.run([*command, ROOT / "tests/cuda/plan.cpp", "-o", program], check=True)
+    return Planner(program)
+
+
+LAYERS = [
+    Layer(cell, kind, tf32x3, batch, units, directions=directions, backward=backward)
+    for cell, (kind, tf32x3), (batch, units), directions, backward in itertools.product(
+        ("LSTM", "GRU", "RNN_TANH"),
+        (("bfloat16", False), ("float32", False), ("float32", True)),
+        ((1, 8), (3, 33), (16, 256), (20, 1150), (16, 1024), (64, 768), (128, 512), (7, 2048), (256, 96)),
+        (1, 2),
+        (False, True),
+    )
+]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_plans_hold_together(planner: Planner, device: str) -> None:
+    """Every unit and row has a block, U is somewhere, and nothing is more than the device has."""
+    limits = DEVICES[device]
+    found = planner.all([(limits, layer) for layer in LAYERS])
+    for layer, plan in zip(LAYERS, found, strict=True):
+        if isinstance(plan, str):
+            continue
+        gates = CELLS[layer.cell].gates
+        size = 8 if layer.tf32x3 else BYTES[layer.type]
+        rows_of_u, columns = (plan["units"], gates * layer.units) if layer.backward else (
+            gates * plan["units"], layer.units)  # fmt: skip
+        assert (plan["unit_groups"] - 1) * plan["units"] < layer.units <= plan["unit_groups"] * plan["units"]
+        assert plan["batch_groups"] * plan["rows"] >= layer.batch
+        assert plan["blocks"] == layer.directions * plan["unit_groups"] * plan["batch_groups"]
+        assert plan["blocks"] <= limits.multiprocessors
+        assert plan["row_tiles"] * 16 >= rows_of_u and plan["batch_tiles"] * 8 >= plan["rows"]
+        assert plan["u_in_registers"] + plan["u_in_shared"] >= rows_of_u * columns * size
+        assert plan["registers"] <= 255
+        assert plan["u_in_registers"] <= 4 * plan["registers"] * 256
+        sums = 8 * plan["row_tiles"] * 16 * plan["batch_tiles"] * 8 * 4
+        assert plan["u_in_shared"] + 2 * sums < plan["shared"] <= limits.shared
+        assert plan["bytes_read"] == plan["words_read"] * (8 if plan["tagged"] else 4)
+        assert plan["bytes_read"] >= plan["rows"] * columns * BYTES[layer.type]
+        assert plan["workspace"] >= 8 * layer.directions * plan["bytes_read"] * plan["batch_groups"]
+        assert plan["bytes_written"] * plan["unit_groups"] >= plan["rows"] * columns * BYTES[layer.type]
+
+
+def test_most_fit_where_there_is_room(planner: Planner) -> None:
+    fits = Counter()
+    for device, limits in DEVICES.items():
+        fits[device] = sum(not isinstance(plan, str) for plan in planner.all([(limits, one) for one in LAYERS]))
+    assert fits["B200"] >= fits["H100"] == fits["H200"] >= fits["A100"] >= fits["A10"] >= fits["GB10"] > 0
+    assert fits["H100"] > 0.75 * len(LAYERS) and fits["RTX 4090"] >= fits["A10"]
+
+
+def test_known_plans(planner: Planner) -> None:
+    """Worked out by hand."""
+    plan = planner.one(units=768, batch=16)
+    assert isinstance(plan, dict)
+    # 12 units of 4 gates are 3 tiles of rows, 768 columns 48 tiles, 6 of each warp: 18 fragments of 4 registers.
+    assert (plan["batch_groups"], plan["unit_groups"], plan["units"]) == (2, 64, 12)
+    assert (plan["tiles_in_registers"], plan["u_in_shared"], plan["u_in_registers"]) == (18, 0, 48 * 768 * 2)
+    assert (plan["bytes_read"], plan["words_read"], plan["tagged"]) == (8 * 768 * 2, 8 * 768 // 2, 0)
+    assert plan["workspace"] == 8 * 16 * 768 * 2
+    backward = planner.one(units=768, batch=16, backward=True)
+    assert isinstance(backward, dict)
+    assert (backward["tagged"], backward["bytes_read"]) == (1, 8 * 4 * 768 // 3 * 8)  # three values a word of 8 bytes
+
+
+@pytest.mark.parametrize(
+    ("words", "layer"),
+    [
+        ("phased", {"cell": "LSTM"}),
+        ("phased", {"cell": "LSTM", "h0": True}),
+        ("phased", {"cell": "LSTM", "flags": FLAG["ZONEOUT_H"]}),
+        ("tagged", {"cell": "LSTM", "flags": FLAG["ZONEOUT_H"], "h0": True}),
+        ("phased", {"cell": "LSTM", "flags": FLAG["UPDATE"] | FLAG["CELL"] | FLAG["HIDDEN"], "h0": True}),
+        ("tagged", {"cell": "LSTM", "backward": True}),
+        ("tagged", {"cell": "GRU"}),
+        ("phased", {"cell": "RNN_TANH", "h0": True}),
+        ("tagged", {"cell": "RNN_TANH", "flags": FLAG["UPDATE"]}),
+        ("tagged", {"cell": "RNN_TANH", "flags": FLAG["ZONEOUT_H"], "h0": True}),
+        ("tagged", {"cell": "RNN_RELU"}),
+    ],
+)
+def test_words_follow_from_what_is_configured(planner: Planner, words: str, layer: dict[str, object]) -> None:
+    plan = planner.one(units=256, **layer)
+    assert isinstance(plan, dict) and plan["tagged"] == (words == "tagged")
+
+
+@pytest.mark.parametrize(
+    ("why", "layer"),
+    [
+        ("float64: tensor cores have no products of it here", {"type": "float64"}),
+        ("a projection: h has not the width of c", {"projected": 96}),
+        ("a layer without units or rows", {"batch": 0}),
+        # 24 units are 6 tiles of rows by 192 of columns, 4 KiB for 8 warps: 576, of which 124 fit into registers. 96 are sums.
+        ("a block's part of W_hh leaves 552 KiB to shared memory, and a block has 227", {"units": 3072}),
+        ("registers of a thread, and there are 255", {"batch": 4096, "units": 64}),
+    ],
+)
+def test_what_does_not_fit_is_said(planner: Planner, why: str, layer: dict[str, object]) -> None:
+    said = planner.one(**layer)
+    assert isinstance(said, str) and why in said
+
+
+def test_an_old_device_is_refused(planner: Planner) -> None:
+    turing = Device(7, 5, 40, 64 * KIB)
+    assert planner.all([(turing, Layer())]) == ["compute capability 7.5: its products need 8.0"]
+
+
+def test_a_device_too_small_says_so(planner: Planner) -> None:
+    small = Device(8, 9, 4, 99 * KIB)
+    (said,) = planner.all([(small, Layer(units=1024))])
+    assert isinstance(said, str) and ("multiprocessors" in said or "shared memory" in said)
