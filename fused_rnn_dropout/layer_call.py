@@ -13,10 +13,9 @@ from .cells import CELLS, Cell, Keep
 from .sites import FLAG, SITES
 
 _CELLS = tuple(CELLS.values())
-_INSIDE = [site for site in SITES if site.flag]
-_PRESENT = [[site.name for site in _INSIDE if site.fits(name)] for name in CELLS]
-_ABSENT = [[site for site in _INSIDE if not site.fits(name)] for name in CELLS]
-"""Of each cell, the sites inside a layer that it does not have: its kernels pass over their bits of ``flags``."""
+_PRESENT = [[site.name for site in SITES if site.fits(name)] for name in CELLS]
+_ABSENT = [[site for site in SITES if not site.fits(name)] for name in CELLS]
+"""Of each cell, the sites that it does not have: its kernels pass over their bits of ``flags``."""
 
 FORWARD, REVERSE, BOTH = 1, 2, 3
 """The ``directions`` of a layer."""

@@ -49,7 +49,6 @@ inline Keep check_keep(int64_t keep) {
 inline void check_sites(int64_t cell, bool projects, int64_t flags) {
   std::string allowed, others;
   for (int site = 0; site < NUM_SITES; ++site) {
-    if (!SITE_FLAGS[site]) continue;
     const bool has = CELLS[cell].has_site(site);
     std::string& names = has ? allowed : others;
     if (has || (flags & SITE_FLAGS[site])) names.append(names.empty() ? "" : ", ").append(SITE_NAMES[site]);

@@ -64,8 +64,9 @@ inline constexpr uint32_t FLAG_ZONEOUT_H_SHARED = 1u << 26;
 inline constexpr uint32_t FLAG_UNZONED = 1u << 27;
 inline constexpr uint32_t FLAG_MASKS_ON = 1u << 28;
 
-// The bit by which each site inside a layer is configured; none of those around it.
-inline constexpr uint32_t SITE_FLAGS[NUM_SITES] = {
-    0, 0, 0, 0, FLAG_HIDDEN, FLAG_WEIGHT_HH, FLAG_UPDATE, FLAG_CELL, FLAG_ZONEOUT_C, FLAG_ZONEOUT_H};
+// The bit by which each site is configured.
+inline constexpr uint32_t SITE_FLAGS[NUM_SITES] = {FLAG_DROPOUT,   FLAG_INPUT,     FLAG_INTER_LAYER, FLAG_OUTPUT,
+                                                   FLAG_HIDDEN,    FLAG_WEIGHT_HH, FLAG_UPDATE,      FLAG_CELL,
+                                                   FLAG_ZONEOUT_C, FLAG_ZONEOUT_H};
 
 }  // namespace frd
