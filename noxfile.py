@@ -6,7 +6,8 @@
     .venv/bin/nox -s ci                    # the steps of CI in two lanes: less than 50 minutes on two cores
     .venv/bin/nox -s all                   # every step whole, one after the other: hours
 
-They run in .venv, as scripts/environment.sh makes it with FRD_EXTRAS=bench,test,dev. `.ci/run` does that, then `ci`.
+They run in .venv, as scripts/environment.sh makes it with FRD_EXTRAS=bench,test,dev,docs. `.ci/run` does that, then
+`ci`.
 A step that has no parts does the same with --sample and without.
 """
 
@@ -65,6 +66,12 @@ def lint(session: nox.Session) -> None:
     sources = [path for folder in ("csrc", "tests/cpu", "tests/cuda") for path in Path(folder).rglob("*")]
     cxx = sorted(str(path) for path in sources if path.suffix in (".h", ".cpp", ".cu"))
     session.run(".venv/bin/clang-format", "--dry-run", "-Werror", *cxx)
+
+
+@step
+def docs(session: nox.Session) -> None:
+    """The documentation as a site, into build/site; a link or an anchor that leads nowhere is an error."""
+    session.run(PYTHON, "-m", "mkdocs", "build", env={"NO_MKDOCS_2_WARNING": "1"})
 
 
 @step
@@ -164,6 +171,7 @@ CHAINS = (
     ("cuda12",),
     ("demo",),
     ("gpu_dry_run",),
+    ("docs",),
     ("lint",),
 )
 

@@ -129,9 +129,8 @@ class Release:
         """The platform's name, after a look at what the libraries need of a system."""
         excluded = [word for pattern in NOT_OURS for word in ("--exclude", pattern)]
         made = self.fresh("repaired")
-        self.python(
-            "-m", "auditwheel", "repair", "--plat", PLATFORM, *excluded, "-w", made, self.only("built/*.whl")
-        )  # fmt: skip
+        options = ("--only-plat", "--plat", PLATFORM, *excluded, "-w", made)
+        self.python("-m", "auditwheel", "repair", *options, self.only("built/*.whl"))
 
     def check(self) -> None:
         """ABI, symbols, contents, sizes, metadata."""

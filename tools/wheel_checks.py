@@ -21,9 +21,11 @@ UNDEFINED = (
 OF_C10 = (
     "_ZNKRSt7__cxx1115basic_stringbufIcSt11char_traitsIcESaIcEE3strEv",
     "_ZNOSt7__cxx1115basic_stringbufIcSt11char_traitsIcESaIcEE3strEv",
+    "_ZNSt7__cxx1118basic_stringstreamIcSt11char_traitsIcESaIcEEC1Ev",
+    "_ZNSt7__cxx1119basic_ostringstreamIcSt11char_traitsIcESaIcEEC1Ev",
     "_ZSt28__throw_bad_array_new_lengthv",
 )
-"""Parts of libstdc++ of GCC 11 and later, which torch's libc10 brings along for systems with an older one."""
+"""Parts of libstdc++ of GCC 9 to 11, which torch's libc10 brings along for systems with an older one."""
 
 MOST_BYTES = {"wheel": 4 * 2**20, "sdist": 8 * 2**20}
 

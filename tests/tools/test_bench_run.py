@@ -19,6 +19,7 @@ import fused_rnn_dropout as frd
 from fused_rnn_dropout import cli
 from fused_rnn_dropout.bench import compare, run, single
 from fused_rnn_dropout.bench.__main__ import main, parser
+from fused_rnn_dropout.bench.measure import Interval
 from fused_rnn_dropout.bench.shapes import Shape
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -268,6 +269,15 @@ def test_a_regression_is_found_and_noise_is_not(tmp_path: Path, capsys: pytest.C
     assert compared(before, faster) == 0
     assert "faster: 1," in capsys.readouterr().out
     assert compared(before, slower, "--threshold", "0.5") == 0  # it is smaller than what is asked about
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "says"),
+    [(1.04, 1.3, "slower"), (1.02, 1.3, "cannot be told"), (0.9, 0.96, "faster"), (0.9, 0.98, "cannot be told"),
+     (0.98, 1.02, "the same"), (0.9, 1.3, "cannot be told")],
+)  # fmt: skip
+def test_the_whole_interval_decides(low: float, high: float, says: str) -> None:
+    assert compare.verdict(Interval((low + high) / 2, low, high), 0.03) == says
 
 
 def test_a_slower_machine_is_no_regression(tmp_path: Path) -> None:
