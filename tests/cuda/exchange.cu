@@ -123,7 +123,17 @@ __global__ void exchange_kernel(Launch<Word> p) {
   }
 }
 
-// ---- Running it
+// in [n], out [n, 2]
+template <class D>
+__global__ void round_trip_kernel(const uint32_t* in, uint32_t* out, int n) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i >= n) return;
+  out[2 * i] = AtMostOne<D>::bits(*reinterpret_cast<const D*>(in + i));
+  out[2 * i + 1] = 0;
+  *reinterpret_cast<D*>(out + 2 * i + 1) = AtMostOne<D>::value(out[2 * i]);
+}
+
+// ---- Running them
 
 namespace {
 
@@ -180,6 +190,16 @@ std::vector<uint64_t> run_as(const Call& call) {
   return found;
 }
 
+template <class D>
+std::vector<uint32_t> round_trip_of(const std::vector<uint32_t>& patterns) {
+  const auto n = static_cast<int>(patterns.size());
+  const Buffer<uint32_t> in(n), out(int64_t{2} * n);
+  check(cudaMemcpy(in.get(), patterns.data(), patterns.size() * sizeof(uint32_t), cudaMemcpyHostToDevice));
+  const uint32_t* from = in.get();
+  check(FRD_LAUNCH(round_trip_kernel<D>, static_cast<unsigned>((n + 255) / 256), 256, 0, nullptr, from, out.get(), n));
+  return out.read();
+}
+
 template <class Form>
 std::vector<uint64_t> with_word(const Call& call) {
   if (call.word == "phased") return run_as<Form, PhasedPair>(call);
@@ -197,6 +217,13 @@ std::vector<uint64_t> run(const Call& call) {
   if (call.form == "dependence") return with_word<Ring<2, false>>(call);
   if (call.form == "flags" && call.word == "plain") return run_as<Flags, Plain>(call);
   throw std::invalid_argument("no form " + call.form + " with words " + call.word);
+}
+
+std::vector<uint32_t> round_trip(const std::string& type, const std::vector<uint32_t>& patterns) {
+  if (type == "bfloat16") return round_trip_of<__nv_bfloat16>(patterns);
+  if (type == "float16") return round_trip_of<__half>(patterns);
+  if (type == "float32") return round_trip_of<float>(patterns);
+  throw std::invalid_argument("no type " + type);
 }
 
 }  // namespace frd::cuda::exchange

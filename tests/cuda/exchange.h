@@ -32,4 +32,7 @@ struct Call {
 // Throws std::invalid_argument for a form or word that there is not, std::runtime_error with CUDA's words for an error.
 std::vector<uint64_t> run(const Call& call);
 
+// Of each pattern of a type ("bfloat16", "float16", "float32"): what AtMostOne<D> sends, and what a reader makes of it.
+std::vector<uint32_t> round_trip(const std::string& type, const std::vector<uint32_t>& patterns);
+
 }  // namespace frd::cuda::exchange

@@ -143,3 +143,28 @@ def test_a_word_of_two_widths_is_told(run: Run) -> None:
 def test_a_grid_too_large_is_refused(run: Run, cuda_host: ModuleType) -> None:
     with pytest.raises(RuntimeError, match="too many blocks in cooperative launch"):
         run("strict4", "phased", Shape(18, 32, 3, ((1, 3),)), 1)
+
+
+# ---- Values of phased words
+
+ONE = {"bfloat16": 0x3F80, "float16": 0x3C00, "float32": 0x3F800000}
+
+
+@pytest.mark.parametrize("kind", ONE)
+def test_values_up_to_one_and_nan(cuda_host: ModuleType, kind: str) -> None:
+    """All patterns of 16 bits, and those of float32 around the ends: up to 1 as they are, all else NaN."""
+    if kind == "float32":
+        near = [edge + i for edge in (0, ONE[kind], 0x3FFFFFFF, 0x40000000, 0x7F800000) for i in range(-40, 40)]
+        some = np.random.default_rng(1).integers(0, 1 << 31, 10_000).tolist()
+        patterns = np.array([i for i in near + some if 0 <= i < 1 << 31], np.uint32)
+        patterns = np.concatenate([patterns, patterns | 0x80000000])
+        highest, sign = 1 << 30, 0x80000000
+    else:
+        patterns = np.arange(1 << 16, dtype=np.uint32)
+        highest, sign = 1 << 14, 0x8000
+    sent, got = cuda_host.round_trip(kind, patterns).reshape(-1, 2).T
+    magnitude, legal = patterns & (sign - 1), patterns & (sign - 1) <= ONE[kind]
+    assert not (sent & highest).any(), "the phase's bit"
+    np.testing.assert_array_equal(got[legal], patterns[legal])
+    exponent = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}[kind]
+    assert ((got[~legal] & (sign - 1)) > exponent).all() and legal.sum() > 1000 and (magnitude > exponent).any()
