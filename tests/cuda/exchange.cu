@@ -69,6 +69,7 @@ __global__ void exchange_kernel(Launch<Word> p) {
   const auto at = [&](int row, int step, int producer) {
     return p.words + ((int64_t{RingSteps<Form::SLOTS>::slot(own(row, step))} * p.rows + row) * blocks + producer) * N;
   };
+  const bool alone = p.fault == ALONE && block == 0;
   for (int i = thread; i < 3 * MOST_ROWS; i += threads) sums[i] = 0;
   for (int i = thread; i < MOST_ROWS * N; i += threads) before[i] = 0;
   __syncthreads();
@@ -92,7 +93,7 @@ __global__ void exchange_kernel(Launch<Word> p) {
     if (step > 1) x.begin_read(step - 1);
     for (int i = thread; i < p.rows * blocks / 2; i += threads) {  // of a row, two producers
       const int row = i / (blocks / 2), producer = i % (blocks / 2) * 2;
-      if (step == 1 || !active(row, step - 1)) continue;
+      if (step == 1 || !active(row, step - 1) || alone) continue;
       const bool skip = dropped(step, producer * N);
       if (p.fault == PASSED_OVER && skip) continue;
       Bits words[2][N];
@@ -116,7 +117,7 @@ __global__ void exchange_kernel(Launch<Word> p) {
     for (int i = thread; i < p.rows * N; i += threads) {
       const int word = block * N + i % N;
       if (writes(i) && !early(i))
-        write(i, kept(step, word) ? before[i] : data_of<Word>(sum[i / N] + p.salt, step, word));
+        write(i, kept(step, word) && !alone ? before[i] : data_of<Word>(sum[i / N] + p.salt, step, word));
       if (step > p.steps) p.out[((int64_t{p.steps} * p.rows + i / N) * blocks + block) * N + i % N] = sum[i / N];
     }
     if (p.fault != FLAG_FIRST && step <= p.steps) x.end_write(step);

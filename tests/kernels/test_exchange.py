@@ -19,7 +19,7 @@ FORMS = [("strict4", "phased"), ("strict8", "phased"), ("strict4", "tagged"), ("
 MASK = {"phased": 0x40004000, "tagged": 0xFFFF << 48, "plain": 0}
 BITS = {"phased": 32, "tagged": 64, "plain": 32}
 FAULTS = {name: number for number, name in enumerate(
-    ("none", "first valid", "passed over", "early", "group steps", "flag first", "two widths"))}  # fmt: skip
+    ("none", "first valid", "passed over", "early", "group steps", "flag first", "two widths", "alone"))}  # fmt: skip
 
 
 class Shape(NamedTuple):
@@ -45,8 +45,8 @@ def mix(a: int, b: int) -> int:
     return ((x ^ (x >> 13)) * 0x297A2D39) & 0xFFFFFFFF
 
 
-def expected(shape: Shape, word: str) -> np.ndarray:
-    """The recurrence, step by step."""
+def expected(shape: Shape, word: str, alone: bool = False) -> np.ndarray:
+    """The recurrence, step by step. ``alone``: the words of block 0 depend on the step and on nothing else."""
     vector = 128 // BITS[word]
     words = shape.blocks * vector
     out = np.zeros((shape.steps + 1, len(shape.rows), words), np.uint64)
@@ -62,9 +62,11 @@ def expected(shape: Shape, word: str) -> np.ndarray:
                     total += mix(0 if skip else (value ^ value >> 32) & 0xFFFFFFFF, i)
             total &= 0xFFFFFFFF
             if step > shape.steps:
-                out[shape.steps, row] = total
+                out[shape.steps, row, vector if alone else 0 :] = total
             elif first <= step <= last:
-                before = [value if mix(step, 55 + i) % 4 == 0 else mix(total, step * 1000 + i) * 0x100000001 & keep
+                free = vector if alone else 0
+                before = [value if i >= free and mix(step, 55 + i) % 4 == 0
+                          else mix(total if i >= free else 0, step * 1000 + i) * 0x100000001 & keep
                           for i, value in enumerate(before)]  # fmt: skip
                 out[step - 1, row] = before
     return out.ravel()
@@ -96,7 +98,7 @@ def test_every_word_is_of_its_step(run: Run, form: str, word: str, name: str) ->
 
 def noticed(run: Run, form: str, word: str, shape: Shape, fault: str, steps_before: int = 0, seeds: int = 60) -> str:
     """How a fault shows itself under one of many seeds: a wrong word, or an error of the shim's."""
-    want = expected(shape, word)
+    want = expected(shape, word, fault == "alone")
     for seed in range(1, seeds):
         try:
             if not np.array_equal(run(form, word, shape, seed, fault, steps_before), want):
@@ -121,6 +123,7 @@ LATE, EVEN = SHAPES["rows that begin late"], Shape(4, 32, 24, ((1, 24), (1, 24))
         ("dependence", "phased", EVEN, "first valid"),
         ("dependence", "phased", EVEN, "passed over"),
         ("dependence", "phased", EVEN, "early"),
+        ("dependence", "tagged", EVEN, "alone"),
         ("dependence", "phased", LATE, "group steps"),
         ("strict4", "phased", LATE, "group steps"),
         ("flags", "plain", EVEN, "flag first"),
@@ -128,6 +131,12 @@ LATE, EVEN = SHAPES["rows that begin late"], Shape(4, 32, 24, ((1, 24), (1, 24))
 )
 def test_faults_are_seen(run: Run, form: str, word: str, shape: Shape, fault: str) -> None:
     assert seen(noticed(run, form, word, shape, fault))
+
+
+@pytest.mark.parametrize("fault", ["passed over", "early", "alone"])
+@pytest.mark.parametrize("form", ["strict4", "strict8"])
+def test_a_strict_ring_rests_on_its_counters_alone(run: Run, form: str, fault: str) -> None:
+    assert noticed(run, form, "phased", EVEN, fault) == noticed(run, form, "tagged", LATE, fault) == "nothing"
 
 
 @pytest.mark.parametrize(("form", "word", "steps"), [("strict4", "phased", 4), ("dependence", "phased", 2),

@@ -227,6 +227,7 @@ inline void Scheduler::live() {
     finish(self);
   } catch (...) {
     Unchecked own;
+    self.state = Thread::READY;  // it may have been about to wait: fail() must not wake it
     fail(with_thread(std::current_exception(), self));
     finish(self);
   }
