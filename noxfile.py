@@ -123,6 +123,13 @@ def cuda(session: nox.Session) -> None:
 
 
 @step
+def exchange(session: nox.Session) -> None:
+    """Every execution of the exchange between a GPU's blocks, in small; its polls in the machine code."""
+    session.run(PYTHON, "tools/check_exchange.py")
+    session.run(PYTHON, "tools/check_polls.py")
+
+
+@step
 def cuda12(session: nox.Session) -> None:
     """CUDA's sources under CUDA 12."""
     session.run("bash", "tools/check_cuda12.sh", env={"PYTHON": PYTHON})
@@ -168,6 +175,7 @@ CHAINS = (
     ("cuda",),
     ("races",),
     ("triton",),
+    ("exchange",),
     ("cuda12",),
     ("demo",),
     ("gpu_dry_run",),

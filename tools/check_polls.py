@@ -61,15 +61,14 @@ def kernels(listing: str) -> Iterator[tuple[str, list[Instruction]]]:
                 labels[label[1]] = len(found)
             elif one := re.match(r"\s*/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*)(.*)", line):
                 found.append((one[1], one[2]))
+        # Not that of a branch to itself, which stands behind a kernel's end.
         loops = [(labels[target[1]], i) for i, (opcode, rest) in enumerate(found)
                  if opcode.startswith("BRA") and (target := re.search(r"`\((\.L_x_\d+)\)", rest))
-                 and labels[target[1]] <= i and found[labels[target[1]]: i] != []]  # fmt: skip
+                 and labels[target[1]] < i]  # fmt: skip
+        depths = [sum(begin <= i <= end for begin, end in loops) for i in range(len(found))]
         yield (
             re.split(r"[,\s]", part, maxsplit=1)[0],
-            [
-                Instruction(opcode, sum(begin <= i <= end for begin, end in loops))
-                for i, (opcode, _) in enumerate(found)
-            ],
+            [Instruction(opcode, depth) for (opcode, _), depth in zip(found, depths, strict=True)],
         )
 
 

@@ -69,6 +69,7 @@ __global__ void exchange_kernel(Launch<Word> p) {
   const auto at = [&](int row, int step, int producer) {
     return p.words + ((int64_t{RingSteps<Form::SLOTS>::slot(own(row, step))} * p.rows + row) * blocks + producer) * N;
   };
+  const bool alone = p.fault == ALONE && block == 0;
   for (int i = thread; i < 3 * MOST_ROWS; i += threads) sums[i] = 0;
   for (int i = thread; i < MOST_ROWS * N; i += threads) before[i] = 0;
   __syncthreads();
@@ -92,7 +93,7 @@ __global__ void exchange_kernel(Launch<Word> p) {
     if (step > 1) x.begin_read(step - 1);
     for (int i = thread; i < p.rows * blocks / 2; i += threads) {  // of a row, two producers
       const int row = i / (blocks / 2), producer = i % (blocks / 2) * 2;
-      if (step == 1 || !active(row, step - 1)) continue;
+      if (step == 1 || !active(row, step - 1) || alone) continue;
       const bool skip = dropped(step, producer * N);
       if (p.fault == PASSED_OVER && skip) continue;
       Bits words[2][N];
@@ -116,14 +117,24 @@ __global__ void exchange_kernel(Launch<Word> p) {
     for (int i = thread; i < p.rows * N; i += threads) {
       const int word = block * N + i % N;
       if (writes(i) && !early(i))
-        write(i, kept(step, word) ? before[i] : data_of<Word>(sum[i / N] + p.salt, step, word));
+        write(i, kept(step, word) && !alone ? before[i] : data_of<Word>(sum[i / N] + p.salt, step, word));
       if (step > p.steps) p.out[((int64_t{p.steps} * p.rows + i / N) * blocks + block) * N + i % N] = sum[i / N];
     }
     if (p.fault != FLAG_FIRST && step <= p.steps) x.end_write(step);
   }
 }
 
-// ---- Running it
+// in [n], out [n, 2]
+template <class D>
+__global__ void round_trip_kernel(const uint32_t* in, uint32_t* out, int n) {
+  const int i = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x);
+  if (i >= n) return;
+  out[2 * i] = AtMostOne<D>::bits(*reinterpret_cast<const D*>(in + i));
+  out[2 * i + 1] = 0;
+  *reinterpret_cast<D*>(out + 2 * i + 1) = AtMostOne<D>::value(out[2 * i]);
+}
+
+// ---- Running them
 
 namespace {
 
@@ -180,6 +191,16 @@ std::vector<uint64_t> run_as(const Call& call) {
   return found;
 }
 
+template <class D>
+std::vector<uint32_t> round_trip_of(const std::vector<uint32_t>& patterns) {
+  const auto n = static_cast<int>(patterns.size());
+  const Buffer<uint32_t> in(n), out(int64_t{2} * n);
+  check(cudaMemcpy(in.get(), patterns.data(), patterns.size() * sizeof(uint32_t), cudaMemcpyHostToDevice));
+  const uint32_t* from = in.get();
+  check(FRD_LAUNCH(round_trip_kernel<D>, static_cast<unsigned>((n + 255) / 256), 256, 0, nullptr, from, out.get(), n));
+  return out.read();
+}
+
 template <class Form>
 std::vector<uint64_t> with_word(const Call& call) {
   if (call.word == "phased") return run_as<Form, PhasedPair>(call);
@@ -197,6 +218,13 @@ std::vector<uint64_t> run(const Call& call) {
   if (call.form == "dependence") return with_word<Ring<2, false>>(call);
   if (call.form == "flags" && call.word == "plain") return run_as<Flags, Plain>(call);
   throw std::invalid_argument("no form " + call.form + " with words " + call.word);
+}
+
+std::vector<uint32_t> round_trip(const std::string& type, const std::vector<uint32_t>& patterns) {
+  if (type == "bfloat16") return round_trip_of<__nv_bfloat16>(patterns);
+  if (type == "float16") return round_trip_of<__half>(patterns);
+  if (type == "float32") return round_trip_of<float>(patterns);
+  throw std::invalid_argument("no type " + type);
 }
 
 }  // namespace frd::cuda::exchange

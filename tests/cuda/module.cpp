@@ -62,6 +62,13 @@ void add_exchange(py::module_& m) {
       },
       "form"_a, "word"_a, "blocks"_a, "threads"_a, "steps"_a, "first"_a, "last"_a, "fault"_a = 0, "steps_before"_a = 0,
       "Runs the kernel of exchange.cu.");
+  m.def(
+      "round_trip",
+      [](const std::string& type, const Numbers& patterns) {
+        const auto out = exchange::round_trip(type, {patterns.data(), patterns.data() + patterns.size()});
+        return Numbers(static_cast<py::ssize_t>(out.size()), out.data());
+      },
+      "type"_a, "patterns"_a);
 }
 
 }  // namespace

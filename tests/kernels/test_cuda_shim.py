@@ -416,7 +416,7 @@ STUCK = {
 def test_what_would_hang_is_told(run: Run, cuda_host: ModuleType, variant: int) -> None:
     cooperative = variant in (4, 5)
     block = {5: 1, 8: 96}.get(variant, 32)
-    for seed in (0, 1, 2):
+    for seed in (0, 1, 2) if variant == 5 else SEEDS:
         with pytest.raises(cuda_host.Fault, match=STUCK[variant]) as error:
             run("stuck", 3 if cooperative else 1, block, words=64, variant=variant, cooperative=cooperative, seed=seed)
         assert isinstance(error.value, RuntimeError)

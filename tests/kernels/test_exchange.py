@@ -19,7 +19,7 @@ FORMS = [("strict4", "phased"), ("strict8", "phased"), ("strict4", "tagged"), ("
 MASK = {"phased": 0x40004000, "tagged": 0xFFFF << 48, "plain": 0}
 BITS = {"phased": 32, "tagged": 64, "plain": 32}
 FAULTS = {name: number for number, name in enumerate(
-    ("none", "first valid", "passed over", "early", "group steps", "flag first", "two widths"))}  # fmt: skip
+    ("none", "first valid", "passed over", "early", "group steps", "flag first", "two widths", "alone"))}  # fmt: skip
 
 
 class Shape(NamedTuple):
@@ -45,8 +45,8 @@ def mix(a: int, b: int) -> int:
     return ((x ^ (x >> 13)) * 0x297A2D39) & 0xFFFFFFFF
 
 
-def expected(shape: Shape, word: str) -> np.ndarray:
-    """The recurrence, step by step."""
+def expected(shape: Shape, word: str, alone: bool = False) -> np.ndarray:
+    """The recurrence, step by step. ``alone``: the words of block 0 depend on the step and on nothing else."""
     vector = 128 // BITS[word]
     words = shape.blocks * vector
     out = np.zeros((shape.steps + 1, len(shape.rows), words), np.uint64)
@@ -62,9 +62,11 @@ def expected(shape: Shape, word: str) -> np.ndarray:
                     total += mix(0 if skip else (value ^ value >> 32) & 0xFFFFFFFF, i)
             total &= 0xFFFFFFFF
             if step > shape.steps:
-                out[shape.steps, row] = total
+                out[shape.steps, row, vector if alone else 0 :] = total
             elif first <= step <= last:
-                before = [value if mix(step, 55 + i) % 4 == 0 else mix(total, step * 1000 + i) * 0x100000001 & keep
+                free = vector if alone else 0
+                before = [value if i >= free and mix(step, 55 + i) % 4 == 0
+                          else mix(total if i >= free else 0, step * 1000 + i) * 0x100000001 & keep
                           for i, value in enumerate(before)]  # fmt: skip
                 out[step - 1, row] = before
     return out.ravel()
@@ -96,7 +98,7 @@ def test_every_word_is_of_its_step(run: Run, form: str, word: str, name: str) ->
 
 def noticed(run: Run, form: str, word: str, shape: Shape, fault: str, steps_before: int = 0, seeds: int = 60) -> str:
     """How a fault shows itself under one of many seeds: a wrong word, or an error of the shim's."""
-    want = expected(shape, word)
+    want = expected(shape, word, fault == "alone")
     for seed in range(1, seeds):
         try:
             if not np.array_equal(run(form, word, shape, seed, fault, steps_before), want):
@@ -121,6 +123,7 @@ LATE, EVEN = SHAPES["rows that begin late"], Shape(4, 32, 24, ((1, 24), (1, 24))
         ("dependence", "phased", EVEN, "first valid"),
         ("dependence", "phased", EVEN, "passed over"),
         ("dependence", "phased", EVEN, "early"),
+        ("dependence", "tagged", EVEN, "alone"),
         ("dependence", "phased", LATE, "group steps"),
         ("strict4", "phased", LATE, "group steps"),
         ("flags", "plain", EVEN, "flag first"),
@@ -128,6 +131,12 @@ LATE, EVEN = SHAPES["rows that begin late"], Shape(4, 32, 24, ((1, 24), (1, 24))
 )
 def test_faults_are_seen(run: Run, form: str, word: str, shape: Shape, fault: str) -> None:
     assert seen(noticed(run, form, word, shape, fault))
+
+
+@pytest.mark.parametrize("fault", ["passed over", "early", "alone"])
+@pytest.mark.parametrize("form", ["strict4", "strict8"])
+def test_a_strict_ring_rests_on_its_counters_alone(run: Run, form: str, fault: str) -> None:
+    assert noticed(run, form, "phased", EVEN, fault) == noticed(run, form, "tagged", LATE, fault) == "nothing"
 
 
 @pytest.mark.parametrize(("form", "word", "steps"), [("strict4", "phased", 4), ("dependence", "phased", 2),
@@ -143,3 +152,28 @@ def test_a_word_of_two_widths_is_told(run: Run) -> None:
 def test_a_grid_too_large_is_refused(run: Run, cuda_host: ModuleType) -> None:
     with pytest.raises(RuntimeError, match="too many blocks in cooperative launch"):
         run("strict4", "phased", Shape(18, 32, 3, ((1, 3),)), 1)
+
+
+# ---- Values of phased words
+
+ONE = {"bfloat16": 0x3F80, "float16": 0x3C00, "float32": 0x3F800000}
+
+
+@pytest.mark.parametrize("kind", ONE)
+def test_values_up_to_one_and_nan(cuda_host: ModuleType, kind: str) -> None:
+    """All patterns of 16 bits, and those of float32 around the ends: up to 1 as they are, all else NaN."""
+    if kind == "float32":
+        near = [edge + i for edge in (0, ONE[kind], 0x3FFFFFFF, 0x40000000, 0x7F800000) for i in range(-40, 40)]
+        some = np.random.default_rng(1).integers(0, 1 << 31, 10_000).tolist()
+        patterns = np.array([i for i in near + some if 0 <= i < 1 << 31], np.uint32)
+        patterns = np.concatenate([patterns, patterns | 0x80000000])
+        highest, sign = 1 << 30, 0x80000000
+    else:
+        patterns = np.arange(1 << 16, dtype=np.uint32)
+        highest, sign = 1 << 14, 0x8000
+    sent, got = cuda_host.round_trip(kind, patterns).reshape(-1, 2).T
+    magnitude, legal = patterns & (sign - 1), patterns & (sign - 1) <= ONE[kind]
+    assert not (sent & highest).any(), "the phase's bit"
+    np.testing.assert_array_equal(got[legal], patterns[legal])
+    exponent = {"bfloat16": 0x7F80, "float16": 0x7C00, "float32": 0x7F800000}[kind]
+    assert ((got[~legal] & (sign - 1)) > exponent).all() and legal.sum() > 1000 and (magnitude > exponent).any()

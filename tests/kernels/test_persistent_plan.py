@@ -1,4 +1,4 @@
-"""csrc/cuda/schedules/persistent_plan.h: several hundred layers on the limits of seven GPUs, through tests/cuda/plan.cpp."""
+"""Persistent plans of some hundred layers on the limits of seven GPUs (persistent_plan.h, tests/cuda/plan.cpp)."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_words_follow_from_what_is_configured(planner: Planner, words: str, laye
         ("float64: tensor cores have no products of it here", {"type": "float64"}),
         ("a projection: h has not the width of c", {"projected": 96}),
         ("a layer without units or rows", {"batch": 0}),
-        # 24 units are 6 tiles of rows by 192 of columns, 4 KiB for 8 warps: 576, of which 124 fit into registers. 96 are sums.
+        # 24 units are 6 tiles of rows by 192 of columns: 576 KiB, of which 124 fit into registers. 96 are sums.
         ("a block's part of W_hh leaves 552 KiB to shared memory, and a block has 227", {"units": 3072}),
         ("registers of a thread, and there are 255", {"batch": 4096, "units": 64}),
     ],

@@ -70,6 +70,7 @@ class Scheduler {
 
   // One of first .. last, of which a relaxed load has the choice. In order: the last.
   uint32_t choose(uint32_t first, uint32_t last) {
+    Unchecked own;
     if (in_order_ || first == last) return last;
     return random_.below(lateness_) ? first : first + static_cast<uint32_t>(random_.below(last - first + 1));
   }
@@ -226,6 +227,7 @@ inline void Scheduler::live() {
     finish(self);
   } catch (...) {
     Unchecked own;
+    self.state = Thread::READY;  // it may have been about to wait: fail() must not wake it
     fail(with_thread(std::current_exception(), self));
     finish(self);
   }
