@@ -15,6 +15,9 @@
 
 #include "core/counters.h"
 #include "core/flags.h"
+#include "core/rows.h"
+#include "cpu/chunks.h"
+#include "cpu/dropout.h"
 #include "cpu/gemm.h"
 #include "cpu/layer.h"
 #include "cpu/masks.h"
@@ -147,6 +150,23 @@ void gemm() {
     }
 }
 
+// The mask of an input of width k, of each step, at a threshold that is the number of some element; or none.
+RowMask input_mask(int64_t k) {
+  Masks masks = masks_of(generator() % 2 ? FLAG_MASKS_ON | FLAG_INPUT : FLAG_INPUT, 0);
+  const uint32_t stream = stream_of(KIND_INPUT, masks.layer, 0);
+  masks.thresholds[SITE_INPUT_DROPOUT] =
+      number_of(static_cast<uint32_t>(between(0, k - 1)), 0, masks.step_offset, stream, masks.keys[GROUP_INPUT]);
+  return masks.of_rows(false, 0, k);
+}
+
+// What an element of the first step is multiplied with.
+double factor(const RowMask& mask, int64_t row, int64_t column) {
+  if (!mask.on) return 1;
+  const uint64_t number =
+      number_of(static_cast<uint32_t>(column), static_cast<uint32_t>(row), mask.step_offset, mask.stream, mask.key);
+  return number < mask.threshold ? 0 : keep_scale(mask.threshold);
+}
+
 template <class T>
 void input_products(Packing packing, uint32_t flags) {
   constexpr int NV = 3;
@@ -168,11 +188,16 @@ void input_products(Packing packing, uint32_t flags) {
       EXPECT(close(got, want, size), "W x of row %ld, gate row %ld: %g, not %g", row, i, double(got), want);
     }
 
-  // Gradients of x: rows of `stride` numbers, whose first are those of W's rows from `turned` on.
+  // Gradients of x, which some site may mask: rows of `stride` numbers, whose first are those of W's rows from `turned`
+  // on.
   const int64_t turned = between(0, w.rows - 1), stride = w.rows + between(0, 5);
   const std::vector<T> dgates = numbers<T>(rows * stride);
   std::vector<T> dx(static_cast<size_t>(rows * k));
-  input_gradient(PARALLEL, dgates.data(), rows, stride, ColumnTiles<T>(PARALLEL, w.weight(), turned, packing),
+  const Sequence sequence{1, rows, rows, nullptr, nullptr, false};
+  const RowMask mask = input_mask(k);
+  RowMasks<T> masks(PARALLEL, sequence, mask, rows);
+  masks.draw(Chunk::from(sequence, 0, rows));
+  input_gradient(PARALLEL, dgates.data(), rows, stride, ColumnTiles<T>(PARALLEL, w.weight(), turned, packing), masks,
                  dx.data());
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t column = 0; column < k; ++column) {
@@ -181,6 +206,8 @@ void input_products(Packing packing, uint32_t flags) {
         const double term = double(dgates[row * stride + i]) * double(w.at((i + turned) % w.rows, column));
         want += term, size += std::fabs(term);
       }
+      const double scale = factor(mask, row, column);
+      want *= scale, size *= std::fmax(1, scale);
       const T got = dx[row * k + column];
       EXPECT(close(got, want, size), "dx of row %ld, column %ld: %g, not %g", row, column, double(got), want);
     }
@@ -197,13 +224,18 @@ void weight_gradients() {
   std::vector<T> db_w(static_cast<size_t>(gates * unit)), db_u = db_w;
   std::vector<double> want_w(dw.size()), want_u(du.size()), want_bw(db_w.size()), want_bu(db_u.size());
   const bool wants_w = generator() % 4, wants_u = generator() % 4;
+  double largest = 1;  // scale
   WeightGradient<T> of_w(PARALLEL, wants_w ? dw.data() : nullptr, inputs, most);
   WeightGradient<T> of_u(PARALLEL, wants_u ? du.data() : nullptr, outputs, most);
   for (int chunk = 0; chunk < 3; ++chunk) {
     const int64_t rows = between(1, most);
     const std::vector<T> x = numbers<T>(rows * inputs), h = numbers<T>(rows * outputs),
                          gradients = numbers<T>(rows * stride);
-    of_w.chunk(x.data(), rows);
+    const Sequence sequence{1, rows, rows, nullptr, nullptr, false};
+    const RowMask mask = input_mask(inputs);
+    RowMasks<T> masks(PARALLEL, sequence, mask, rows);
+    masks.draw(Chunk::from(sequence, 0, rows));
+    of_w.chunk(x.data(), rows, masks);
     of_u.chunk(h.data(), rows);
     add_weight_gradients<T>(PARALLEL, gradients.data(), rows, stride, width, unit, chunk == 0,
                             {{&of_w, db_w.data(), 0, unit, (gates - 1) * unit},
@@ -214,12 +246,16 @@ void weight_gradients() {
         const double of_input = double(gradients[row * stride + (i + unit) % (gates * unit)]);
         const double of_state = double(gradients[row * stride + i + unit]);
         want_bw[i] += of_input, want_bu[i] += of_state;
-        for (int64_t c = 0; c < inputs; ++c) want_w[i * inputs + c] += of_input * double(x[row * inputs + c]);
+        for (int64_t c = 0; c < inputs; ++c) {
+          const double scale = factor(mask, row, c);
+          want_w[i * inputs + c] += of_input * scale * double(x[row * inputs + c]);
+          largest = std::fmax(largest, scale);
+        }
         for (int64_t c = 0; c < outputs; ++c) want_u[i * outputs + c] += of_state * double(h[row * outputs + c]);
       }
   }
   const double size = 3 * most * 4;
-  for (size_t i = 0; wants_w && i < dw.size(); ++i) EXPECT(close(dw[i], want_w[i], size), "dW at %zu", i);
+  for (size_t i = 0; wants_w && i < dw.size(); ++i) EXPECT(close(dw[i], want_w[i], size * largest), "dW at %zu", i);
   for (size_t i = 0; wants_u && i < du.size(); ++i) EXPECT(close(du[i], want_u[i], size), "dU at %zu", i);
   for (size_t i = 0; i < db_w.size(); ++i) EXPECT(close(db_w[i], want_bw[i], size), "W's bias at %zu", i);
   for (size_t i = 0; i < db_u.size(); ++i) EXPECT(close(db_u[i], want_bu[i], size), "U's bias at %zu", i);
