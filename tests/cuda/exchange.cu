@@ -95,9 +95,10 @@ __global__ void exchange_kernel(Launch<Word> p) {
       const int row = i / (blocks / 2), producer = i % (blocks / 2) * 2;
       if (step == 1 || !active(row, step - 1) || alone) continue;
       const bool skip = dropped(step, producer * N);
-      if (p.fault == PASSED_OVER && skip) continue;
-      Bits words[2][N];
-      if (p.fault == FIRST_VALID) {
+      Bits words[2][N] = {};
+      if (p.fault == PASSED_OVER && skip) {
+        // nothing is read
+      } else if (p.fault == FIRST_VALID) {
         first_valid<Form, Word>(at(row, step - 1, producer), own(row, step - 1), words);
       } else {
         x.template read<Word>(at(row, step - 1, producer), N, own(row, step - 1), words, seen);

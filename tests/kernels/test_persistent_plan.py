@@ -1,4 +1,4 @@
-"""Persistent plans of some hundred layers on the limits of seven GPUs: persistent_plan.h, through tests/cuda/plan.cpp."""
+"""Persistent plans of layers for seven GPUs: csrc/cuda/schedules/persistent_plan.h, tests/cuda/plan.cpp."""
 
 from __future__ import annotations
 
