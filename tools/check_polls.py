@@ -21,6 +21,8 @@ from typing import NamedTuple
 import compile_cuda
 
 PROBE = compile_cuda.ROOT / "tests/cuda/exchange_probe.cu"
+KERNELS = compile_cuda.ROOT / "tests/cuda/exchange.cu"
+"""All of the exchange in kernels of the tests, which must compile for a GPU too."""
 TARGETS = [target for target in compile_cuda.TARGETS if target >= 80]
 
 
@@ -98,6 +100,7 @@ def check(source: Path, target: int, folder: Path) -> dict[str, list[str]]:
     """The faults of each probe on a target."""
     nvcc = compile_cuda.find_nvcc()
     cubin = folder / f"{target}.cubin"
+    compile_cuda.run(nvcc, *compile_cuda.FLAGS, f"-arch=sm_{target}", "-cubin", KERNELS, "-o", cubin)
     compile_cuda.run(nvcc, *compile_cuda.FLAGS, f"-arch=sm_{target}", "-cubin", source, "-o", cubin)
     listed = dict(kernels(compile_cuda.run(compile_cuda.find_nvdisasm(nvcc), "-c", cubin)))
     names = compile_cuda.short_names(list(listed))

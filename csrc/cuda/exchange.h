@@ -92,33 +92,33 @@ struct AtMostOne;
 
 template <>
 struct AtMostOne<float> {
-  FRD_INLINE uint32_t bits(float x) {
+  __device__ __forceinline__ static uint32_t bits(float x) {
     const uint32_t all = __float_as_uint(x);
     return (all & 0x7FFFFFFFu) <= 0x3F800000u ? all : 0x3FFFFFFFu;
   }
-  FRD_INLINE float value(uint32_t bits) {
+  __device__ __forceinline__ static float value(uint32_t bits) {
     return __uint_as_float((bits & 0x7FFFFFFFu) <= 0x3F800000u ? bits : 0x7FC00000u);
   }
 };
 
 template <>
 struct AtMostOne<__nv_bfloat16> {
-  FRD_INLINE uint32_t bits(__nv_bfloat16 x) {
+  __device__ __forceinline__ static uint32_t bits(__nv_bfloat16 x) {
     const uint32_t all = __bfloat16_as_ushort(x);
     return (all & 0x7FFFu) <= 0x3F80u ? all : 0x3FFFu;
   }
-  FRD_INLINE __nv_bfloat16 value(uint32_t bits) {
+  __device__ __forceinline__ static __nv_bfloat16 value(uint32_t bits) {
     return __ushort_as_bfloat16(static_cast<unsigned short>((bits & 0x7FFFu) <= 0x3F80u ? bits : 0x7FC0u));
   }
 };
 
 template <>
 struct AtMostOne<__half> {
-  FRD_INLINE uint32_t bits(__half x) {
+  __device__ __forceinline__ static uint32_t bits(__half x) {
     const uint32_t all = __half_as_ushort(x);
     return (all & 0x7FFFu) <= 0x3C00u ? all : 0x3FFFu;
   }
-  FRD_INLINE __half value(uint32_t bits) {
+  __device__ __forceinline__ static __half value(uint32_t bits) {
     return __ushort_as_half(static_cast<unsigned short>((bits & 0x7FFFu) <= 0x3C00u ? bits : 0x7E00u));
   }
 };

@@ -29,6 +29,7 @@ struct Call {
   std::vector<int> first, last;  // [rows]: the steps of each row
   int fault = NONE;
   int steps_before = 0;  // of a call before in the same memory, which is not zeroed between
+  bool out = true;       // whether there is a result, which takes time to write and to copy
 };
 
 // The words of every step, and of every row the sum of the last: [steps + 1, rows, blocks * VECTOR of the word].

@@ -18,7 +18,9 @@
 // By default a poll that fails is not a step of an execution. It only ever makes the reader see newer entries, so that
 // it must see newer ones later: whatever can follow it can follow without it, but for one thing, that the right entry
 // is passed over. So it counts as a fault at once if a newer entry than the right one can be read while that is still
-// waited for. polls=1 walks through the failing polls as well, and must come to the same verdict.
+// waited for. Likewise a block adds to a counter as soon as it may, and looks at one as late as it may: otherwise
+// others, or itself, would only have to have seen more. polls=1 walks through all of that as well, and must come to the
+// same verdict.
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>

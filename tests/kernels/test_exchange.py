@@ -7,13 +7,20 @@ once more; a word read wrongly or written over too early changes all that follow
 from __future__ import annotations
 
 import math
+import os
+import re
+import shlex
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
 import numpy as np
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 FORMS = [("strict4", "phased"), ("strict8", "phased"), ("strict4", "tagged"), ("dependence", "phased"),
          ("dependence", "tagged"), ("flags", "plain")]  # fmt: skip
 MASK = {"phased": 0x40004000, "tagged": 0xFFFF << 48, "plain": 0}
@@ -70,6 +77,49 @@ def expected(shape: Shape, word: str, alone: bool = False) -> np.ndarray:
                           for i, value in enumerate(before)]  # fmt: skip
                 out[step - 1, row] = before
     return out.ravel()
+
+
+def build_program(target: Path, command: list[str | Path]) -> Path:
+    sources = [ROOT / "tests/cuda/exchange.cu", ROOT / "tests/cuda/exchange_program.cu"]
+    folders = [f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cuda'}"]
+    subprocess.run([*command, "-std=c++20", *folders, *sources, "-o", target], check=True)
+    return target
+
+
+@pytest.fixture(scope="module", params=["host", pytest.param("gpu", marks=pytest.mark.gpu)])
+def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """tests/cuda/exchange_program.cu, for the host or for this machine's GPU."""
+    target = tmp_path_factory.mktemp("exchange") / f"exchange_program_{request.param}"
+    if request.param == "host":
+        flags = ["-O1", "-Wno-unknown-pragmas", "-DFRD_CUDA_ON_HOST", "-x", "c++"]
+        return build_program(target, [*shlex.split(os.environ.get("CXX", "c++")), *flags])
+    nvcc = shutil.which("nvcc")
+    if nvcc is None:
+        pytest.skip("needs nvcc")
+    return build_program(target, [nvcc, "-O3", "-arch=native"])
+
+
+def on_gpu(program: Path) -> bool:
+    return program.name.endswith("gpu")
+
+
+@pytest.mark.parametrize(("form", "word"), FORMS)
+def test_a_program_alone(program: Path, form: str, word: str) -> None:
+    """Where it runs on a GPU, it is the first thing of the exchange that does; who waits too long is ended."""
+    for shape in SHAPES.values():
+        steps = [str(step) for row in shape.rows for step in row]
+        command = [program, form, word, *map(str, shape[:3]), *steps]
+        for _ in range(3):
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True, timeout=60)
+            np.testing.assert_array_equal(np.frombuffer(done.stdout, np.uint64), expected(shape, word))
+
+
+def test_a_program_takes_the_time(program: Path) -> None:
+    said = subprocess.run(
+        [program, "time", "2000" if on_gpu(program) else "8"], capture_output=True, text=True, check=True, timeout=300
+    ).stdout
+    assert len(re.findall(r"^\w+ \w+ \d+ blocks: -?\d+\.\d+ us a step$", said, re.M)) >= 20, said
+    print(said)  # pytest -rP shows it
 
 
 Run = Callable[..., np.ndarray]

@@ -1,80 +1,27 @@
-"""Persistent plans of some hundred layers on the limits of seven GPUs (persistent_plan.h, tests/cuda/plan.cpp)."""
+"""Persistent plans of layers for seven GPUs: csrc/cuda/schedules/persistent_plan.h, tests/cuda/plan.cpp."""
 
 from __future__ import annotations
 
 import itertools
-import os
-import shlex
-import subprocess
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import persistent_plans
 import pytest
+from persistent_plans import DEVICES, KIB, Device, Layer, Plan
 
 from fused_rnn_dropout.cells import CELLS
 from fused_rnn_dropout.sites import FLAG
 
-ROOT = Path(__file__).resolve().parents[2]
-KIB = 1024
-
-
-class Device(NamedTuple):
-    major: int
-    minor: int
-    multiprocessors: int
-    shared: int
-    """Bytes that a block may opt in to."""
-
-
-DEVICES = {
-    "A100": Device(8, 0, 108, 163 * KIB),
-    "A10": Device(8, 6, 72, 99 * KIB),
-    "RTX 4090": Device(8, 9, 128, 99 * KIB),
-    "H100": Device(9, 0, 132, 227 * KIB),
-    "H200": Device(9, 0, 132, 227 * KIB),
-    "B200": Device(10, 0, 148, 227 * KIB),
-    "GB10": Device(12, 1, 48, 99 * KIB),
-}
-TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
 BYTES = {"float32": 4, "float16": 2, "bfloat16": 2}
 
 
-class Layer(NamedTuple):
-    cell: str = "LSTM"
-    type: str = "bfloat16"
-    tf32x3: bool = False
-    batch: int = 16
-    units: int = 768
-    projected: int | None = None
-    directions: int = 1
-    flags: int = 0
-    h0: bool = False
-    backward: bool = False
-
-    def request(self, device: Device) -> str:
-        projected = self.units if self.projected is None else self.projected
-        cell, kind = CELLS[self.cell].number, TYPES[self.type]
-        return " ".join(str(int(n)) for n in (*device, cell, kind, self.tf32x3, self.batch, self.units, projected,
-                                              self.directions, self.flags, self.h0, self.backward))  # fmt: skip
-
-
-Plan = dict[str, int]
-
-
-class Planner:
-    def __init__(self, program: Path) -> None:
-        self.program = program
+class Planner(NamedTuple):
+    program: Path
 
     def all(self, asked: list[tuple[Device, Layer]]) -> list[Plan | str]:
-        """A plan for each, or what stands in its way."""
-        text = "".join(layer.request(device) + "\n" for device, layer in asked)
-        done = subprocess.run([self.program], input=text, capture_output=True, text=True, check=True)
-        lines = done.stdout.splitlines()
-        assert len(lines) == len(asked)
-        return [line.removeprefix("obstacle=") if line.startswith("obstacle=")
-                else {name: int(value) for name, value in (item.split("=") for item in line.split())}
-                for line in lines]  # fmt: skip
+        return persistent_plans.plans(self.program, asked)
 
     def one(self, device: str = "H100", **layer: object) -> Plan | str:
         return self.all([(DEVICES[device], Layer(**layer))])[0]  # type: ignore[arg-type]
@@ -82,11 +29,7 @@ class Planner:
 
 @pytest.fixture(scope="module")
 def planner(tmp_path_factory: pytest.TempPathFactory) -> Planner:
-    program = tmp_path_factory.mktemp("plan") / "plan"
-    flags = ["-std=c++20", "-O1", "-Wno-unknown-pragmas", "-DFRD_CUDA_ON_HOST", f"-I{ROOT / 'csrc'}"]
-    command = [*shlex.split(os.environ.get("CXX", "c++")), *flags, f"-I{ROOT / 'tests/cuda'}"]
-    subprocess.run([*command, ROOT / "tests/cuda/plan.cpp", "-o", program], check=True)
-    return Planner(program)
+    return Planner(persistent_plans.build(tmp_path_factory.mktemp("plan")))
 
 
 LAYERS = [
@@ -197,3 +140,13 @@ def test_a_device_too_small_says_so(planner: Planner) -> None:
     small = Device(8, 9, 4, 99 * KIB)
     (said,) = planner.all([(small, Layer(units=1024))])
     assert isinstance(said, str) and ("multiprocessors" in said or "shared memory" in said)
+
+
+def test_the_table_of_the_page_is_what_is_printed(planner: Planner) -> None:
+    page = persistent_plans.PAGE.read_text("utf-8")
+    inside = page.split(persistent_plans.BEGIN)[1].split(persistent_plans.END)[0]
+    assert inside == persistent_plans.table(planner.program), "out of date: python tools/persistent_plans.py --write"
+
+
+def test_cells_have_the_numbers_of_the_package() -> None:
+    assert {name: cell.number for name, cell in CELLS.items()} == persistent_plans.CELLS
