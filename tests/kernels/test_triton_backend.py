@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import cli, doctor, masks, ops, schedules
 from fused_rnn_dropout.layer_call import FORWARD, Keep, Kept, LayerCall
-from fused_rnn_dropout.sites import KINDS, keep_scale, stream, threshold
+from fused_rnn_dropout.sites import FLAG, KINDS, SITE, keep_scale, stream, threshold
 from fused_rnn_dropout.triton import launch
 
 pytest.importorskip("triton", reason="the package triton is not installed")
@@ -104,6 +104,9 @@ def test_masks_do_not_depend_on_the_split(cell: str) -> None:
 
 
 _WEIGHTS = ("w_ih", "w_hh", "b_ih", "b_hh")
+_READ_TWICE = (*SITE["dropout"].flags, *SITE["inter_layer_dropout"].flags)
+_FLAGS = sum(bit for name, bit in FLAG.items() if name not in (*_READ_TWICE, "WEIGHT_HR"))
+"""Those of every site that a layer without a projection may have beside the others, with every option."""
 
 
 def lstm_arguments(**changed: Any) -> LayerCall:
@@ -114,7 +117,7 @@ def lstm_arguments(**changed: Any) -> LayerCall:
         "w_ih": torch.randn(12, inputs), "w_hh": torch.randn(12, units), "b_ih": torch.zeros(12),
         "b_hh": torch.zeros(12), "batch_sizes": None, "example_ids": None,
         "rng": torch.zeros(6, 2, dtype=torch.int64), "thresholds": torch.zeros(10, dtype=torch.int64),
-        "dtype": torch.float32, "flags": 2**19 - 1, "layer": 0, "directions": FORWARD, "step_offset": 0, "schedule": 0,
+        "dtype": torch.float32, "flags": _FLAGS, "layer": 0, "directions": FORWARD, "step_offset": 0, "schedule": 0,
         "keep": Keep.ALL,
     }  # fmt: skip
     assert changed.keys() <= named.keys()
@@ -147,14 +150,14 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
     "schedule": ({"schedule": 7}, r"schedule must be one of \[0, 1\], got 7"),
     "batch": ({"h0": torch.zeros(3, 3), "c0": torch.zeros(3, 3)}, "the initial state is for a batch of 3, x has 4"),
     "no steps": ({"x": torch.zeros(0, 4, 2)}, "Expected sequence length to be larger than 0 in RNN"),
-    "flags": ({"flags": 2**19}, "flags has bits that mean nothing"),
+    "flags": ({"flags": 2 * FLAG["MASKS_ON"]}, "flags has bits that mean nothing"),
     "thresholds": ({"thresholds": None}, "thresholds are needed where a site is configured"),
     "few thresholds": ({"thresholds": torch.zeros(9, dtype=torch.int64)}, "thresholds must have 10 elements, got 9"),
     "no rng": ({"rng": None}, "rng is needed where sites draw masks"),
     "rng": ({"rng": torch.zeros(6, 2)}, "rng must be an int64 tensor"),
     "rng of one": ({"rng": torch.zeros(2, dtype=torch.int64)}, "rng must have 6 rows of 2 elements"),
     "ids": ({"example_ids": torch.zeros(3, dtype=torch.int64)}, "example_ids must have 4 elements, got 3"),
-    "layer": ({"layer": 65536}, r"layer must be in \[0, 65536\), got 65536"),
+    "layer": ({"layer": 65536}, r"layer must be in \[0, 65535\), got 65536"),
     "step_offset": ({"step_offset": 2**32 - 2}, r"every step in \[0, 2\^32 - 1\), got step_offset 4294967294"),
     "dtype": ({"dtype": torch.int64}, "dtype must be float32, float64, float16 or bfloat16"),
     "keep": ({"keep": 3}, "keep must be 0, 1 or 2, got 3"),

@@ -18,13 +18,13 @@ from triton.runtime import jit
 from fused_rnn_dropout.cells import CELLS
 from fused_rnn_dropout.layer_call import FORWARD, Keep, Kept, LayerCall
 from fused_rnn_dropout.schedules import SCHEDULES
-from fused_rnn_dropout.sites import FLAG, GROUPS
+from fused_rnn_dropout.sites import FLAG, GROUPS, SITES
 from fused_rnn_dropout.triton import operators
 
 BACKEND = make_backend(GPUTarget("cuda", 90, 32))
 INPUTS, UNITS, PROJECTED = 7, 13, 5
 SEQUENCE, ALTERNATING = SCHEDULES["triton"]
-FLAGS = sum(FLAG[name] for name in ("HIDDEN", "WEIGHT_HH", "UPDATE", "CELL", "CELL_SEQUENCE", "ZONEOUT_H", "MASKS_ON"))
+CHOSEN = ("INPUT", "OUTPUT", "HIDDEN", "WEIGHT_HH", "UPDATE", "CELL", "CELL_SEQUENCE", "ZONEOUT_H", "MASKS_ON")
 seen: dict[str, set[str]] = defaultdict(set)
 
 
@@ -52,6 +52,8 @@ def run(steps: int, batch: int, sizes: list[int] | None, offset: int, index: int
     pairs = rng.expand(len(GROUPS), 2)
     for schedule, keep in ((SEQUENCE, Keep.ALL), (ALTERNATING, Keep.STATES)):
         for cell in CELLS.values():
+            absent = [name for site in SITES if not site.fits(cell.name) for name in site.flags]
+            flags = sum(FLAG[name] for name in CHOSEN if name not in absent)
             for width in (UNITS, PROJECTED)[: 2 if schedule is ALTERNATING and cell.projects else 1]:
                 states = [state(batch, width, index)] + [state(batch, UNITS, index)] * cell.has_c
                 gates = cell.gates * UNITS
@@ -59,7 +61,7 @@ def run(steps: int, batch: int, sizes: list[int] | None, offset: int, index: int
                 weights += [torch.zeros(width, UNITS)] * (width != UNITS)
                 call = LayerCall(
                     cell.number, x, states, weights, batch_sizes, torch.arange(batch), pairs, thresholds, torch.float32,
-                    FLAGS, index, FORWARD, offset, schedule.number, keep,
+                    flags, index, FORWARD, offset, schedule.number, keep,
                 )  # fmt: skip
                 y, last, kept = operators.layer_forward(*call)
                 h_apart = Kept(*kept).states.dim() == 2
