@@ -17,8 +17,7 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fused_rnn_dropout as frd
-from fused_rnn_dropout.cells import MODULES
-from fused_rnn_dropout.cells import MODULES as TABLE
+from fused_rnn_dropout.cells import CELLS, MODULES
 from fused_rnn_dropout.sites import GROUPS
 
 pytestmark = [
@@ -314,7 +313,7 @@ def test_forward_mode_of_the_operators_themselves(grad: bool) -> None:
         dual = forward_ad.make_dual(x.requires_grad_(grad), torch.ones_like(x))
         with pytest.raises(NotImplementedError, match=NAMED):
             torch.ops.fused_rnn_dropout.dropout(dual, rng, thresholds, None, None, 1, 3, True, False, 0)
-        for cell in TABLE.values():
+        for cell in CELLS.values():
             weights = [torch.randn(cell.gates * H, I), torch.randn(cell.gates * H, H)]
             states = [torch.zeros(B, H)] * cell.states
             rest = (None, None, None, None, torch.float32, 0, 0, 1, 0, 0, 1)
