@@ -134,14 +134,14 @@ struct Group {
   uint32_t zero;           // 0, which comes from outside, so that no compiler knows it
 };
 
-// S slots of stamped words. STRICT: with the handshake; without it the kernel must keep rules 4 and 5.
-template <int S, bool STRICT>
+// S slots of stamped words. COUNTED: with the handshake; without it the kernel must keep rules 4 and 5.
+template <int S, bool COUNTED>
 class Ring {
  public:
   using Steps = RingSteps<S>;
   static constexpr int SLOTS = S;
 
-  FRD_INLINE int64_t signals(int64_t steps, unsigned) { return STRICT ? Steps::counters(steps) : 0; }
+  FRD_INLINE int64_t signals(int64_t steps, unsigned) { return COUNTED ? Steps::counters(steps) : 0; }
 
   __device__ __forceinline__ explicit Ring(const Group& group) : group_(group) {}
 
@@ -170,7 +170,7 @@ class Ring {
     for (int m = 0; m < M; ++m) {
       FRD_UNROLL
       for (int n = 0; n < N; ++n) {
-        if (!STRICT) seen |= static_cast<uint32_t>(words[m][n]);
+        if (!COUNTED) seen |= static_cast<uint32_t>(words[m][n]);
         words[m][n] &= ~Word::MASK;
       }
     }
@@ -178,13 +178,13 @@ class Ring {
 
   // After a barrier that all threads of the block have come to with what they read of the group's `step`.
   __device__ __forceinline__ void end_read(int64_t step) const {
-    const int64_t k = STRICT ? Steps::counter_after(step) : 0;
+    const int64_t k = COUNTED ? Steps::counter_after(step) : 0;
     if (k && threadIdx.x == 0) add_release(group_.signals + k, 1);
   }
 
   // Before a barrier, after which the words of the group's `step` are written.
   __device__ __forceinline__ void begin_write(int64_t step) const {
-    const int64_t k = STRICT ? Steps::counter_before(step) : 0;
+    const int64_t k = COUNTED ? Steps::counter_before(step) : 0;
     if (k && threadIdx.x == 0)
       while (load_acquire(group_.signals + k) != group_.blocks) {
       }
@@ -193,7 +193,7 @@ class Ring {
   template <class Word>
   __device__ __forceinline__ void write(typename Word::Bits* at, int64_t own, typename Word::Bits data,
                                         uint32_t seen) const {
-    if (!STRICT) data |= seen & group_.zero;
+    if (!COUNTED) data |= seen & group_.zero;
     store_relaxed(at, data | Word::template stamp<S>(own));
   }
 

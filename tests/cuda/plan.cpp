@@ -14,7 +14,7 @@ int main() {
   PersistentLayer l{};
   int cell = 0, type = 0, tf32x3 = 0, h0 = 0, backward = 0;
   long long batch = 0, units = 0, projected = 0;
-  while (std::scanf("%d %d %d %d %d %d %d %lld %lld %lld %d %u %d %d", &device.major, &device.minor,
+  while (std::scanf("%d %d %d %d %d %d %d %lld %lld %lld %d %u %d %d", &device.capability, &device.revision,
                     &device.multiprocessors, &device.shared_memory, &cell, &type, &tf32x3, &batch, &units, &projected,
                     &l.directions, &l.flags, &h0, &backward) == 14) {
     l.cell = static_cast<Cell>(cell), l.type = static_cast<Type>(type), l.tf32x3 = tf32x3 != 0;

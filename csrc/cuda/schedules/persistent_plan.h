@@ -27,7 +27,7 @@ namespace frd::cuda {
 
 // What the runtime says of a device: cudaDeviceGetAttribute.
 struct DeviceLimits {
-  int major, minor;  // compute capability
+  int capability, revision;  // compute capability 9.0 is 9, 0
   int multiprocessors;
   int registers;      // of a multiprocessor
   int shared_memory;  // that a block may opt in to
@@ -62,6 +62,8 @@ struct PersistentPlan {
 
 // The plan's form of exchange.
 using PersistentForm = Ring<8, true>;
+
+inline int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 
 inline constexpr int PERSISTENT_THREADS = 256, PERSISTENT_WARPS = 8;
 
@@ -125,7 +127,7 @@ inline PersistentPlan divide(const DeviceLimits& device, const PersistentLayer& 
     return p;
   }
 
-  const int most = std::min(MOST_REGISTERS, device.registers / PERSISTENT_THREADS);
+  const int most = std::clamp(device.registers / PERSISTENT_THREADS, 0, MOST_REGISTERS);
   const int sums = p.row_tiles * p.batch_tiles * 4;
   const int besides = OTHER_REGISTERS + sums + OPERAND_TILES * p.batch_tiles * product.b_registers;
   const int tiles = p.row_tiles * static_cast<int>(groups_of(p.k_tiles, PERSISTENT_WARPS));  // of U, of a warp
@@ -150,9 +152,9 @@ inline PersistentPlan divide(const DeviceLimits& device, const PersistentLayer& 
 
   // Clocks of a multiprocessor, roughly: 64 bytes from L2, 128 from shared memory, a product in 2 on each of 4 cores.
   const int64_t products = int64_t{p.row_tiles} * p.batch_tiles * p.k_tiles * (layer.tf32x3 ? 3 : 1) / 2;
-  p.cost = p.bytes_read / 64 + std::max(products, p.u_in_shared / 128);
-  const int64_t no_registers = std::max(besides - most, 0) * int64_t{4} * PERSISTENT_THREADS,
-                no_shared = std::max(p.shared - device.shared_memory, int64_t{0});
+  p.cost = p.bytes_read / 64 + larger(products, p.u_in_shared / 128);
+  const int64_t no_registers = larger(besides - most, 0) * 4 * PERSISTENT_THREADS,
+                no_shared = larger(p.shared - device.shared_memory, 0);
   if (no_registers || no_shared) p.cost = no_registers + no_shared;
   if (no_registers) {
     p.obstacle = "the sums of a step need " + std::to_string(besides) + " registers of a thread, and there are " +
@@ -173,8 +175,8 @@ inline PersistentPlan persistent_plan(const DeviceLimits& device, const Persiste
     none.obstacle = std::move(why);
     return none;
   };
-  if (device.major < 8)
-    return refuse("compute capability " + std::to_string(device.major) + "." + std::to_string(device.minor) +
+  if (device.capability < 8)
+    return refuse("compute capability " + std::to_string(device.capability) + "." + std::to_string(device.revision) +
                   ": its products need 8.0");
   if (layer.type == Type::F64) return refuse("float64: tensor cores have no products of it here");
   if (layer.projected != layer.units) return refuse("a projection: h has not the width of c");
