@@ -48,11 +48,24 @@ FRD_INLINE void multiply_tile(int64_t rows, const T* const* a, const T* tile, in
   ((rows == M + 1 ? multiply_rows<M + 1, NV, T>(a, tile, k, sums) : void()), ...);
 }
 
+// A tile in memory. Others, which make it while they are used, have a `multiply` too.
+template <int NV, class T>
+struct PackedTile {
+  using Number = T;
+  const T* data;
+  int64_t k;
+
+  FRD_MEMBER void multiply(int64_t rows, const T* const* a, Vec<T> (*sums)[NV]) const {
+    multiply_tile<NV, T>(rows, a, data, k, sums, std::make_integer_sequence<int, rows_at_once<T, NV>()>{});
+  }
+};
+
 // Rows [begin, end) of a product with one tile, `each(row, sums)` called with each row's NV registers. `row(b)` points
 // to the k numbers of row b. `fetch(row)` comes a whole block of products before each(row), to prefetch what that
 // reads.
-template <int NV, class T, class Row, class Fetch, class Each>
-FRD_INLINE void product(int64_t begin, int64_t end, Row&& row, const T* tile, int64_t k, Fetch&& fetch, Each&& each) {
+template <int NV, class Tile, class Row, class Fetch, class Each>
+FRD_INLINE void product(int64_t begin, int64_t end, Row&& row, const Tile& tile, Fetch&& fetch, Each&& each) {
+  using T = typename Tile::Number;
   constexpr int most = rows_at_once<T, NV>();
   const int64_t blocks = (end - begin + most - 1) / most;
   for (int64_t block = 0; block < blocks; ++block) {
@@ -66,15 +79,15 @@ FRD_INLINE void product(int64_t begin, int64_t end, Row&& row, const T* tile, in
     }
     Vec<T> sums[most][NV];
     const int64_t start = is_profiling() ? now_ns() : 0;
-    multiply_tile<NV, T>(rows, a, tile, k, sums, std::make_integer_sequence<int, most>{});
+    tile.multiply(rows, a, sums);
     if (start) product_ns += now_ns() - start;
     for (int64_t m = 0; m < rows; ++m) each(first + m, sums[m]);
   }
 }
 
-template <int NV, class T, class Row, class Each>
-FRD_INLINE void product(int64_t begin, int64_t end, Row&& row, const T* tile, int64_t k, Each&& each) {
-  product<NV>(begin, end, row, tile, k, [](int64_t) {}, each);
+template <int NV, class Tile, class Row, class Each>
+FRD_INLINE void product(int64_t begin, int64_t end, Row&& row, const Tile& tile, Each&& each) {
+  product<NV>(begin, end, row, tile, [](int64_t) {}, each);
 }
 
 // Neighbouring columns cut into tiles of 1 to 4 registers, of like size and as many for each group of threads.
@@ -92,17 +105,29 @@ struct Columns {
   int64_t largest(int64_t k) const { return least(vectors, 4) * LANES * k; }
 };
 
-// The same with tile `index` of `columns`, packed at `tile`; `each(row, column, sum)` is called for each register,
-// `fetch(row, column, n)` for the n columns of the tile.
-template <class T, class Row, class Fetch, class Each>
-FRD_INLINE void product(const Columns& columns, int64_t index, int64_t begin, int64_t end, Row&& row, const T* tile,
-                        int64_t k, Fetch&& fetch, Each&& each) {
+// A tile of them in memory. Others, which make it while they are used, have an `of` too.
+template <class T>
+struct PackedColumns {
+  const T* data;
+  int64_t k;
+
+  template <int NV>
+  FRD_MEMBER PackedTile<NV, T> of() const {
+    return {data, k};
+  }
+};
+
+// The same with tile `index` of `columns`; `each(row, column, sum)` is called for each register, `fetch(row, column,
+// n)` for the n columns of the tile.
+template <class Tile, class Row, class Fetch, class Each>
+FRD_INLINE void product(const Columns& columns, int64_t index, int64_t begin, int64_t end, Row&& row, const Tile& tile,
+                        Fetch&& fetch, Each&& each) {
   const int64_t first = columns.first(index);
   const auto run = [&](auto width) {
     constexpr int NV = decltype(width)::value;
     product<NV>(
-        begin, end, row, tile, k, [&](int64_t b) { fetch(b, first * LANES, int64_t{NV * LANES}); },
-        [&](int64_t b, const Vec<T>* sums) {
+        begin, end, row, tile.template of<NV>(), [&](int64_t b) { fetch(b, first * LANES, int64_t{NV * LANES}); },
+        [&](int64_t b, const auto* sums) {
           for (int v = 0; v < NV; ++v) each(b, (first + v) * LANES, sums[v]);
         });
   };
@@ -118,10 +143,10 @@ FRD_INLINE void product(const Columns& columns, int64_t index, int64_t begin, in
   }
 }
 
-template <class T, class Row, class Each>
-FRD_INLINE void product(const Columns& columns, int64_t index, int64_t begin, int64_t end, Row&& row, const T* tile,
-                        int64_t k, Each&& each) {
-  product(columns, index, begin, end, row, tile, k, [](int64_t, int64_t, int64_t) {}, each);
+template <class Tile, class Row, class Each>
+FRD_INLINE void product(const Columns& columns, int64_t index, int64_t begin, int64_t end, Row&& row, const Tile& tile,
+                        Each&& each) {
+  product(columns, index, begin, end, row, tile, [](int64_t, int64_t, int64_t) {}, each);
 }
 
 }  // namespace frd::cpu::FRD_ISA

@@ -55,10 +55,10 @@ class BackwardPass {
         m_ih_(p.w_ih, G * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks),
         m_hh_(p.w_hh, G * H_, P_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks),
         m_hr_(p.w_hr, projects() ? P_ : 0, H_, FLAG_WEIGHT_HR, KIND_WEIGHT_HR, p.masks),
-        of_h_(P_, groups_),
-        of_outputs_(H_, groups_),
-        w_hh_(pack_columns<T>(p.parallel, of_h_, m_hh_, G * H_)),
-        w_hr_(nullptr, nullptr),
+        w_hh_(p.parallel, m_hh_, 0, once_unless(few_for_columns(m_hh_, B_, p.sequence.steps)), groups_),
+        w_hr_(p.parallel, m_hr_, 0, once_unless(few_for_columns(m_hr_, B_, p.sequence.steps)), groups_),
+        of_h_(w_hh_.layout()),
+        of_outputs_(w_hr_.layout()),
         dgates_(scratch<T>(p.gates || APART ? largest_ * WIDE * H_ : 0)),
         later_(scratch<T>(B_ * G * H_)),
         dh_(scratch<T>(B_ * P_)),
@@ -72,7 +72,6 @@ class BackwardPass {
         dw_hr_(p.parallel, p.dw_hr, H_, largest_),
         again_(p.gates ? nullptr : new GatesAgain<T, Cell>(p, cell_, m_ih_, m_hh_, largest_)) {
     if (p.dx) w_ih_.reset(new ColumnTiles<T>(p.parallel, m_ih_, FIRST_OF_W * H_, packing_of_dx(p, m_ih_, most_)));
-    if (projects()) w_hr_ = pack_columns<T>(p.parallel, of_outputs_, m_hr_, P_);
     for (int64_t b = 0; b < B_; ++b) begin_row(b);
   }
 
@@ -154,7 +153,7 @@ class BackwardPass {
     const T* from = held ? through_u(after, 0) : later_.get();
     const int64_t stride = (held ? WIDE : G) * H_;
     product(
-        of_h_, tile, 0, sent, [&](int64_t b) { return from + b * stride; }, &w_hh_[of_h_.start(tile, G * H_)], G * H_,
+        of_h_, tile, 0, sent, [&](int64_t b) { return from + b * stride; }, w_hh_.at(tile),
         [&](int64_t b, int64_t u, int64_t n) { fetch(t, b, u, n); },
         [&](int64_t b, int64_t u, V sum) { b < active ? at_h(t, b, u, sum) : leave_h(b, u, sum); });
     for (int64_t b = sent; b < active; ++b)
@@ -205,8 +204,7 @@ class BackwardPass {
   void projected(int64_t t, int64_t tile) {
     const T* from = &dprojected_[row_in_chunk(t, 0) * P_];
     product(
-        of_outputs_, tile, 0, p_.sequence.active(t), [&](int64_t b) { return from + b * P_; },
-        &w_hr_[of_outputs_.start(tile, P_)], P_,
+        of_outputs_, tile, 0, p_.sequence.active(t), [&](int64_t b) { return from + b * P_; }, w_hr_.at(tile),
         [&](int64_t b, int64_t u, V sum) { at_c(t, b, u, cell_.drops(t, b, u), sum); });
   }
 
@@ -275,8 +273,8 @@ class BackwardPass {
     p_.parallel.each(of_h_.tiles, G * H_ * P_, [&](int64_t begin, int64_t end) {
       for (int64_t tile = begin; tile < end; ++tile)
         product(
-            of_h_, tile, 0, n, [&](int64_t b) { return &later_[b * G * H_]; }, &w_hh_[of_h_.start(tile, G * H_)],
-            G * H_, [&](int64_t b, int64_t u, V sum) { leave_h(b, u, sum); });
+            of_h_, tile, 0, n, [&](int64_t b) { return &later_[b * G * H_]; }, w_hh_.at(tile),
+            [&](int64_t b, int64_t u, V sum) { leave_h(b, u, sum); });
     });
     for (int64_t b = 0; b < B_; ++b)
       for (int64_t u = 0; HAS_C && u < H_; u += LANES)
@@ -294,8 +292,8 @@ class BackwardPass {
   Cell cell_;
   RowMasks<T> reads_, writes_;
   const MaskedWeight<T> m_ih_, m_hh_, m_hr_;
-  const Columns of_h_, of_outputs_;
-  Buffer<T> w_hh_, w_hr_;
+  const ColumnTiles<T> w_hh_, w_hr_;
+  const Columns &of_h_, &of_outputs_;
   std::unique_ptr<ColumnTiles<T>> w_ih_;  // where dx is wanted
   Buffer<T> dgates_;      // [rows of a chunk, WIDE * H]: gradients, where they have a place of their own
   Buffer<T> later_;       // [B, GH]: of the step after the chunk, those that go through U

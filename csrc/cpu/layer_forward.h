@@ -44,17 +44,18 @@ class ForwardPass {
         reads_(p.parallel, p.sequence, p.masks.of_rows(false, 0, p.inputs), largest_chunk(p.sequence, most_)),
         writes_(p.parallel, p.sequence, p.masks.of_rows(true, p.first, P_), largest_chunk(p.sequence, most_)),
         m_ih_(p.w_ih, G * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks),
-        w_ih_(p.parallel, m_ih_, p.keep == KEEP_STATES ? sparing_packing(p, m_ih_) : Packing::AT_ONCE),
-        w_hh_(pack_gates<G>(p.parallel, MaskedWeight<T>(p.w_hh, G * H_, P_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks))),
-        w_hr_(nullptr, nullptr),
+        w_ih_(p.parallel, m_ih_,
+              p.keep == KEEP_STATES ? sparing_packing(p, m_ih_) : once_unless(few_for_gates(m_ih_, p.sequence.rows))),
+        m_hh_(p.w_hh, G * H_, P_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks),
+        w_hh_(p.parallel, m_hh_, once_unless(few_for_gates(m_hh_, B_, p.sequence.steps))),
+        m_hr_(p.w_hr, projects() ? P_ : 0, H_, FLAG_WEIGHT_HR, KIND_WEIGHT_HR, p.masks),
+        w_hr_(p.parallel, m_hr_, once_unless(few_for_gates(m_hr_, B_, p.sequence.steps))),
         buffer_(scratch<T>(p.gates ? 0 : largest_chunk(p.sequence, most_) * G * H_)),
         x_(scratch<T>(reads_.on() ? largest_chunk(p.sequence, most_) * p.inputs : 0)),
         read_(scratch<T>(2 * B_ * P_)),
         h_(scratch<T>(B_ * P_)),
         c_(scratch<T>(HAS_C ? B_ * H_ : 0)),
         outputs_(scratch<T>(projects() ? B_ * H_ : 0)) {
-    if (projects())
-      w_hr_ = pack_gates<1>(p.parallel, MaskedWeight<T>(p.w_hr, P_, H_, FLAG_WEIGHT_HR, KIND_WEIGHT_HR, p.masks));
     for (int64_t b = 0; b < B_; ++b) enter_row(b);
   }
 
@@ -110,7 +111,7 @@ class ForwardPass {
     const T* read = &read_[(s % 2) * B_ * P_];
     const V bias = cell_.bias_apart(u, n);
     product<G>(
-        0, p_.sequence.active(t), [&](int64_t b) { return read + b * P_; }, &w_hh_[u * P_ * G], P_,
+        0, p_.sequence.active(t), [&](int64_t b) { return read + b * P_; }, w_hh_.at(u / LANES),
         [&](int64_t b) {
           for (int v = 0; v < G; ++v) prefetch<true>(gates_ + ((row0 - chunk_.row + b) * G + v) * H_ + u, LANES);
           if (p_.beside) prefetch<true>(p_.beside + (row0 + b) * H_ + u, LANES);
@@ -144,7 +145,7 @@ class ForwardPass {
   // LANES units of the projected h at step t.
   void project(int64_t s, int64_t t, int64_t u) {
     product<1>(
-        0, p_.sequence.active(t), [&](int64_t b) { return &outputs_[b * H_]; }, &w_hr_[u * H_], H_,
+        0, p_.sequence.active(t), [&](int64_t b) { return &outputs_[b * H_]; }, w_hr_.at(u / LANES),
         [&](int64_t b, const V* sums) {
           finish(s, t, b, u, cell_.drops(t, b, u).of[STATE_ZONE_H], load(&h_[b * P_ + u], P_ - u), sums[0]);
         });
@@ -168,7 +169,10 @@ class ForwardPass {
   RowMasks<T> reads_, writes_;
   const MaskedWeight<T> m_ih_;
   const GateTiles<G, T> w_ih_;
-  Buffer<T> w_hh_, w_hr_;
+  const MaskedWeight<T> m_hh_;
+  const GateTiles<G, T> w_hh_;
+  const MaskedWeight<T> m_hr_;
+  const GateTiles<1, T> w_hr_;
   Buffer<T> buffer_;   // [rows of a chunk, GH]: gates that are not kept
   Buffer<T> x_;        // [rows of a chunk, I]: the input, where it is masked
   Buffer<T> read_;     // [2, B, P]: h as the recurrent product sees it, of this step and of the next

@@ -46,6 +46,7 @@ class MaskedWeight {
   bool on() const { return on_; }
   int64_t rows() const { return plain_.rows; }
   int64_t columns() const { return plain_.columns; }
+  const T* data() const { return plain_.data; }
 
   // Asks for columns first .. first + n of a row, as far as there are any.
   FRD_MEMBER void fetch(int64_t row, int64_t first, int64_t n = BLOCK) const {

@@ -38,7 +38,7 @@ void gate_products(const Parallel& parallel, const T* x, int64_t rows, const Gat
             [&](int64_t tile, int64_t begin, int64_t end) {
               const Buffer<T> room = scratch<T>(w.room());
               product<NV>(
-                  begin, end, [&](int64_t row) { return x + row * k; }, w.at(tile, room.get()), k,
+                  begin, end, [&](int64_t row) { return x + row * k; }, w.at(tile, room.get()),
                   [&](int64_t row, const Vec<T>* sums) { each(row, tile * LANES, sums); });
             });
 }
@@ -64,7 +64,7 @@ void input_gradient(const Parallel& parallel, const T* dgates, int64_t rows, int
       parallel, w.layout().tiles, rows, w.fewest_rows(), 4 * LANES * k, [&](int64_t tile, int64_t begin, int64_t end) {
         const Buffer<T> room = scratch<T>(w.room());
         product(
-            w.layout(), tile, begin, end, [&](int64_t row) { return dgates + row * stride; }, w.at(tile, room.get()), k,
+            w.layout(), tile, begin, end, [&](int64_t row) { return dgates + row * stride; }, w.at(tile, room.get()),
             [&](int64_t row, int64_t column, Vec<T> sum) {
               store(dx + row * inputs + column, masks.apply(row, column, sum), inputs - column);
             });
@@ -95,7 +95,8 @@ class WeightGradient {
   // Rows [row, row + n), the columns of one tile; left [n, k] are the gradients at what the weight gave.
   void add(const T* left, int64_t k, int64_t row, int64_t n, int64_t tile, bool first) const {
     product(
-        layout_, tile, 0, n, [&](int64_t i) { return left + i * k; }, packed_.get() + layout_.start(tile, k), k,
+        layout_, tile, 0, n, [&](int64_t i) { return left + i * k; },
+        PackedColumns<T>{packed_.get() + layout_.start(tile, k), k},
         [&](int64_t i, int64_t column, Vec<T> sum) {
           T* to = target_ + (row + i) * columns_ + column;
           store(to, first ? sum : load(to, columns_ - column) + sum, columns_ - column);

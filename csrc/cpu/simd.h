@@ -140,9 +140,42 @@ FRD_INLINE void exchange_all(V* rows) {
   for (int i = 0; i < LANES; ++i)
     if (!(i & S)) exchange<S>(rows[i], rows[i | S], Lanes{});
 }
+#if FRD_LANES == 16 && defined(__x86_64__)
+// The same in instructions that need no table of lanes: twice two neighbours within each quarter of a register, then
+// twice whole quarters.
+FRD_INLINE void transpose_quarters(VecF* rows) {
+  __m512 a[16], b[16];
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {
+    const __m512 even = (__m512)rows[i & ~1], odd = (__m512)rows[i | 1];
+    a[i] = i & 1 ? _mm512_unpackhi_ps(even, odd) : _mm512_unpacklo_ps(even, odd);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) {  // b[4 q + j]: of rows 4 q .. 4 q + 3, columns j, j + 4, j + 8, j + 12
+    const int from = (i & ~3) | ((i >> 1) & 1);
+    const __m512d low = _mm512_castps_pd(a[from]), high = _mm512_castps_pd(a[from + 2]);
+    b[i] = _mm512_castpd_ps(i & 1 ? _mm512_unpackhi_pd(low, high) : _mm512_unpacklo_pd(low, high));
+  }
+#pragma GCC unroll 4
+  for (int j = 0; j < 4; ++j) {
+    const __m512 left02 = _mm512_shuffle_f32x4(b[j], b[4 + j], 0x88),
+                 left13 = _mm512_shuffle_f32x4(b[j], b[4 + j], 0xDD);
+    const __m512 right02 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0x88),
+                 right13 = _mm512_shuffle_f32x4(b[8 + j], b[12 + j], 0xDD);
+    rows[j] = (VecF)_mm512_shuffle_f32x4(left02, right02, 0x88);
+    rows[8 + j] = (VecF)_mm512_shuffle_f32x4(left02, right02, 0xDD);
+    rows[4 + j] = (VecF)_mm512_shuffle_f32x4(left13, right13, 0x88);
+    rows[12 + j] = (VecF)_mm512_shuffle_f32x4(left13, right13, 0xDD);
+  }
+}
+#endif
+
 // LANES rows of LANES numbers become their columns.
 template <class V>
 FRD_INLINE void transpose(V* rows) {
+#if FRD_LANES == 16 && defined(__x86_64__)
+  if constexpr (sizeof(rows[0][0]) == 4) return transpose_quarters((VecF*)rows);
+#endif
   exchange_all<1>(rows);
   exchange_all<2>(rows);
   if constexpr (LANES > 4) exchange_all<4>(rows);

@@ -58,7 +58,7 @@ void pack_columns_of(uint32_t flags) {
   const Columns& layout = at_once.layout();
   for (int64_t tile = 0; tile < layout.tiles; ++tile) {
     const int64_t width = layout.width(tile);
-    const T *once = at_once.at(tile, nullptr), *turn = in_turn.at(tile, room.data());
+    const T *once = at_once.at(tile).packed, *turn = in_turn.at(tile, room.data()).packed;
     for (int64_t kk = 0; kk < rows; ++kk)
       for (int64_t i = 0; i < width * LANES; ++i) {
         const int64_t column = layout.first(tile) * LANES + i, at = kk * width * LANES + i;
@@ -104,8 +104,9 @@ void product_of() {
   std::vector<T> found(static_cast<size_t>(rows * NV * LANES));
   std::vector<int> fetched(static_cast<size_t>(rows)), calls(static_cast<size_t>(rows));
   const auto row = [&](int64_t b) { return a.data() + b * k; };
+  const PackedTile<NV, T> packed{tile.data(), k};
   product<NV>(
-      begin, rows, row, tile.data(), k, [&](int64_t b) { ++fetched[b]; },
+      begin, rows, row, packed, [&](int64_t b) { ++fetched[b]; },
       [&](int64_t b, const Vec<T>* sums) {
         EXPECT(fetched[b] == 1, "row %ld is computed before it is fetched", b);
         ++calls[b];
@@ -113,7 +114,7 @@ void product_of() {
       });
   for (int64_t b = 0; b < rows; ++b) EXPECT(calls[b] == (b >= begin), "row %ld: %d calls", b, calls[b]);
   for (int64_t b = begin; b < rows; ++b) {
-    product<NV>(b, b + 1, row, tile.data(), k, [&](int64_t, const Vec<T>* sums) {
+    product<NV>(b, b + 1, row, packed, [&](int64_t, const Vec<T>* sums) {
       EXPECT(std::memcmp(sums, &found[b * NV * LANES], NV * sizeof(Vec<T>)) == 0, "row %ld alone is another sum", b);
     });
     for (int64_t i = 0; i < NV * LANES; ++i) {
@@ -213,6 +214,40 @@ void input_products(Packing packing, uint32_t flags) {
     }
 }
 
+// A weight as it lies gives the same bits as its copy, whatever rows there are.
+template <int NV, class T>
+void as_it_lies(uint32_t flags) {
+  const int64_t units = size(), k = size(), rows = between(1, 20), turned = between(0, NV * units - 1);
+  const Weight<T> w(NV * units, k, flags);
+  const std::vector<T> x = numbers<T>(rows * k), dgates = numbers<T>(rows * NV * units);
+  const RowMasks<T> none(PARALLEL, Sequence{1, rows, rows, nullptr, nullptr, false}, RowMask{}, rows);
+  std::vector<T> gates[2], dx[2];
+  for (const Packing packing : {Packing::AT_ONCE, Packing::NEVER}) {
+    std::vector<T>& of_gates = gates[packing == Packing::NEVER];
+    std::vector<T>& of_x = dx[packing == Packing::NEVER];
+    of_gates.resize(static_cast<size_t>(rows * NV * units)), of_x.resize(static_cast<size_t>(rows * k));
+    const GateTiles<NV, T> tiles(PARALLEL, w.weight(), packing);
+    input_product<NV>(PARALLEL, x.data(), rows, tiles, static_cast<const T*>(nullptr), of_gates.data());
+    const ColumnTiles<T> columns(PARALLEL, w.weight(), turned, packing);
+    input_gradient(PARALLEL, dgates.data(), rows, NV * units, columns, none, of_x.data());
+  }
+  for (size_t i = 0; i < gates[0].size(); ++i)
+    EXPECT(gates[0][i] == gates[1][i], "%ld rows, [%ld, %ld]: W x at %zu is %g, not %g", rows, NV * units, k, i,
+           double(gates[1][i]), double(gates[0][i]));
+  for (size_t i = 0; i < dx[0].size(); ++i)
+    EXPECT(dx[0][i] == dx[1][i], "%ld rows, [%ld, %ld]: dx at %zu is %g, not %g", rows, NV * units, k, i,
+           double(dx[1][i]), double(dx[0][i]));
+}
+
+void few_rows() {
+  for (int i = 0; i < 30; ++i)
+    for (const uint32_t flags : WEIGHT_FLAGS) {
+      as_it_lies<1, float>(flags), as_it_lies<1, double>(flags);
+      as_it_lies<3, float>(flags), as_it_lies<3, double>(flags);
+      as_it_lies<4, float>(flags), as_it_lies<4, double>(flags);
+    }
+}
+
 // Gradients of two weights and their biases over three chunks, as a cell has them that takes a gate apart: the first
 // `unit` columns of a row of gradients belong to the end of the first weight, the next to its begin, all but the first
 // to the second weight.
@@ -263,7 +298,7 @@ void weight_gradients() {
 
 void products() {
   for (int i = 0; i < 15; ++i) {
-    for (const Packing packing : {Packing::AT_ONCE, Packing::IN_TURN})
+    for (const Packing packing : {Packing::AT_ONCE, Packing::IN_TURN, Packing::NEVER})
       for (const uint32_t flags : WEIGHT_FLAGS) {
         input_products<float>(packing, flags);
         input_products<double>(packing, flags);
@@ -395,7 +430,8 @@ struct Test {
   const char* name;
   void (*run)();
 };
-constexpr Test TESTS[] = {{"pack", pack}, {"gemm", gemm}, {"products", products}, {"masks", masks}};
+constexpr Test TESTS[] = {
+    {"pack", pack}, {"gemm", gemm}, {"products", products}, {"few_rows", few_rows}, {"masks", masks}};
 
 }  // namespace
 }  // namespace frd::cpu::FRD_ISA
