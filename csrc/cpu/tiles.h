@@ -50,7 +50,7 @@ class GateTiles {
   }
 
  private:
-  const MaskedWeight<T> w_;
+  const MaskedWeight<T>& w_;
   const int64_t size_;
   Buffer<T> packed_;
 };
@@ -86,7 +86,7 @@ class ColumnTiles {
 
  private:
   struct Turned {
-    const MaskedWeight<T> w;
+    const MaskedWeight<T>& w;
     const int64_t by;
 
     int64_t row(int64_t kk) const { return kk + by < w.rows() ? kk + by : kk + by - w.rows(); }
