@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "core/counters.h"
@@ -400,11 +401,74 @@ void masks() {
   }
 }
 
+// |got - want| in ulps of what `want` rounds to. Below the normal numbers an ulp is that of the smallest of them.
+template <class T>
+double ulps(T got, long double want) {
+  constexpr int digits = std::numeric_limits<T>::digits, least = std::numeric_limits<T>::min_exponent;
+  int exponent = 0;
+  std::frexp(static_cast<T>(want), &exponent);
+  const long double ulp = std::ldexp(1.0L, (exponent < least ? least : exponent) - digits);
+  return static_cast<double>(std::fabs(static_cast<long double>(got) - want) / ulp);
+}
+
+// sigmoid and tanh of LANES numbers: within `most` ulps, never beyond their ends, tanh odd, a NaN a NaN, a shut gate 0.
+template <class T>
+void check_functions(const Vec<T>& x, T shut, T smallest, double most) {
+  const Vec<T> s = sigmoid(x), t = tanh(x), opposite = tanh(-x);
+  for (int lane = 0; lane < LANES; ++lane) {
+    const T at = x[lane];
+    if (std::isnan(at)) {
+      EXPECT(std::isnan(s[lane]) && std::isnan(t[lane]), "a NaN became %g and %g", double(s[lane]), double(t[lane]));
+      continue;
+    }
+    const long double given = at;
+    EXPECT(s[lane] >= 0 && s[lane] <= 1 && std::fabs(t[lane]) <= 1, "at %g: %g, %g", at, s[lane], t[lane]);
+    EXPECT(ulps(t[lane], std::tanh(given)) <= most, "tanh(%.9g) = %.9g", double(at), double(t[lane]));
+    const T back = opposite[lane];
+    EXPECT(back == -t[lane] && std::signbit(back) != std::signbit(t[lane]), "tanh(-%g) = %g", double(at), double(back));
+    EXPECT(std::signbit(t[lane]) == std::signbit(at), "the sign of tanh(%g)", double(at));
+    if (at >= smallest)
+      EXPECT(ulps(s[lane], 1 / (1 + std::exp(-given))) <= most, "sigmoid(%.9g) = %.9g", double(at), double(s[lane]));
+    if (at < shut) EXPECT(s[lane] == 0, "sigmoid(%g) = %g", double(at), double(s[lane]));
+  }
+}
+
+void functions() {
+  constexpr uint64_t stride = 4099;  // of the bits of all floats
+  for (uint64_t first = 0; first < uint64_t{1} << 32; first += stride * LANES) {
+    VecF x{};
+    for (int lane = 0; lane < LANES; ++lane) {
+      const uint32_t bits = static_cast<uint32_t>(first + stride * static_cast<uint64_t>(lane));
+      float at;
+      std::memcpy(&at, &bits, sizeof at);
+      x[lane] = at;
+    }
+    check_functions<float>(x, -88, -87, 2.5);
+  }
+  for (int i = 0; i < 40000; ++i) {
+    VecF near{};
+    VecD x{};
+    for (int lane = 0; lane < LANES; ++lane) {
+      const double size = static_cast<double>(between(0, 1 << 30)) / (1 << 30);
+      near[lane] = static_cast<float>((lane % 2 ? -1 : 1) * size * (i % 4 ? 20 : 100));  // where most of a gate's sums lie
+      x[lane] = (lane % 2 ? -1 : 1) * size * (i % 4 ? 20 : 800);
+    }
+    check_functions<float>(near, -88, -87, 2.5);
+    check_functions<double>(x, -709, -708, 2.5);
+  }
+  const double nan = std::numeric_limits<double>::quiet_NaN(), infinity = std::numeric_limits<double>::infinity();
+  for (const double at : {0.0, -0.0, infinity, -infinity, nan, 1e-300, -1e-300, 1e300, -1e300}) {
+    check_functions<double>(VecD{} + at, -709, -708, 2.5);
+    check_functions<float>(VecF{} + static_cast<float>(at), -88, -87, 2.5);
+  }
+}
+
 struct Test {
   const char* name;
   void (*run)();
 };
-constexpr Test TESTS[] = {{"pack", pack}, {"gemm", gemm}, {"products", products}, {"masks", masks}};
+constexpr Test TESTS[] = {
+    {"pack", pack}, {"gemm", gemm}, {"products", products}, {"masks", masks}, {"functions", functions}};
 
 }  // namespace
 }  // namespace frd::cpu::FRD_ISA
