@@ -27,14 +27,13 @@ class RowMasks {
         mask_(mask),
         keys_(mask.key),
         scale_(T(keep_scale(mask.threshold))),
-        skipped_(mask.first % BLOCK),
+        skipped_(mask.first % FIELDS),
         bytes_(bytes_of(skipped_ + mask.width)),
         bits_(scratch<uint8_t>(mask.on ? (mask.per_step ? most : sequence.batch) * bytes_ : 0)),
         of_row_(scratch<const uint8_t*>(mask.on ? most : 0)) {
     if (!mask.on || mask.per_step) return;
-    parallel.each(sequence.batch, mask.width, [&](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) draw_row(b, SEQ, &bits_[b * bytes_]);
-    });
+    parallel.each(sequence.batch, mask.width,
+                  [&](int64_t begin, int64_t end) { draw_rows(SEQ, begin, end, bits_.get()); });
   }
 
   bool on() const { return mask_.on; }
@@ -67,23 +66,27 @@ class RowMasks {
  private:
   template <class Then>
   void draw(const Chunk& chunk, Then&& then) {
-    each_row(parallel_, sequence_, chunk, mask_.width, [&](int64_t t, int64_t b, int64_t row) {
-      uint8_t* const bits = &bits_[(mask_.per_step ? row : b) * bytes_];
-      if (mask_.per_step) draw_row(b, mask_.step_offset + static_cast<uint32_t>(t), bits);
-      of_row_[row] = bits;
-      then(row);
+    each_step(parallel_, sequence_, chunk, mask_.width, [&](int64_t t, int64_t begin, int64_t end, int64_t row) {
+      // Of batch row 0 at this step, or in all.
+      uint8_t* const bits = bits_.get() + (mask_.per_step ? row - begin : 0) * bytes_;
+      if (mask_.per_step) draw_rows(mask_.step_offset + static_cast<uint32_t>(t), begin, end, bits);
+      for (int64_t b = begin; b < end; ++b, ++row) {
+        of_row_[row] = bits + b * bytes_;
+        then(row);
+      }
     });
   }
 
-  // Blocks begin at fixed elements: the bits before the first one that is wanted are drawn too, and pushed out.
-  FRD_MEMBER void draw_row(int64_t b, uint32_t step, uint8_t* bits) const {
-    Row{mask_.stream, mask_.example(b), step, mask_.threshold, bits}.draw(keys_, skipped_ + mask_.width,
-                                                                          mask_.first - skipped_);
-    if (!skipped_) return;
-    const int64_t ahead = skipped_ / 8, by = skipped_ % 8;
-    const auto byte = [&](int64_t i) { return i < bytes_ ? bits[i] : 0; };
-    for (int64_t i = 0; i < bytes_; ++i)
-      bits[i] = static_cast<uint8_t>((byte(i + ahead) | byte(i + ahead + 1) << 8) >> by);
+  // Rows begin .. end of the batch, whose bits are at `bits`. A call serves fixed elements: what it says of those
+  // before the first one is pushed out.
+  void draw_rows(uint32_t step, int64_t begin, int64_t end, uint8_t* bits) const {
+    SiteMasks{mask_.stream, step, mask_.threshold, skipped_ + mask_.width, mask_.first - skipped_}.draw(
+        keys_, begin, end, [&](int64_t b) { return mask_.example(b); }, [&](int64_t b) { return bits + b * bytes_; });
+    for (int64_t b = begin; skipped_ && b < end; ++b) {
+      uint8_t* const row = bits + b * bytes_;
+      for (int64_t i = 0; i < bytes_; ++i)
+        row[i] = static_cast<uint8_t>((row[i] | (i + 1 < bytes_ ? row[i + 1] : 0) << 8) >> skipped_);
+    }
   }
 
   const Parallel& parallel_;
@@ -91,7 +94,7 @@ class RowMasks {
   const RowMask mask_;
   const RoundKeys keys_;
   const T scale_;
-  const int64_t skipped_, bytes_;  // of a row: elements before the first one; bytes
+  const int64_t skipped_, bytes_;  // of a row: elements of its first call before the first one; bytes
   Buffer<uint8_t> bits_;           // [rows of a chunk], or [batch]
   Buffer<const uint8_t*> of_row_;  // [rows of a chunk]
 };

@@ -116,7 +116,7 @@ FRD_INLINE void multiply_lying(const MaskedWeight<T>& w, int64_t tile, int64_t r
 // A weight whose rows go round: row kk is row (kk + by) of it.
 template <class T>
 struct TurnedWeight {
-  MaskedWeight<T> w;
+  const MaskedWeight<T>& w;
   int64_t by;
 
   int64_t row(int64_t kk) const { return kk + by < w.rows() ? kk + by : kk + by - w.rows(); }

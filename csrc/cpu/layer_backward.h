@@ -52,11 +52,11 @@ class BackwardPass {
         cell_(p, largest_),
         reads_(p.parallel, p.sequence, mask_of_x(), largest_),
         writes_(p.parallel, p.sequence, mask_of_out(), largest_),
-        m_ih_(p.w_ih, G * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks),
-        m_hh_(p.w_hh, G * H_, P_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks),
-        m_hr_(p.w_hr, projects() ? P_ : 0, H_, FLAG_WEIGHT_HR, KIND_WEIGHT_HR, p.masks),
-        w_hh_(p.parallel, m_hh_, 0, once_unless(few_for_columns(m_hh_, B_, p.sequence.steps)), groups_),
-        w_hr_(p.parallel, m_hr_, 0, once_unless(few_for_columns(m_hr_, B_, p.sequence.steps)), groups_),
+        m_ih_(p.parallel, p.w_ih, G * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks),
+        m_hh_(p.parallel, p.w_hh, G * H_, P_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks),
+        m_hr_(p.parallel, p.w_hr, projects() ? P_ : 0, H_, FLAG_WEIGHT_HR, KIND_WEIGHT_HR, p.masks),
+        w_hh_(p.parallel, m_hh_, 0, once_unless(few_for_columns<T>(B_, p.sequence.steps)), groups_),
+        w_hr_(p.parallel, m_hr_, 0, once_unless(few_for_columns<T>(B_, p.sequence.steps)), groups_),
         of_h_(w_hh_.layout()),
         of_outputs_(w_hr_.layout()),
         dgates_(scratch<T>(p.gates || APART ? largest_ * WIDE * H_ : 0)),
@@ -67,9 +67,9 @@ class BackwardPass {
         dprojected_(scratch<T>(projects() ? largest_ * P_ : 0)),
         outputs_(scratch<T>(projects() ? largest_ * H_ : 0)),
         x_(scratch<T>(reads_.on() && !p.gates ? largest_ * p.inputs : 0)),
-        dw_ih_(p.parallel, p.dw_ih, p.inputs, largest_),
-        dw_hh_(p.parallel, p.dw_hh, P_, largest_),
-        dw_hr_(p.parallel, p.dw_hr, H_, largest_),
+        dw_ih_(p.parallel, p.dw_ih, m_ih_, largest_),
+        dw_hh_(p.parallel, p.dw_hh, m_hh_, largest_),
+        dw_hr_(p.parallel, p.dw_hr, m_hr_, largest_),
         again_(p.gates ? nullptr : new GatesAgain<T, Cell>(p, cell_, m_ih_, m_hh_, largest_)) {
     if (p.dx) w_ih_.reset(new ColumnTiles<T>(p.parallel, m_ih_, FIRST_OF_W * H_, packing_of_dx(p, m_ih_, most_)));
     for (int64_t b = 0; b < B_; ++b) begin_row(b);
@@ -104,9 +104,6 @@ class BackwardPass {
         std::memcpy(&later_[b * G * H_], through_u(t, b), G * H_ * sizeof(T));
     }
     leave();
-    if (p_.dw_ih) mask_gradient(p_.parallel, m_ih_, p_.dw_ih);
-    if (p_.dw_hh) mask_gradient(p_.parallel, m_hh_, p_.dw_hh);
-    if (p_.dw_hr) mask_gradient(p_.parallel, m_hr_, p_.dw_hr);
     watch.lap(GRADIENTS);
   }
 
@@ -246,24 +243,24 @@ class BackwardPass {
   void add_gradients() {
     const int64_t rows = chunk_.rows, width = WIDE * H_;
     const T* x = p_.x + chunk_.row * p_.inputs;
-    const bool first = chunk_.end == p_.sequence.steps;
+    const Ends ends{chunk_.end == p_.sequence.steps, chunk_.begin == 0};
     if (p_.dx) input_gradient(p_.parallel, gradients_, rows, width, *w_ih_, reads_, p_.dx + chunk_.row * p_.inputs);
     if (p_.dw_ih || p_.dw_hh || p_.db_ih) {
       dw_ih_.chunk(x, rows, reads_);
       dw_hh_.chunk(operand_.get(), rows);
       if constexpr (APART) {
-        add_weight_gradients<T>(p_.parallel, gradients_, rows, width, width, H_, first,
+        add_weight_gradients<T>(p_.parallel, gradients_, rows, width, width, H_, ends,
                                 {{&dw_ih_, p_.db_ih, 0, H_, FIRST_OF_W * H_},
                                  {&dw_ih_, p_.db_ih, H_, G * H_, 0},
                                  {&dw_hh_, p_.db_hh, FIRST_OF_U * H_, width, 0}});
       } else {
-        add_weight_gradients<T>(p_.parallel, gradients_, rows, width, width, width, first,
+        add_weight_gradients<T>(p_.parallel, gradients_, rows, width, width, width, ends,
                                 {{&dw_ih_, p_.db_ih, 0, width, 0}, {&dw_hh_, nullptr, 0, width, 0}});
       }
     }
     if (p_.dw_hr) {
       dw_hr_.chunk(outputs_.get(), rows);
-      add_weight_gradients<T>(p_.parallel, dprojected_.get(), rows, P_, P_, P_, first, {{&dw_hr_, nullptr, 0, P_, 0}});
+      add_weight_gradients<T>(p_.parallel, dprojected_.get(), rows, P_, P_, P_, ends, {{&dw_hr_, nullptr, 0, P_, 0}});
     }
   }
 

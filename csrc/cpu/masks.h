@@ -62,6 +62,23 @@ FRD_INLINE VecU together(Wide even, Wide odd) {
 }
 #endif
 
+// The rounds from `First` on.
+template <int First>
+FRD_INLINE VecWords rounds(Wide* x0, Wide* x1, Wide* x2, Wide* x3, const RoundKeys& keys) {
+#pragma GCC unroll 10
+  for (int round = First; round < PHILOX_ROUNDS; ++round) {
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; ++half) {
+      const Wide p0 = times(x0[half], PHILOX_M0), p1 = times(x2[half], PHILOX_M1);
+      x0[half] = exclusive_or(high(p1), x1[half], wide(keys.k0[round]));
+      x2[half] = exclusive_or(high(p0), x3[half], wide(keys.k1[round]));
+      x1[half] = p1;
+      x3[half] = p0;
+    }
+  }
+  return {{together(x0[0], x0[1]), together(x1[0], x1[1]), together(x2[0], x2[1]), together(x3[0], x3[1])}};
+}
+
 FRD_INLINE VecWords philox(VecU a, uint32_t b, uint32_t c, uint32_t stream, const RoundKeys& keys) {
   // Half of what the first two rounds multiply is the same in all lanes.
   const uint64_t of_c = uint64_t{PHILOX_M1} * c;
@@ -80,22 +97,17 @@ FRD_INLINE VecWords philox(VecU a, uint32_t b, uint32_t c, uint32_t stream, cons
     x2[half] = exclusive_or(p0, second2, none);
     x3[half] = second3;
   }
-#pragma GCC unroll 10
-  for (int round = 2; round < PHILOX_ROUNDS; ++round) {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      const Wide p0 = times(x0[half], PHILOX_M0), p1 = times(x2[half], PHILOX_M1);
-      x0[half] = exclusive_or(high(p1), x1[half], wide(keys.k0[round]));
-      x2[half] = exclusive_or(high(p0), x3[half], wide(keys.k1[round]));
-      x1[half] = p1;
-      x3[half] = p0;
-    }
-  }
-  return {{together(x0[0], x0[1]), together(x1[0], x1[1]), together(x2[0], x2[1]), together(x3[0], x3[1])}};
+  return rounds<2>(x0, x1, x2, x3, keys);
+}
+// The same where each lane has a row of its own.
+FRD_INLINE VecWords philox(VecU a, VecU b, uint32_t c, uint32_t stream, const RoundKeys& keys) {
+  Wide x0[2] = {wide(a), high(wide(a))}, x1[2] = {wide(b), high(wide(b))};
+  Wide x2[2] = {wide(c), wide(c)}, x3[2] = {wide(stream), wide(stream)};
+  return rounds<0>(x0, x1, x2, x3, keys);
 }
 #else
-FRD_INLINE VecWords philox(VecU a, uint32_t b, uint32_t c, uint32_t stream, const RoundKeys& keys) {
-  VecU x0 = a, x1 = VecU{} + b, x2 = VecU{} + c, x3 = VecU{} + stream;
+FRD_INLINE VecWords philox(VecU a, VecU b, uint32_t c, uint32_t stream, const RoundKeys& keys) {
+  VecU x0 = a, x1 = b, x2 = VecU{} + c, x3 = VecU{} + stream;
   for (int round = 0; round < PHILOX_ROUNDS; ++round) {
     const VecUL p0 = __builtin_convertvector(x0, VecUL) * static_cast<uint64_t>(PHILOX_M0);
     const VecUL p1 = __builtin_convertvector(x2, VecUL) * static_cast<uint64_t>(PHILOX_M1);
@@ -105,6 +117,9 @@ FRD_INLINE VecWords philox(VecU a, uint32_t b, uint32_t c, uint32_t stream, cons
     x3 = __builtin_convertvector(p0, VecU);
   }
   return {{x0, x1, x2, x3}};
+}
+FRD_INLINE VecWords philox(VecU a, uint32_t b, uint32_t c, uint32_t stream, const RoundKeys& keys) {
+  return philox(a, VecU{} + b, c, stream, keys);
 }
 #endif
 
@@ -125,12 +140,12 @@ FRD_INLINE VecI fields_where(const VecWords& calls, Compare compare) {
   return (VecI)((both | both >> 16) & 0xFFu);
 }
 
-// Which elements first .. first + BLOCK of a row are dropped: a byte for each call. first % BLOCK == 0.
-FRD_INLINE VecB draw(uint32_t first, uint32_t row, uint32_t step, uint32_t stream, const RoundKeys& keys,
+// Which elements of LANES calls are dropped: a byte for each call. `row`: a number, or one for each call.
+template <class RowNumbers>
+FRD_INLINE VecB draw(VecU call, RowNumbers row, uint32_t step, uint32_t stream, const RoundKeys& keys,
                      uint64_t threshold) {
   if (threshold >> 32) return ~VecB{};  // no field is as large as the upper half
   const VecH upper = VecH{} + static_cast<uint16_t>(threshold >> 16), lower = VecH{} + static_cast<uint16_t>(threshold);
-  const VecU call = lane_numbers() + first / FIELDS;
   const VecWords words = philox(call, row, step, stream, keys);
   VecI found = fields_where(words, [&](VecH field) { return field < upper; });
   if (threshold & 0xFFFF) {
@@ -161,26 +176,47 @@ FRD_INLINE VecI spread(const uint8_t* bits, int64_t element) {
   return ((VecI{} + word) & powers) != 0;
 }
 
-// Rows of masks: which row, of which step, of which kind is known to whoever draws them.
-struct Row {
-  uint32_t stream, row, step;
+// The masks of one site at one step: elements first .. first + width of rows. first % FIELDS == 0.
+struct SiteMasks {
+  uint32_t stream, step;
   uint64_t threshold;
-  uint8_t* bits;
+  int64_t width, first = 0;
 
-  // Elements first .. first + width; first % BLOCK == 0.
-  FRD_MEMBER void draw(const RoundKeys& keys, int64_t width, int64_t first = 0) const {
+  // Of one row.
+  FRD_MEMBER void draw(const RoundKeys& keys, uint32_t row, uint8_t* bits) const {
     for (int64_t i = 0; i < width; i += BLOCK)
-      store(bits + i / 8, FRD_ISA::draw(static_cast<uint32_t>(first + i), row, step, stream, keys, threshold));
+      store(bits + i / 8, FRD_ISA::draw(lane_numbers() + static_cast<uint32_t>((first + i) / FIELDS), row, step, stream,
+                                        keys, threshold));
+  }
+  // Of rows begin .. end, whose numbers and bits are row(b) and bits(b): as many at once as have their calls in a
+  // register.
+  template <class RowOf, class BitsOf>
+  FRD_MEMBER void draw(const RoundKeys& keys, int64_t begin, int64_t end, RowOf&& row, BitsOf&& bits) const {
+    const int64_t calls = tiles_of(width, FIELDS), together = calls ? LANES / calls : 0;
+    if (together < 2) {
+      for (int64_t b = begin; b < end; ++b) draw(keys, row(b), bits(b));
+      return;
+    }
+    VecU call{}, of_lane{};
+    for (int64_t lane = 0; lane < LANES; ++lane) call[lane] = static_cast<uint32_t>(first / FIELDS + lane % calls);
+    for (int64_t b = begin; b < end; b += together) {
+      const int64_t n = least(together, end - b);
+      for (int64_t lane = 0; lane < n * calls; ++lane) of_lane[lane] = row(b + lane / calls);
+      uint8_t drawn[2 * LANES] = {};  // a row's bytes and as many behind them as it has room for
+      store(drawn, FRD_ISA::draw(call, of_lane, step, stream, keys, threshold));
+      for (int64_t i = 0; i < n; ++i) std::memcpy(bits(b + i), drawn + i * calls, LANES);
+    }
   }
 };
-// Calls body(t, b, row) for the rows of a chunk, numbered from its first one on; `work`: numbers a row touches.
+// Calls body(t, begin, end, row) for rows begin .. end of the batch at time t, for all rows of a chunk; `row` is the
+// first one's number among them, `work` the numbers that a row touches.
 template <class Body>
-void each_row(const Parallel& parallel, const Sequence& sequence, const Chunk& chunk, int64_t work, Body&& body) {
+void each_step(const Parallel& parallel, const Sequence& sequence, const Chunk& chunk, int64_t work, Body&& body) {
   parallel.each(chunk.rows, work, [&](int64_t begin, int64_t end) {
     for (int64_t s = chunk.begin; s < chunk.end; ++s) {
       const int64_t t = sequence.time(s), row = sequence.row(t) - chunk.row;
       const int64_t first = begin > row ? begin - row : 0, last = least(sequence.active(t), end - row);
-      for (int64_t b = first; b < last; ++b) body(t, b, row + b);
+      if (first < last) body(t, first, last, row + first);
     }
   });
 }
@@ -217,16 +253,16 @@ class StateMasks {
     step_bits_ = scratch<uint8_t>(most * step_bytes_);
     sequence_bits_ = scratch<uint8_t>(sequence.batch * sequence_bytes_);
     if (of_sequence)
-      parallel.each(sequence.batch, of_sequence * width, [&](int64_t begin, int64_t end) {
-        for (int64_t b = begin; b < end; ++b) draw_sequence(b);
-      });
+      parallel.each(sequence.batch, of_sequence * width,
+                    [&](int64_t begin, int64_t end) { draw_sequence(begin, end); });
   }
 
   // Draws the masks of the steps of a chunk, which take the place of those of the chunk before.
   void draw(const Chunk& chunk) {
     first_row_ = chunk.row;
     if (!step_bytes_) return;
-    each_row(parallel_, sequence_, chunk, step_bytes_ * 8, [&](int64_t t, int64_t b, int64_t) { draw_step(t, b); });
+    each_step(parallel_, sequence_, chunk, step_bytes_ * 8,
+              [&](int64_t t, int64_t begin, int64_t end, int64_t) { draw_step(t, begin, end); });
   }
 
   bool dead_units() const { return sites_[STATE_MEMORY].on && !sites_[STATE_MEMORY].per_step; }
@@ -265,25 +301,25 @@ class StateMasks {
 
   FRD_INLINE Mask<T> mask_at(const uint8_t* bits, int64_t unit) { return Simd<T>::mask_of(spread(bits, unit)); }
 
-  void draw_step(int64_t t, int64_t b) {
+  void draw_step(int64_t t, int64_t begin, int64_t end) {
     const uint32_t step = masks_.step_offset + static_cast<uint32_t>(t);
-    uint8_t* const bits = &step_bits_[(sequence_.row(t) + b - first_row_) * step_bytes_];
+    uint8_t* const bits = &step_bits_[(sequence_.row(t) - first_row_) * step_bytes_];
     for (const Site& site : sites_)
       if (site.on && site.per_step)
-        Row{site.stream, masks_.example(b), step, site.threshold, bits + site.place}.draw(keys_, width_);
+        SiteMasks{site.stream, step, site.threshold, width_}.draw(
+            keys_, begin, end, [&](int64_t b) { return masks_.example(b); },
+            [&](int64_t b) { return bits + b * step_bytes_ + site.place; });
   }
 
-  void draw_sequence(int64_t b) {
-    const uint32_t example = masks_.example(b);
-    uint8_t* const bits = &sequence_bits_[b * sequence_bytes_];
+  void draw_sequence(int64_t begin, int64_t end) {
+    const auto draw = [&](const Site& site, const RoundKeys& keys, bool shared) {
+      SiteMasks{site.stream, SEQ, site.threshold, width_}.draw(
+          keys, begin, end, [&](int64_t b) { return shared ? SEQ : masks_.example(b); },
+          [&](int64_t b) { return &sequence_bits_[b * sequence_bytes_ + site.place]; });
+    };
     for (const Site& site : sites_)
-      if (site.on && !site.per_step)
-        Row{site.stream, example, SEQ, site.threshold, bits + site.place}.draw(keys_, width_);
-    if (hidden_.on) {
-      const uint32_t row = (masks_.flags & FLAG_HIDDEN_BATCH_SHARED) ? SEQ : example;
-      Row{hidden_.stream, row, SEQ, hidden_.threshold, bits + hidden_.place}.draw(RoundKeys(masks_.keys[GROUP_HIDDEN]),
-                                                                                  width_);
-    }
+      if (site.on && !site.per_step) draw(site, keys_, false);
+    if (hidden_.on) draw(hidden_, RoundKeys(masks_.keys[GROUP_HIDDEN]), masks_.flags & FLAG_HIDDEN_BATCH_SHARED);
   }
 
   const Parallel& parallel_;

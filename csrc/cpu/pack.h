@@ -29,19 +29,34 @@ struct Plain {
   FRD_MEMBER void read(int64_t row, int64_t first, Vec<T>* out) const { read(row, first, BLOCK_VECTORS, out); }
 };
 
-// A weight as weight dropout leaves it.
+// A weight as weight dropout leaves it. Its mask is drawn when this is made, as bits, for all that a pass reads of it:
+// the packed weight, its tiles in turn, its gradient.
 template <class T>
 class MaskedWeight {
  public:
-  MaskedWeight(const T* data, int64_t rows, int64_t columns, uint32_t flag, uint32_t kind, const Masks& masks)
+  MaskedWeight(const Parallel& parallel, const T* data, int64_t rows, int64_t columns, uint32_t flag, uint32_t kind,
+               const Masks& masks)
       : plain_{data, rows, columns},
-        on_(masks.sampled(flag)),
+        on_(data && masks.sampled(flag)),
         by_row_(masks.flags & FLAG_WEIGHT_ROW),
-        threshold_(masks.thresholds[SITE_WEIGHT_DROPOUT]),
-        scale_(T(keep_scale(threshold_))),
-        stream_(stream_of(by_row_ ? by_rows(kind) : kind, masks.layer, masks.direction)),
-        key_(masks.keys[GROUP_WEIGHT]),
-        keys_(masks.keys[GROUP_WEIGHT]) {}
+        scale_(T(keep_scale(masks.thresholds[SITE_WEIGHT_DROPOUT]))),
+        bytes_(bytes_of(by_row_ ? rows : columns)),
+        bits_(scratch<uint8_t>(on_ ? (by_row_ ? 1 : rows) * bytes_ : 0)) {
+    if (!on_) return;
+    const RoundKeys keys(masks.keys[GROUP_WEIGHT]);
+    const uint64_t threshold = masks.thresholds[SITE_WEIGHT_DROPOUT];
+    const uint32_t stream = stream_of(by_row_ ? by_rows(kind) : kind, masks.layer, masks.direction);
+    const SiteMasks drawn{stream, SEQ, threshold, by_row_ ? rows : columns};
+    if (by_row_) {
+      drawn.draw(keys, 0, bits_.get());
+      return;
+    }
+    parallel.each(rows, columns, [&](int64_t begin, int64_t end) {
+      drawn.draw(
+          keys, begin, end, [](int64_t row) { return static_cast<uint32_t>(row); },
+          [&](int64_t row) { return &bits_[row * bytes_]; });
+    });
+  }
 
   bool on() const { return on_; }
   int64_t rows() const { return plain_.rows; }
@@ -53,70 +68,29 @@ class MaskedWeight {
     if (first < plain_.columns) prefetch(plain_.data + row * plain_.columns + first, least(n, plain_.columns - first));
   }
 
-  // Columns first .. first + BLOCK of a row; first % BLOCK == 0.
-  FRD_MEMBER void read(int64_t row, int64_t first, Vec<T>* out) const {
-    plain_.read(row, first, BLOCK_VECTORS, out);
-    if (on_) mask(row, first, out);
-  }
-  // `width` registers of a row from column `first` on, which may be any register's.
+  // `width` registers of a row from column `first` on; first % LANES == 0.
   FRD_MEMBER void read(int64_t row, int64_t first, int64_t width, Vec<T>* out) const {
     plain_.read(row, first, width, out);
     if (!on_) return;
-    uint8_t bits[LANES];
-    for (int64_t v = 0; v < width; ++v) {
-      const int64_t column = first + v * LANES, in_block = column % BLOCK;
-      if (v == 0 || in_block == 0) draw_block(row, column - in_block, bits);
-      out[v] = drop(bits, in_block, out[v]);
-    }
+    for (int64_t v = 0; v < width && first + v * LANES < columns(); ++v)
+      out[v] = masked(row, first + v * LANES, out[v]);
   }
+  FRD_MEMBER void read(int64_t row, int64_t first, Vec<T>* out) const { read(row, first, BLOCK_VECTORS, out); }
 
-  // The mask on BLOCK columns of a row.
-  FRD_MEMBER void mask(int64_t row, int64_t first, Vec<T>* out) const {
-    uint8_t bits[LANES];
-    draw_block(row, first, bits);
-#pragma GCC unroll 8
-    for (int v = 0; v < BLOCK_VECTORS; ++v) out[v] = drop(bits, v * LANES, out[v]);
+  // Columns column .. column + LANES of a row, or their gradient. column % LANES == 0.
+  FRD_MEMBER Vec<T> masked(int64_t row, int64_t column, Vec<T> value) const {
+    if (!on_) return value;
+    if (by_row_) return bits_[row / 8] >> row % 8 & 1 ? Vec<T>{} : scale_ * value;
+    return select(Simd<T>::mask_of(spread(&bits_[row * bytes_], column)), Vec<T>{}, scale_ * value);
   }
 
  private:
-  FRD_MEMBER void draw_block(int64_t row, int64_t first, uint8_t* bits) const {
-    const uint32_t r = static_cast<uint32_t>(row);
-    if (by_row_) {
-      const bool drop = dropped(r, 0, SEQ, stream_, key_, threshold_);
-      store(bits, VecB{} - static_cast<int8_t>(drop));
-    } else {
-      store(bits, draw(static_cast<uint32_t>(first), r, SEQ, stream_, keys_, threshold_));
-    }
-  }
-  FRD_MEMBER Vec<T> drop(const uint8_t* bits, int64_t element, Vec<T> value) const {
-    return select(Simd<T>::mask_of(spread(bits, element)), Vec<T>{}, scale_ * value);
-  }
-
   const Plain<T> plain_;
   const bool on_, by_row_;
-  const uint64_t threshold_;
   const T scale_;
-  const uint32_t stream_;
-  const Key key_;
-  const RoundKeys keys_;
+  const int64_t bytes_;         // of a row of masks
+  const Buffer<uint8_t> bits_;  // [rows], or one row for all
 };
-
-// The mask of a weight on its gradient, in place.
-template <class T>
-void mask_gradient(const Parallel& parallel, const MaskedWeight<T>& weight, T* gradient) {
-  if (!weight.on()) return;
-  const int64_t rows = weight.rows(), columns = weight.columns();
-  parallel.each(rows, columns, [&](int64_t begin, int64_t end) {
-    for (int64_t row = begin; row < end; ++row)
-      for (int64_t first = 0; first < columns; first += BLOCK) {
-        Vec<T> values[BLOCK_VECTORS];
-        Plain<T>{gradient, rows, columns}.read(row, first, BLOCK_VECTORS, values);
-        weight.mask(row, first, values);
-        for (int v = 0; v < BLOCK_VECTORS && first + v * LANES < columns; ++v)
-          store(gradient + row * columns + first + v * LANES, values[v], columns - first - v * LANES);
-      }
-  });
-}
 
 // Tile `tile` of W [NV * units, k]: its columns are LANES units of each of NV gates. target [k][NV][LANES].
 template <int NV, class T>

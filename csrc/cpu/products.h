@@ -71,16 +71,23 @@ void input_gradient(const Parallel& parallel, const T* dgates, int64_t rows, int
       });
 }
 
-// The gradient of a weight [., columns], summed over chunks of steps.
+// Whether a chunk is the first of a sum over all chunks, and whether it is the last; one may be both.
+struct Ends {
+  bool first, last;
+};
+
+// The gradient of a weight, summed over chunks of steps. Its mask is a factor of the whole sum, and so the last
+// chunk's.
 template <class T>
 class WeightGradient {
  public:
   // target: null where nobody asks for it. most: the rows of the largest chunk.
-  WeightGradient(const Parallel& parallel, T* target, int64_t columns, int64_t most)
+  WeightGradient(const Parallel& parallel, T* target, const MaskedWeight<T>& weight, int64_t most)
       : parallel_(parallel),
         target_(target),
-        columns_(columns),
-        layout_(columns, 1),
+        weight_(weight),
+        columns_(weight.columns()),
+        layout_(columns_, 1),
         packed_(scratch<T>(target ? layout_.vectors * LANES * most : 0)) {}
 
   bool wanted() const { return target_; }
@@ -93,13 +100,14 @@ class WeightGradient {
   }
 
   // Rows [row, row + n), the columns of one tile; left [n, k] are the gradients at what the weight gave.
-  void add(const T* left, int64_t k, int64_t row, int64_t n, int64_t tile, bool first) const {
+  void add(const T* left, int64_t k, int64_t row, int64_t n, int64_t tile, Ends ends) const {
     product(
         layout_, tile, 0, n, [&](int64_t i) { return left + i * k; },
         PackedColumns<T>{packed_.get() + layout_.start(tile, k), k},
         [&](int64_t i, int64_t column, Vec<T> sum) {
           T* to = target_ + (row + i) * columns_ + column;
-          store(to, first ? sum : load(to, columns_ - column) + sum, columns_ - column);
+          if (!ends.first) sum += load(to, columns_ - column);
+          store(to, ends.last ? weight_.masked(row + i, column, sum) : sum, columns_ - column);
         });
   }
 
@@ -111,6 +119,7 @@ class WeightGradient {
 
   const Parallel& parallel_;
   T* const target_;
+  const MaskedWeight<T>& weight_;
   const int64_t columns_;
   const Columns layout_;
   Buffer<T> packed_;
@@ -141,7 +150,7 @@ struct GradientTarget {
 // columns of the weights. A panel's rows all have the same targets where `cut` divides their begins and ends.
 template <class T, size_t N>
 void add_weight_gradients(const Parallel& parallel, const T* gradients, int64_t k, int64_t stride, int64_t width,
-                          int64_t cut, bool first, const GradientTarget<T> (&targets)[N]) {
+                          int64_t cut, Ends ends, const GradientTarget<T> (&targets)[N]) {
   if (width == 0) return;  // a layer may have no units
   const int64_t wanted = 4 * int64_t{parallel.threads}, even = tiles_of(tiles_of(width, wanted), LANES) * LANES;
   const int64_t height = even < 128 ? even : 128, of_cut = tiles_of(cut, height), panels = of_cut * (width / cut);
@@ -161,8 +170,8 @@ void add_weight_gradients(const Parallel& parallel, const T* gradients, int64_t 
         const bool mine = target.begin <= from && from < target.end;
         const int64_t row = target.row + from - target.begin;
         for (int64_t own = 0; own < target.weight->tiles(); ++own, ++tile)
-          if (mine && tile % parts == part) target.weight->add(panel.get(), k, row, n, own, first);
-        if (mine && target.bias && part == 0) add_row_sums(panel.get(), k, n, first, target.bias + row);
+          if (mine && tile % parts == part) target.weight->add(panel.get(), k, row, n, own, ends);
+        if (mine && target.bias && part == 0) add_row_sums(panel.get(), k, n, ends.first, target.bias + row);
       }
     }
   });

@@ -18,19 +18,19 @@ enum class Packing { AT_ONCE, IN_TURN, NEVER };
 // a copy costs as much as `readings` of the weight as it lies, each by as many rows as share one. A mask is drawn anew
 // in each reading.
 template <class T>
-bool few(const MaskedWeight<T>& w, int64_t rows, int64_t steps, int64_t readings) {
-  return steps * tiles_of(rows, SUMS_AT_ONCE<T>) <= (w.on() ? 1 : readings);
+bool few(int64_t rows, int64_t steps, int64_t readings) {
+  return steps * tiles_of(rows, SUMS_AT_ONCE<T>) <= readings;
 }
 // As gates, whose blocks are turned: a copy is dearer where the weight is larger than the caches of a core.
 template <class T>
 bool few_for_gates(const MaskedWeight<T>& w, int64_t rows, int64_t steps = 1) {
   const bool large = w.rows() * w.columns() * static_cast<int64_t>(sizeof(T)) > 1 << 20;
-  return few(w, rows, steps, large ? 4 : 2);
+  return few<T>(rows, steps, large ? 4 : 2);
 }
 // As columns, which are read row by row.
 template <class T>
-bool few_for_columns(const MaskedWeight<T>& w, int64_t rows, int64_t steps = 1) {
-  return few(w, rows, steps, 4);
+bool few_for_columns(int64_t rows, int64_t steps = 1) {
+  return few<T>(rows, steps, 4);
 }
 
 // For callers who asked for little memory: at once only where a weight is little beside the states that are kept.
@@ -49,7 +49,7 @@ inline int64_t fewest_rows(Packing packing) { return packing == Packing::IN_TURN
 template <class T>
 Packing packing_of_dx(const LayerBackward<T>& p, const MaskedWeight<T>& w, int64_t most) {
   if (!p.gates) return sparing_packing(p, w);
-  if (few_for_columns(w, p.sequence.rows)) return Packing::NEVER;
+  if (few_for_columns<T>(p.sequence.rows)) return Packing::NEVER;
   const bool uncut = Columns(w.columns(), 1).tiles >= 4 * int64_t{p.parallel.threads};
   return !w.on() && uncut && p.sequence.rows <= 2 * most ? Packing::IN_TURN : Packing::AT_ONCE;
 }
@@ -89,7 +89,7 @@ class GateTiles {
   }
 
  private:
-  const MaskedWeight<T> w_;
+  const MaskedWeight<T>& w_;
   const Packing packing_;
   const int64_t size_;
   Buffer<T> packed_;

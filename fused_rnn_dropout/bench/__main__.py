@@ -11,7 +11,7 @@ from fused_rnn_dropout import __version__
 from fused_rnn_dropout.cells import MODULES
 from fused_rnn_dropout.program import run_program
 
-from . import arguments, compare, floor, gpu, memory, plots, single
+from . import arguments, compare, floor, gpu, memory, plots, single, sites
 from .contenders import BY_NAME, TASKS, contenders_of
 from .machine import command_line
 from .profile import profile
@@ -20,12 +20,13 @@ from .run import DTYPES, Settings, load, run
 from .shapes import QUICK, SHAPES
 
 PROGRAM = "python -m bench"
+_LIMITS = "--threads should be at least 1, --rounds at least 2 and --budget above 0"
 
 
 def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog=program, description="Measures the library side by side with others.")
     made.add_argument("--version", action="version", version=f"fused_rnn_dropout {__version__}")
-    commands = made.add_subparsers(dest="command", metavar="[run | compare | report | pages | profile | floor]")
+    commands = made.add_subparsers(dest="command", metavar="[run | compare | report | pages | profile | sites | floor]")
     single.add(commands)
     compare.add(commands)
     shapes, contenders = [shape.name for shape in SHAPES], list(BY_NAME)
@@ -62,6 +63,16 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     taken_apart.add_argument("--cells", type=arguments.names("cell", MODULES), default=MODULES)
     taken_apart.add_argument("--task", choices=TASKS, default="train")
     taken_apart.add_argument("--threads", type=int, default=2)
+    cost = commands.add_parser("sites", help="what sites cost over none, in a forward and backward of our own layers")
+    cost.add_argument("page", type=Path, nargs="?", help="put the table between the markers of this page")
+    cost.add_argument("--shapes", type=arguments.names("shape", shapes), default=tuple(shapes))
+    cost.add_argument("--cells", type=arguments.names("cell", MODULES), default=MODULES)
+    cost.add_argument(
+        "--one", type=arguments.names("site", sites.ALONE), default=sites.ONE, help=", ".join(sites.ALONE)
+    )
+    cost.add_argument("--threads", type=int, default=2)
+    cost.add_argument("--rounds", type=int, help="paired rounds (default: what --budget allows, at least 5)")
+    cost.add_argument("--budget", type=float, default=10.0, help="seconds for a shape (default: 10)")
     least = commands.add_parser("floor", help="what a GPU cannot do without, by arithmetic alone; needs no GPU")
     least.add_argument("page", type=Path, nargs="?", help="put the tables between the markers of this page")
     least.add_argument("--shapes", type=arguments.names("shape", shapes), default=tuple(shapes))
@@ -72,7 +83,7 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
 
 def settings(options: argparse.Namespace, command: str = "") -> Settings:
     if options.threads < 1 or (options.rounds is not None and options.rounds < 2) or options.budget <= 0:
-        raise ValueError("--threads should be at least 1, --rounds at least 2 and --budget above 0")
+        raise ValueError(_LIMITS)
     if options.tf32 and (options.device, options.dtype) != ("cuda", "float32"):
         raise ValueError("--tf32 is about float32 products on cuda")
     gpu.check(options.device)
@@ -126,6 +137,15 @@ def _run(given: Sequence[str], program: str) -> int:
             chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
             text = floor.page(options.cells, chosen_shapes, options.dtypes)
             floor.into(text, options.page) if options.page else print(text)
+        elif options.command == "sites":
+            if options.threads < 1 or (options.rounds is not None and options.rounds < 2) or options.budget <= 0:
+                raise ValueError(_LIMITS)
+            chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
+            command = command_line(program, given)
+            text = sites.sites(
+                options.cells, chosen_shapes, options.one, options.threads, options.rounds, options.budget, command
+            )
+            sites.into(text, options.page) if options.page else print(text)
         elif options.command == "profile":
             chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
             print(profile(options.cells, chosen_shapes, options.task, options.threads))

@@ -11,6 +11,7 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
+#include <limits>
 #include <vector>
 
 #include "core/counters.h"
@@ -52,8 +53,9 @@ template <class T>
 void pack_columns_of(uint32_t flags) {
   const int64_t rows = size(), columns = size(), turned = between(0, rows - 1);
   const Weight<T> w(rows, columns, flags);
-  const ColumnTiles<T> at_once(PARALLEL, w.weight(), turned, Packing::AT_ONCE);
-  const ColumnTiles<T> in_turn(PARALLEL, w.weight(), turned, Packing::IN_TURN);
+  const MaskedWeight<T> weight = w.weight();
+  const ColumnTiles<T> at_once(PARALLEL, weight, turned, Packing::AT_ONCE);
+  const ColumnTiles<T> in_turn(PARALLEL, weight, turned, Packing::IN_TURN);
   std::vector<T> room(static_cast<size_t>(in_turn.room()));
   const Columns& layout = at_once.layout();
   for (int64_t tile = 0; tile < layout.tiles; ++tile) {
@@ -77,10 +79,6 @@ void pack_typed() {
       pack_gates_of<3, T>(flags);
       pack_gates_of<4, T>(flags);
       pack_columns_of<T>(flags);
-      const Weight<T> w(size(), size(), flags);
-      std::vector<T> gradient = w.given;
-      mask_gradient(PARALLEL, w.weight(), gradient.data());
-      EXPECT(gradient == w.masked, "the gradient of a weight [%ld, %ld], flags %x", w.rows, w.columns, flags);
     }
   for (int i = 0; i < 50; ++i) {
     const int64_t rows = size(), width = size(), stride = width + between(0, 9);
@@ -176,7 +174,8 @@ void input_products(Packing packing, uint32_t flags) {
   const std::vector<T> x = numbers<T>(rows * k), bias = numbers<T>(NV * units);
   const bool with_bias = generator() % 2;
   std::vector<T> gates(static_cast<size_t>(rows * NV * units));
-  input_product<NV>(PARALLEL, x.data(), rows, GateTiles<NV, T>(PARALLEL, w.weight(), packing),
+  const MaskedWeight<T> weight = w.weight();
+  input_product<NV>(PARALLEL, x.data(), rows, GateTiles<NV, T>(PARALLEL, weight, packing),
                     with_bias ? bias.data() : nullptr, gates.data());
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t i = 0; i < NV * units; ++i) {
@@ -198,7 +197,7 @@ void input_products(Packing packing, uint32_t flags) {
   const RowMask mask = input_mask(k);
   RowMasks<T> masks(PARALLEL, sequence, mask, rows);
   masks.draw(Chunk::from(sequence, 0, rows));
-  input_gradient(PARALLEL, dgates.data(), rows, stride, ColumnTiles<T>(PARALLEL, w.weight(), turned, packing), masks,
+  input_gradient(PARALLEL, dgates.data(), rows, stride, ColumnTiles<T>(PARALLEL, weight, turned, packing), masks,
                  dx.data());
   for (int64_t row = 0; row < rows; ++row)
     for (int64_t column = 0; column < k; ++column) {
@@ -250,9 +249,9 @@ void few_rows() {
 
 // Gradients of two weights and their biases over three chunks, as a cell has them that takes a gate apart: the first
 // `unit` columns of a row of gradients belong to the end of the first weight, the next to its begin, all but the first
-// to the second weight.
+// to the second weight. Weights may be masked, and so their gradients.
 template <class T>
-void weight_gradients() {
+void weight_gradients(uint32_t flags) {
   const int64_t unit = size(), gates = 3, width = (gates + 1) * unit, stride = width + between(0, 3);
   const int64_t most = 40, inputs = between(0, 1) ? size() : between(1, 9) * 4 * LANES, outputs = size();
   std::vector<T> dw(static_cast<size_t>(gates * unit * inputs)), du(static_cast<size_t>(gates * unit * outputs));
@@ -260,8 +259,10 @@ void weight_gradients() {
   std::vector<double> want_w(dw.size()), want_u(du.size()), want_bw(db_w.size()), want_bu(db_u.size());
   const bool wants_w = generator() % 4, wants_u = generator() % 4;
   double largest = 1;  // scale
-  WeightGradient<T> of_w(PARALLEL, wants_w ? dw.data() : nullptr, inputs, most);
-  WeightGradient<T> of_u(PARALLEL, wants_u ? du.data() : nullptr, outputs, most);
+  const Weight<T> w(gates * unit, inputs, flags), u(gates * unit, outputs, flags);
+  const MaskedWeight<T> masked_w = w.weight(), masked_u = u.weight();
+  WeightGradient<T> of_w(PARALLEL, wants_w ? dw.data() : nullptr, masked_w, most);
+  WeightGradient<T> of_u(PARALLEL, wants_u ? du.data() : nullptr, masked_u, most);
   for (int chunk = 0; chunk < 3; ++chunk) {
     const int64_t rows = between(1, most);
     const std::vector<T> x = numbers<T>(rows * inputs), h = numbers<T>(rows * outputs),
@@ -272,7 +273,7 @@ void weight_gradients() {
     masks.draw(Chunk::from(sequence, 0, rows));
     of_w.chunk(x.data(), rows, masks);
     of_u.chunk(h.data(), rows);
-    add_weight_gradients<T>(PARALLEL, gradients.data(), rows, stride, width, unit, chunk == 0,
+    add_weight_gradients<T>(PARALLEL, gradients.data(), rows, stride, width, unit, {chunk == 0, chunk == 2},
                             {{&of_w, db_w.data(), 0, unit, (gates - 1) * unit},
                              {&of_w, db_w.data(), unit, gates * unit, 0},
                              {&of_u, db_u.data(), unit, width, 0}});
@@ -290,8 +291,15 @@ void weight_gradients() {
       }
   }
   const double size = 3 * most * 4;
-  for (size_t i = 0; wants_w && i < dw.size(); ++i) EXPECT(close(dw[i], want_w[i], size * largest), "dW at %zu", i);
-  for (size_t i = 0; wants_u && i < du.size(); ++i) EXPECT(close(du[i], want_u[i], size), "dU at %zu", i);
+  const auto check = [&](const char* name, const Weight<T>& weight, const std::vector<T>& got,
+                         const std::vector<double>& want, double size) {
+    for (size_t i = 0; i < got.size(); ++i) {
+      const double factor = double(weight.factors[i]);
+      EXPECT(close(got[i], factor * want[i], size * std::fmax(1, factor)), "%s at %zu, flags %x", name, i, flags);
+    }
+  };
+  if (wants_w) check("dW", w, dw, want_w, size * largest);
+  if (wants_u) check("dU", u, du, want_u, size);
   for (size_t i = 0; i < db_w.size(); ++i) EXPECT(close(db_w[i], want_bw[i], size), "W's bias at %zu", i);
   for (size_t i = 0; i < db_u.size(); ++i) EXPECT(close(db_u[i], want_bu[i], size), "U's bias at %zu", i);
 }
@@ -303,8 +311,10 @@ void products() {
         input_products<float>(packing, flags);
         input_products<double>(packing, flags);
       }
-    weight_gradients<float>();
-    weight_gradients<double>();
+    for (const uint32_t flags : WEIGHT_FLAGS) {
+      weight_gradients<float>(flags);
+      weight_gradients<double>(flags);
+    }
   }
 }
 
@@ -312,7 +322,7 @@ void products() {
 // threshold is the number of some element, or the next, so that fields meet its upper half.
 template <class T>
 void state_masks(uint32_t flags, int64_t width, bool reverse) {
-  const int64_t steps = between(2, 5), batch = between(2, 4), examples[] = {7, 0, 1 << 20, 5};
+  const int64_t steps = between(2, 5), batch = between(2, 7), examples[] = {7, 0, 1 << 20, 5, 3, 9, 2};
   std::vector<int64_t> sizes, offsets;
   for (int64_t t = 0, rows = 0; t < steps; rows += sizes[t++]) {
     sizes.push_back(t == 0 ? batch : between(1, sizes.back()));
@@ -386,7 +396,7 @@ void blocks(uint32_t first, uint32_t row, uint32_t step, uint32_t stream, Key ke
   }
   for (const uint64_t limit : limits) {
     uint8_t bits[LANES];
-    store(bits, draw(first, row, step, stream, keys, limit));
+    store(bits, draw(lane_numbers() + first / static_cast<uint32_t>(FIELDS), row, step, stream, keys, limit));
     for (uint32_t i = 0; i < BLOCK; ++i) {
       const bool want = numbers[i] < limit;
       EXPECT((bits[i / 8] >> i % 8 & 1) == want, "element %u below %llu", first + i, (unsigned long long)limit);
@@ -426,12 +436,75 @@ void masks() {
   }
 }
 
+// |got - want| in ulps of what `want` rounds to. Below the normal numbers an ulp is that of the smallest of them.
+template <class T>
+double ulps(T got, long double want) {
+  constexpr int digits = std::numeric_limits<T>::digits, least = std::numeric_limits<T>::min_exponent;
+  int exponent = 0;
+  std::frexp(static_cast<T>(want), &exponent);
+  const long double ulp = std::ldexp(1.0L, (exponent < least ? least : exponent) - digits);
+  return static_cast<double>(std::fabs(static_cast<long double>(got) - want) / ulp);
+}
+
+// sigmoid and tanh of LANES numbers: within `most` ulps, never beyond their ends, tanh odd, a NaN a NaN, a shut gate 0.
+template <class T>
+void check_functions(const Vec<T>& x, T shut, T smallest, double most) {
+  const Vec<T> s = sigmoid(x), t = tanh(x), opposite = tanh(-x);
+  for (int lane = 0; lane < LANES; ++lane) {
+    const T at = x[lane];
+    if (std::isnan(at)) {
+      EXPECT(std::isnan(s[lane]) && std::isnan(t[lane]), "a NaN became %g and %g", double(s[lane]), double(t[lane]));
+      continue;
+    }
+    const long double given = at;
+    EXPECT(s[lane] >= 0 && s[lane] <= 1 && std::fabs(t[lane]) <= 1, "at %g: %g, %g", at, s[lane], t[lane]);
+    EXPECT(ulps(t[lane], std::tanh(given)) <= most, "tanh(%.9g) = %.9g", double(at), double(t[lane]));
+    const T back = opposite[lane];
+    EXPECT(back == -t[lane] && std::signbit(back) != std::signbit(t[lane]), "tanh(-%g) = %g", double(at), double(back));
+    EXPECT(std::signbit(t[lane]) == std::signbit(at), "the sign of tanh(%g)", double(at));
+    if (at >= smallest)
+      EXPECT(ulps(s[lane], 1 / (1 + std::exp(-given))) <= most, "sigmoid(%.9g) = %.9g", double(at), double(s[lane]));
+    if (at < shut) EXPECT(s[lane] == 0, "sigmoid(%g) = %g", double(at), double(s[lane]));
+  }
+}
+
+void functions() {
+  constexpr uint64_t stride = 4099;  // of the bits of all floats
+  for (uint64_t first = 0; first < uint64_t{1} << 32; first += stride * LANES) {
+    VecF x{};
+    for (int lane = 0; lane < LANES; ++lane) {
+      const uint32_t bits = static_cast<uint32_t>(first + stride * static_cast<uint64_t>(lane));
+      float at;
+      std::memcpy(&at, &bits, sizeof at);
+      x[lane] = at;
+    }
+    check_functions<float>(x, -88, -87, 2.5);
+  }
+  for (int i = 0; i < 40000; ++i) {
+    VecF near{};
+    VecD x{};
+    for (int lane = 0; lane < LANES; ++lane) {
+      const double size = static_cast<double>(between(0, 1 << 30)) / (1 << 30);
+      near[lane] =
+          static_cast<float>((lane % 2 ? -1 : 1) * size * (i % 4 ? 20 : 100));  // where most of a gate's sums lie
+      x[lane] = (lane % 2 ? -1 : 1) * size * (i % 4 ? 20 : 800);
+    }
+    check_functions<float>(near, -88, -87, 2.5);
+    check_functions<double>(x, -709, -708, 2.5);
+  }
+  const double nan = std::numeric_limits<double>::quiet_NaN(), infinity = std::numeric_limits<double>::infinity();
+  for (const double at : {0.0, -0.0, infinity, -infinity, nan, 1e-300, -1e-300, 1e300, -1e300}) {
+    check_functions<double>(VecD{} + at, -709, -708, 2.5);
+    check_functions<float>(VecF{} + static_cast<float>(at), -88, -87, 2.5);
+  }
+}
+
 struct Test {
   const char* name;
   void (*run)();
 };
-constexpr Test TESTS[] = {
-    {"pack", pack}, {"gemm", gemm}, {"products", products}, {"few_rows", few_rows}, {"masks", masks}};
+constexpr Test TESTS[] = {{"pack", pack},         {"gemm", gemm},   {"products", products},
+                          {"few_rows", few_rows}, {"masks", masks}, {"functions", functions}};
 
 }  // namespace
 }  // namespace frd::cpu::FRD_ISA

@@ -63,10 +63,14 @@ template <class T>
 struct Weight {
   int64_t rows, columns;
   Masks masks;
-  std::vector<T> given, masked;
+  std::vector<T> given, masked, factors;
 
   Weight(int64_t rows, int64_t columns, uint32_t flags)
-      : rows(rows), columns(columns), masks(masks_of(flags, 0)), given(numbers<T>(rows * columns)) {
+      : rows(rows),
+        columns(columns),
+        masks(masks_of(flags, 0)),
+        given(numbers<T>(rows * columns)),
+        factors(given.size(), T(1)) {
     const bool on = (flags & FLAG_MASKS_ON) && (flags & FLAG_WEIGHT_HH), by_row = flags & FLAG_WEIGHT_ROW;
     const uint32_t kind = by_row ? KIND_WEIGHT_HH_ROWS : KIND_WEIGHT_HH;
     const uint32_t stream = stream_of(kind, masks.layer, masks.direction);
@@ -79,10 +83,13 @@ struct Weight {
       for (uint32_t column = 0; column < columns; ++column) {
         const uint32_t i = by_row ? row : column, b = by_row ? 0 : row;
         const bool drop = number_of(i, b, SEQ, stream, masks.keys[GROUP_WEIGHT]) < p;
+        factors[row * columns + column] = drop ? T(0) : T(keep_scale(p));
         masked[row * columns + column] = drop ? T(0) : T(keep_scale(p)) * given[row * columns + column];
       }
   }
-  MaskedWeight<T> weight() const { return {given.data(), rows, columns, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, masks}; }
+  MaskedWeight<T> weight() const {
+    return {PARALLEL, given.data(), rows, columns, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, masks};
+  }
   T at(int64_t row, int64_t column) const { return masked[row * columns + column]; }
 };
 constexpr uint32_t WEIGHT_FLAGS[] = {0, FLAG_MASKS_ON | FLAG_WEIGHT_HH,

@@ -45,7 +45,7 @@ def parts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return build(target, *flags, ROOT / "tests/cpu/parts.cpp", CSRC / "cpu/scratch.cpp")
 
 
-@pytest.mark.parametrize("name", ["pack", "gemm", "products", "few_rows", "masks"])
+@pytest.mark.parametrize("name", ["pack", "gemm", "products", "few_rows", "masks", "functions"])
 def test_parts(parts: Path, name: str) -> None:
     done = subprocess.run([parts, name], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -53,7 +53,7 @@ def test_parts(parts: Path, name: str) -> None:
 
 def test_every_part_is_asked_for(parts: Path) -> None:
     found = subprocess.run([parts], capture_output=True, text=True, check=True).stdout.split()
-    assert found == ["pack", "gemm", "products", "few_rows", "masks"]
+    assert found == ["pack", "gemm", "products", "few_rows", "masks", "functions"]
 
 
 @pytest.fixture(scope="module")
