@@ -32,9 +32,8 @@ class RowMasks {
         bits_(scratch<uint8_t>(mask.on ? (mask.per_step ? most : sequence.batch) * bytes_ : 0)),
         of_row_(scratch<const uint8_t*>(mask.on ? most : 0)) {
     if (!mask.on || mask.per_step) return;
-    parallel.each(sequence.batch, mask.width, [&](int64_t begin, int64_t end) {
-      draw_rows(SEQ, begin, end, bits_.get());
-    });
+    parallel.each(sequence.batch, mask.width,
+                  [&](int64_t begin, int64_t end) { draw_rows(SEQ, begin, end, bits_.get()); });
   }
 
   bool on() const { return mask_.on; }

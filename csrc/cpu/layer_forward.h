@@ -45,8 +45,8 @@ class ForwardPass {
         writes_(p.parallel, p.sequence, p.masks.of_rows(true, p.first, P_), largest_chunk(p.sequence, most_)),
         m_ih_(p.parallel, p.w_ih, G * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks),
         w_ih_(p.parallel, m_ih_, p.keep == KEEP_STATES ? sparing_packing(p, m_ih_) : Packing::AT_ONCE),
-        w_hh_(pack_gates<G>(p.parallel, MaskedWeight<T>(p.parallel, p.w_hh, G * H_, P_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH,
-                                                        p.masks))),
+        w_hh_(pack_gates<G>(p.parallel,
+                            MaskedWeight<T>(p.parallel, p.w_hh, G * H_, P_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks))),
         w_hr_(nullptr, nullptr),
         buffer_(scratch<T>(p.gates ? 0 : largest_chunk(p.sequence, most_) * G * H_)),
         x_(scratch<T>(reads_.on() ? largest_chunk(p.sequence, most_) * p.inputs : 0)),
@@ -55,8 +55,8 @@ class ForwardPass {
         c_(scratch<T>(HAS_C ? B_ * H_ : 0)),
         outputs_(scratch<T>(projects() ? B_ * H_ : 0)) {
     if (projects())
-      w_hr_ = pack_gates<1>(
-          p.parallel, MaskedWeight<T>(p.parallel, p.w_hr, P_, H_, FLAG_WEIGHT_HR, KIND_WEIGHT_HR, p.masks));
+      w_hr_ = pack_gates<1>(p.parallel,
+                            MaskedWeight<T>(p.parallel, p.w_hr, P_, H_, FLAG_WEIGHT_HR, KIND_WEIGHT_HR, p.masks));
     for (int64_t b = 0; b < B_; ++b) enter_row(b);
   }
 

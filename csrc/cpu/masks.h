@@ -185,8 +185,8 @@ struct SiteMasks {
   // Of one row.
   FRD_MEMBER void draw(const RoundKeys& keys, uint32_t row, uint8_t* bits) const {
     for (int64_t i = 0; i < width; i += BLOCK)
-      store(bits + i / 8,
-            FRD_ISA::draw(lane_numbers() + static_cast<uint32_t>((first + i) / FIELDS), row, step, stream, keys, threshold));
+      store(bits + i / 8, FRD_ISA::draw(lane_numbers() + static_cast<uint32_t>((first + i) / FIELDS), row, step, stream,
+                                        keys, threshold));
   }
   // Of rows begin .. end, whose numbers and bits are row(b) and bits(b): as many at once as have their calls in a
   // register.
@@ -253,9 +253,8 @@ class StateMasks {
     step_bits_ = scratch<uint8_t>(most * step_bytes_);
     sequence_bits_ = scratch<uint8_t>(sequence.batch * sequence_bytes_);
     if (of_sequence)
-      parallel.each(sequence.batch, of_sequence * width, [&](int64_t begin, int64_t end) {
-        draw_sequence(begin, end);
-      });
+      parallel.each(sequence.batch, of_sequence * width,
+                    [&](int64_t begin, int64_t end) { draw_sequence(begin, end); });
   }
 
   // Draws the masks of the steps of a chunk, which take the place of those of the chunk before.

@@ -87,8 +87,8 @@ class MaskedWeight {
   const Plain<T> plain_;
   const bool on_, by_row_;
   const T scale_;
-  const int64_t bytes_;           // of a row of masks
-  const Buffer<uint8_t> bits_;    // [rows], or one row for all
+  const int64_t bytes_;         // of a row of masks
+  const Buffer<uint8_t> bits_;  // [rows], or one row for all
 };
 
 // Tile `tile` of W [NV * units, k]: its columns are LANES units of each of NV gates. target [k][NV][LANES].

@@ -76,7 +76,8 @@ struct Ends {
   bool first, last;
 };
 
-// The gradient of a weight, summed over chunks of steps. Its mask is a factor of the whole sum, and so the last chunk's.
+// The gradient of a weight, summed over chunks of steps. Its mask is a factor of the whole sum, and so the last
+// chunk's.
 template <class T>
 class WeightGradient {
  public:

@@ -150,8 +150,8 @@ FRD_INLINE void transpose(V* rows) {
 }
 
 // exp(x) - 1 = 2^k (1 + q) - 1 with x = k ln 2 + r, |r| <= ln 2 / 2, and q = exp(r) - 1. Returns q and 2^k. For float
-// q is the polynomial r + r^2 p(r) of degree 6 whose relative error is least: 3e-9, a twentieth of a rounding. For double
-// it is the Taylor series, whose first left-out term is below half an ulp.
+// q is the polynomial r + r^2 p(r) of degree 6 whose relative error is least: 3e-9, a twentieth of a rounding. For
+// double it is the Taylor series, whose first left-out term is below half an ulp.
 //
 // Adding `round` leaves k in the lowest bits, with the bias of an exponent, which a shift puts in its place.
 FRD_INLINE void exp_parts(VecF x, VecF& q, VecF& power) {

@@ -1,7 +1,12 @@
-"""What sites cost: a forward and backward of the library with them beside one without, in paired rounds."""
+"""What sites cost: a forward and backward of the library with them beside one without, in paired rounds.
+
+On one thread the clock is that thread's own, which stands still while others have the processor.
+"""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -56,7 +61,7 @@ class Row(NamedTuple):
     def missed(self) -> Iterator[str]:
         """What lies above its bar, in words."""
         bar = Bar.of(self.shape)
-        bars = {name: ONE_BAR for name in self.over} | {"every site": None if bar is None else bar.most}
+        bars = dict.fromkeys(self.over, ONE_BAR) | {"every site": None if bar is None else bar.most}
         for name, most in bars.items():
             if most is not None and self.over[name].value > most:
                 yield f"{self.cell} {self.shape.name}, {name}: {spread(self.over[name])}, above {most:.2f}"
@@ -68,7 +73,8 @@ def measure(cell: str, shape: Shape, one: Sequence[str] = ONE, rounds: int | Non
     builders |= {name: partial(layer, frd, cell, shape, **{name: RATES[name]}) for name in one}
     builders["every site"] = partial(BY_NAME["all"].build, cell, shape)
     runs = {name: runner(build(), shape, "train") for name, build in builders.items()}
-    found = paired(runs, rounds=rounds, budget=budget).rounds
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    found = paired(runs, rounds=rounds, budget=budget, clock=clock).rounds
     none = found.pop("none")
     return Row(cell, shape, len(none), median_of(none), {name: ratio_of(taken, none) for name, taken in found.items()})
 
@@ -90,12 +96,12 @@ def text_of(rows: Sequence[Row], threads: int, command: str) -> str:
         for row in rows
     ]
     missed = [text for row in rows for text in row.missed()]
-    bars = dict((bar.meaning, bar.most) for row in rows if (bar := Bar.of(row.shape)) is not None)
+    bars = {bar.meaning: bar.most for row in rows if (bar := Bar.of(row.shape)) is not None}
     asked = ", ".join(f"{most:.2f} ({meaning})" for meaning, most in bars.items())
     return "\n\n".join([
         f"Forward and backward, ratios of medians with a 95 % interval. {e['processor']}, {e['cores']} cores, "
-        f"{threads} threads, {e['instruction_set']}, torch {e['torch']}, fused_rnn_dropout {e['fused_rnn_dropout']}, "
-        f"{e['date'][:10]}.",
+        f"{'one thread, its own time' if threads == 1 else f'{threads} threads'}, {e['instruction_set']}, "
+        f"torch {e['torch']}, fused_rnn_dropout {e['fused_rnn_dropout']}, {e['date'][:10]}.",
         table(head, lines),
         f"Bars: every site {asked or 'none'}; one site {ONE_BAR:.2f}. "
         + ("Above them:" if missed else "Nothing lies above them."),
@@ -116,7 +122,12 @@ def sites(
     """Measures all of it; what :func:`text_of` says."""
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    rows = [measure(cell, shape, one, rounds, budget) for cell in cells for shape in shapes]
+    rows = []
+    for cell in cells:
+        for shape in shapes:
+            rows.append(row := measure(cell, shape, one, rounds, budget))
+            over = ", ".join(f"{name} {spread(ratio)}" for name, ratio in row.over.items())
+            print(f"{cell} {shape.name}: {over}", file=sys.stderr, flush=True)
     return text_of(rows, threads, command)
 
 

@@ -450,7 +450,8 @@ void functions() {
     VecD x{};
     for (int lane = 0; lane < LANES; ++lane) {
       const double size = static_cast<double>(between(0, 1 << 30)) / (1 << 30);
-      near[lane] = static_cast<float>((lane % 2 ? -1 : 1) * size * (i % 4 ? 20 : 100));  // where most of a gate's sums lie
+      near[lane] =
+          static_cast<float>((lane % 2 ? -1 : 1) * size * (i % 4 ? 20 : 100));  // where most of a gate's sums lie
       x[lane] = (lane % 2 ? -1 : 1) * size * (i % 4 ? 20 : 800);
     }
     check_functions<float>(near, -88, -87, 2.5);
