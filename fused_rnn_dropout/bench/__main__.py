@@ -67,7 +67,9 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     cost.add_argument("page", type=Path, nargs="?", help="put the table between the markers of this page")
     cost.add_argument("--shapes", type=arguments.names("shape", shapes), default=tuple(shapes))
     cost.add_argument("--cells", type=arguments.names("cell", MODULES), default=MODULES)
-    cost.add_argument("--one", type=arguments.names("site", sites.ALONE), default=sites.ONE, help=", ".join(sites.ALONE))
+    cost.add_argument(
+        "--one", type=arguments.names("site", sites.ALONE), default=sites.ONE, help=", ".join(sites.ALONE)
+    )
     cost.add_argument("--threads", type=int, default=2)
     cost.add_argument("--rounds", type=int, help="paired rounds (default: what --budget allows, at least 5)")
     cost.add_argument("--budget", type=float, default=10.0, help="seconds for a shape (default: 10)")
