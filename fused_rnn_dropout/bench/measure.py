@@ -28,13 +28,16 @@ def synchronize(device: str) -> None:
         torch.accelerator.synchronize()
 
 
-def timed(run: Callable[[], None], device: str = "cpu") -> float:
+Clock = Callable[[], float]
+
+
+def timed(run: Callable[[], None], device: str = "cpu", clock: Clock = time.perf_counter) -> float:
     """Seconds of one call."""
     synchronize(device)
-    start = time.perf_counter()
+    start = clock()
     run()
     synchronize(device)
-    return time.perf_counter() - start
+    return clock() - start
 
 
 class Timings(NamedTuple):
@@ -55,6 +58,7 @@ def paired(
     budget: float = 10.0,
     device: str = "cpu",
     tick: Callable[[str], None] = lambda _: None,
+    clock: Clock = time.perf_counter,
 ) -> Timings:
     """Times every run in every round, in one order and then in the other.
 
@@ -65,11 +69,12 @@ def paired(
         budget: seconds to spend, roughly.
         device: what to wait for.
         tick: called with a name before each call.
+        clock: what tells seconds.
     """
     first = {}
     for name, run in runs.items():
         tick(name)
-        first[name] = timed(run, device)
+        first[name] = timed(run, device, clock)
     # A call that long is warm enough by its end.
     few = {name: FEWEST_SLOW if first[name] > budget / 4 else FEWEST for name in slow}
     warm = {}
@@ -78,7 +83,7 @@ def paired(
             warm[name] = 0.0
             continue
         tick(name)
-        warm[name] = timed(run, device)
+        warm[name] = timed(run, device, clock)
     if rounds is None:
         spent = sum(warm.values())
         usual = sum(seconds for name, seconds in warm.items() if name not in slow)
@@ -89,7 +94,7 @@ def paired(
         for name in names if index % 2 == 0 else reversed(names):
             if index < few.get(name, rounds):
                 tick(name)
-                found[name].append(timed(runs[name], device))
+                found[name].append(timed(runs[name], device, clock))
     return Timings(first, found)
 
 

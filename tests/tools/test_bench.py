@@ -18,11 +18,12 @@ from torch import nn
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import library, ops
-from fused_rnn_dropout.bench import baselines, criteria, gpu, memory, paths, report, run
+from fused_rnn_dropout.bench import __main__ as bench_main
+from fused_rnn_dropout.bench import baselines, criteria, gpu, memory, paths, report, run, sites
 from fused_rnn_dropout.bench.__main__ import main
 from fused_rnn_dropout.bench.contenders import BY_NAME, CONTENDERS, RATES, contenders_of, rates_of, runner
 from fused_rnn_dropout.bench.loops import Loop, WeightDrop
-from fused_rnn_dropout.bench.measure import FEWEST, FEWEST_SLOW, median_of, paired, ratio_of
+from fused_rnn_dropout.bench.measure import FEWEST, FEWEST_SLOW, Interval, median_of, paired, ratio_of
 from fused_rnn_dropout.bench.profile import profile
 from fused_rnn_dropout.bench.shapes import QUICK, SHAPES, Shape
 from fused_rnn_dropout.cells import MODULES
@@ -667,6 +668,39 @@ def test_memory_is_that_of_one_call() -> None:
     again = memory.in_process("LSTM", shape, "recompute", 1)
     assert least < found < 3 * least
     assert again < found
+
+
+def row_of_sites(shape: Shape, one: float, every: float) -> sites.Row:
+    over = {name: Interval(value, value - 0.01, value + 0.01) for name, value in (("a", one), ("every site", every))}
+    return sites.Row("LSTM", shape, 9, Interval(0.5, 0.4, 0.6), over)
+
+
+def test_what_sites_cost_has_a_bar_by_shape() -> None:
+    large, small, other = (next(s for s in SHAPES if s.name == name) for name in ("zaremba", "small", "hydrology"))
+    assert [bar and bar.most for bar in map(sites.Bar.of, (large, small, other))] == [1.04, 1.07, None]
+    assert not list(row_of_sites(large, 1.03, 1.04).missed())
+    assert list(row_of_sites(large, 1.03, 1.05).missed()) == ["LSTM zaremba, every site: 1.05 (1.04-1.06), above 1.04"]
+    assert list(row_of_sites(small, 1.04, 1.07).missed()) == ["LSTM small, a: 1.04 (1.03-1.05), above 1.03"]
+    assert not list(row_of_sites(other, 1.03, 9.0).missed())
+    text = sites.text_of([row_of_sites(large, 1.03, 1.05)], 2, "the command")
+    assert "| LSTM | zaremba | 35, 20, 650, 650 | 9      | 500         | 1.03 (1.02-1.04) | 1.05 (1.04-1.06)" in text
+    assert "Above them:\n\n- LSTM zaremba, every site" in text and text.endswith("Made by `the command`.")
+    assert "Nothing lies above them." in sites.text_of([row_of_sites(large, 1.0, 1.0)], 2, "the command")
+
+
+def test_what_sites_cost_is_measured_into_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(bench_main, "SHAPES", (Shape("tiny", 5, 3, 4, 6, "small", ""),))
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{sites.BEGIN}\nold\n{sites.END}\nafter\n")
+    command = ["sites", str(page), "--cells", "GRU", "--one", "zoneout_h", "--rounds", "2", "--threads", "1"]
+    assert main(command) == 0, capsys.readouterr().err
+    before, text, after = re.split(f"{sites.BEGIN}|{sites.END}", page.read_text())
+    assert (before, after) == ("before\n", "\nafter\n") and "old" not in text
+    head, _, row = [line for line in text.splitlines() if line.startswith("|")]
+    assert head.split("|")[-3:-1] == [" zoneout_h / no site ", " every site / no site "] and " GRU | tiny " in row
+    assert main(["sites", "--rounds", "1"]) == 1 and "--rounds at least 2" in capsys.readouterr().err
 
 
 def test_profile_accounts_for_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
