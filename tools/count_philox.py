@@ -6,6 +6,9 @@ A Philox call has ten rounds of two multiplications by its own constants, which 
 tells what masks cost. --sites says how many state sites draw at each step. --root counts in another checkout, such as
 one of an earlier commit, so that two can be compared.
 
+Where lanes exchange what they have drawn, which their shuffles show, a warp takes as many sites at once as fill its
+lanes with calls; elsewhere one after the other.
+
 Counted for thresholds that no call can tie with, as those of p = 0.5 and 0.25. Others need a second call in about one
 of 8,000, whose multiplications are listed apart. Needs what tools/compile_cuda.py needs. None of this is timing.
 """
@@ -13,6 +16,7 @@ of 8,000, whose multiplications are listed apart. Needs what tools/compile_cuda.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import sys
 import tempfile
@@ -24,24 +28,29 @@ from sampling import ROOT
 
 CONSTANTS = (0xD2511F53, 0xCD9E8D57)
 IN_A_CALL = 20
+FIELDS = 8  # neighbouring units that a call serves
 SOURCES = ("forward_step.cu", "backward_step.cu")
 
 SECTION = re.compile(r"\s*\.section\s+\.text\.([\w$.]+)")
 LABEL = re.compile(r"(\.L_x_\d+):")
 BRANCH = re.compile(r"\bBRA\b.*\(?(\.L_x_\d+)\)?")
+SHUFFLE = re.compile(r"\bSHFL\b")
 MULTIPLICATION = re.compile(r"\bU?IMAD\.(?:WIDE|HI)\.U32\b[^;]*?,\s*(-?0x[0-9a-f]+)\s*,")
 
 
 @dataclass(frozen=True)
 class Count:
-    """Multiplications that a thread issues: of a batch row, of each site that draws, and of a tie."""
+    """Multiplications that a warp issues: of a batch row, of each turn of its sites, and of a tie."""
 
     row: int
-    site: int
+    turn: int
     tie: int
+    shared: bool  # whether lanes exchange what they have drawn
 
-    def issued(self, sites: int) -> int:
-        return self.row + sites * self.site
+    def issued(self, sites: int, units: int) -> int:
+        """Of a batch row. ``units``: of a thread."""
+        turns = math.ceil(sites * units / FIELDS) if self.shared else sites
+        return self.row + turns * self.turn
 
 
 def kernels(listing: str) -> dict[str, list[str]]:
@@ -66,27 +75,33 @@ def loops(lines: list[str]) -> list[tuple[int, int]]:
 
 
 def count(lines: list[str]) -> Count:
-    """Of one kernel, whose loops around Philox are, from without, that over rows, that over sites, that over rounds.
+    """Of one kernel, whose loops around Philox are, from without, that over rows, that over turns, that over rounds.
 
-    A kernel that unrolls its rounds lacks the last of them, one that draws all its sites by one call the second too.
+    A kernel that unrolls its rounds lacks the last of them, one that draws all its sites at once the second too.
     """
     found = [
         at
         for at, line in enumerate(lines)
         if (match := MULTIPLICATION.search(line)) and int(match[1], 16) & 0xFFFFFFFF in CONSTANTS
     ]
+    shared = any(SHUFFLE.search(line) for line in lines)
     around = {loop: sum(loop[0] <= at <= loop[1] for at in found) for loop in loops(lines)}
-    row = in_sites = 0
+    row = turn = tie = 0
+    first: tuple[int, int] | None = None  # loop over rounds: another one is that of a tie
     for at in found:
         nest = sorted((loop for loop in around if loop[0] <= at <= loop[1]), key=lambda loop: loop[1] - loop[0])
-        turns = 1
+        times, of_tie = 1, False
         if nest and around[nest[0]] <= IN_A_CALL // 2:
-            turns = IN_A_CALL // around[nest.pop(0)]
-        if len(nest) > 1:
-            in_sites += turns
+            rounds = nest.pop(0)
+            times, first = IN_A_CALL // around[rounds], first or rounds
+            of_tie = shared and rounds != first
+        if of_tie:
+            tie += times
+        elif len(nest) > 1:
+            turn += times
         else:
-            row += turns
-    return Count(row, min(in_sites, IN_A_CALL), max(in_sites - IN_A_CALL, 0))
+            row += times
+    return Count(row, min(turn, IN_A_CALL), tie + max(turn - IN_A_CALL, 0), shared)
 
 
 def units_of(kernel: str) -> int:
@@ -113,11 +128,11 @@ def main() -> int:
                 listed = kernels(run(nvdisasm, "-c", cubin))
             names = short_names(list(listed))
             for symbol, lines in sorted(listed.items(), key=lambda item: names[item[0]]):
-                of_thread, units = count(lines), units_of(names[symbol])
-                issued = of_thread.issued(options.sites)
+                of_warp, units = count(lines), units_of(names[symbol])
+                issued = of_warp.issued(options.sites, units)
                 print(
                     f"sm_{target} {names[symbol]}: {issued} for {units} units, {issued / units:g} a unit, "
-                    f"and {of_thread.tie} at a tie"
+                    f"and {of_warp.tie} at a tie"
                 )
     return 0
 

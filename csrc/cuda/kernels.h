@@ -21,7 +21,7 @@ cudaError_t prepare(const Random& random, Prepared<S>* prepared, cudaStream_t st
 template <class S>
 struct SequenceMasks {
   const Prepared<S>* call;
-  SiteDraw state[NUM_STATE_SITES];
+  SiteDraws state;
   bool hidden, hidden_shared;
   uint32_t hidden_stream;
   const int64_t* example_ids;  // [batch], or null
@@ -29,17 +29,15 @@ struct SequenceMasks {
   uint8_t* bits;  // [batch, width]
 
   static SequenceMasks of(const Random& random, const Prepared<S>* call, int64_t batch, int64_t width, uint8_t* bits) {
-    SequenceMasks p{.call = call,
-                    .state = {},
-                    .hidden = random.sampled(FLAG_HIDDEN),
-                    .hidden_shared = (random.flags & FLAG_HIDDEN_BATCH_SHARED) != 0,
-                    .hidden_stream = stream_of(KIND_HIDDEN, random.layer, random.direction),
-                    .example_ids = random.example_ids,
-                    .batch = batch,
-                    .width = width,
-                    .bits = bits};
-    SiteDraw::all(random, true, p.state);
-    return p;
+    return {.call = call,
+            .state = SiteDraws::of(random, true),
+            .hidden = random.sampled(FLAG_HIDDEN),
+            .hidden_shared = (random.flags & FLAG_HIDDEN_BATCH_SHARED) != 0,
+            .hidden_stream = stream_of(KIND_HIDDEN, random.layer, random.direction),
+            .example_ids = random.example_ids,
+            .batch = batch,
+            .width = width,
+            .bits = bits};
   }
 };
 template <class S>
@@ -69,8 +67,8 @@ cudaError_t masked_weight(const MaskedWeight& p, cudaStream_t stream);
 template <class D>
 struct LayerForwardStep {
   using S = State<D>;
-  Cell cell;  // whose kernel the launcher takes
-  StateMasks<S> masks;
+  Cell cell;            // whose kernel the launcher takes
+  StateMasks<S> masks;  // of the step, as below
   Step step;
   int64_t units, projected;  // H; P, or H where there is no projection
   const S* b_ih;             // [GH], or null
@@ -93,11 +91,11 @@ struct LayerForwardStep {
   D* h_n;       // [B, P]
 };
 template <class D>
-cudaError_t forward_step(const LayerForwardStep<D>& p, cudaStream_t stream);
+cudaError_t forward_step(LayerForwardStep<D> p, cudaStream_t stream);
 
 // What follows the product with W_hr: zoneout of h, and everything that h goes to.
 template <class D>
-cudaError_t project_step(const LayerForwardStep<D>& p, const D* projected, cudaStream_t stream);  // [active, P]
+cudaError_t project_step(LayerForwardStep<D> p, const D* projected, cudaStream_t stream);  // [active, P]
 
 template <class D>
 struct LayerBackwardStep {
@@ -125,9 +123,9 @@ struct LayerBackwardStep {
   D* outputs;         // [active, H]: what it read, where the gradient of W_hr is asked for, or null
 };
 template <class D>
-cudaError_t backward_step(const LayerBackwardStep<D>& p, cudaStream_t stream);
+cudaError_t backward_step(LayerBackwardStep<D> p, cudaStream_t stream);
 template <class D>
-cudaError_t unproject_step(const LayerBackwardStep<D>& p, cudaStream_t stream);
+cudaError_t unproject_step(LayerBackwardStep<D> p, cudaStream_t stream);
 
 // The gradient of an initial state, h or c.
 template <class D>

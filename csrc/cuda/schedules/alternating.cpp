@@ -28,7 +28,6 @@ void alternating(const LayerForward<D>& p, const Surroundings& around) {
 
   LayerForwardStep<D> step{};
   step.cell = p.cell;
-  step.masks = call.masks();
   step.units = H;
   step.projected = P;
   step.b_ih = p.b_ih;
@@ -44,6 +43,7 @@ void alternating(const LayerForward<D>& p, const Surroundings& around) {
   step.h_n = p.h_n;
   for (int64_t s = 0; s < sequence.steps; ++s) {
     const Step now = step.step = Step::of(sequence, sequence.time(s));
+    step.masks = call.masks().at(now.t);
     step.gates = gates + now.row * GH;
     step.apart = p.apart ? p.apart + now.row * H : nullptr;
     step.c_before = p.cells ? p.cells + now.row_before * H : c;
@@ -144,7 +144,6 @@ class BackwardPass {
   void steps() {
     LayerBackwardStep<D> step{};
     step.cell = p_.cell;
-    step.masks = call_.masks();
     step.units = H_;
     step.projected = P_;
     step.through = through_;
@@ -158,6 +157,7 @@ class BackwardPass {
     for (int64_t s = sequence_.steps - 1; s >= 0; --s) {
       const int64_t t = sequence_.time(s), after = sequence_.after(t);
       const Step now = step.step = Step::of(sequence_, t);
+      step.masks = call_.masks().at(t);
       // Rows that begin in the step after, which only a reversed packed batch has, leave for h_0.
       const int64_t sent = sequence_.exists(after) ? sequence_.active(after) : 0;
       if (sent) send(after, sent);
