@@ -49,7 +49,7 @@ def recurrent_sums(rec, inside, H: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["active", "row0", "pre_row0", "step", "stream"],
+    do_not_specialize=["active", "row0", "pre_row0", "product", "stream"],
     do_not_specialize_on_alignment=["pre", "b_ih", "b_hh", *_SITES],
 )
 def gru_forward_kernel(
@@ -70,7 +70,7 @@ def gru_forward_kernel(
     active: tl.int64,
     row0: tl.int64,
     pre_row0: tl.int64,  # row0 in the chunk
-    step: tl.int64,  # absolute
+    product: tl.int64,  # of the absolute step: Sites.product()
     stream: tl.int64,
     H: tl.constexpr,
     FLAGS: tl.constexpr,
@@ -79,7 +79,7 @@ def gru_forward_kernel(
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < active) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
 
     sum_r, sum_z, sum_n = recurrent_sums(rec + b * (3 * H) + unit, inside, H)
     p = (pre_row0 + b) * (3 * H) + unit
@@ -119,7 +119,7 @@ def forward_step(f: Forward, pre: Tensor, rec: Tensor, sites: Sites, batch: Batc
     launch(
         gru_forward_kernel, step_programs(active, units),
         pre, rec, f.b_ih, f.b_hh, f.h, f.read, f.out, f.states, f.gates, f.beside, *sites.tensors, active, row,
-        row - chunk_row, sites.step_offset + t, sites.stream, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+        row - chunk_row, sites.product(t), sites.stream, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
 
 
@@ -212,7 +212,7 @@ def at_h(
 
 
 @triton.jit(
-    do_not_specialize=["active", "sent", "row0", "before_row0", "continued", "step", "stream"],
+    do_not_specialize=["active", "sent", "row0", "before_row0", "continued", "product", "stream"],
     do_not_specialize_on_alignment=["dout", "gates", "resets", "states", "h0", *_SITES],
 )
 def gru_backward_kernel(
@@ -233,7 +233,7 @@ def gru_backward_kernel(
     row0: tl.int64,
     before_row0: tl.int64,
     continued: tl.int64,
-    step: tl.int64,
+    product: tl.int64,
     stream: tl.int64,
     H: tl.constexpr,
     FLAGS: tl.constexpr,
@@ -242,7 +242,7 @@ def gru_backward_kernel(
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < tl.maximum(active, sent)) & (unit < H)
     example = examples(example_ids, b, inside)
-    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     at_h(
         sum_, dout, dh, gates, resets, states, h0, dgates, numbers, keys, thresholds, b, unit, row0 + b, before_row0,
@@ -255,6 +255,6 @@ def backward_step(k: Backward, rec: Tensor, sites: Sites, batch: Batch, t: int) 
     launch(
         gru_backward_kernel, step_programs(max(active, sent), units),
         rec, k.dout, k.dh, k.gates, k.beside, k.states, k.h0, k.dgates, *sites.tensors, active, sent, batch.row(t),
-        batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
+        batch.row(batch.before(t)), batch.continued(t), sites.product(t), sites.stream, H=units,
         FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip

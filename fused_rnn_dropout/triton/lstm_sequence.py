@@ -15,6 +15,7 @@ from .lstm_step import finish, pre_activation
 from .lstm_step_backward import at_gates, at_h
 from .masks import examples, state_masks
 from .passes import Backward, Forward
+from .philox import product_of
 from .rows import Batch
 from .sequence import dot, rows_of
 from .sites import Sites
@@ -65,6 +66,7 @@ def lstm_sequence_forward_kernel(
         if REVERSE:
             t = steps - 1 - s
         row0, active = rows_of(layout, t, steps, batch)
+        product = product_of((step_offset + t).to(tl.uint32))
         row, from_, to = row0 + b, read + (s % 2) * batch * H, read + ((s + 1) % 2) * batch * H
         for u0 in range(0, H, UNITS):
             unit = u0 + tl.arange(0, UNITS)[None, :]
@@ -80,7 +82,7 @@ def lstm_sequence_forward_kernel(
                 g = dot(operand, tl.load(w + 2 * H * H, fits, other=0.0), g, PRECISION)
                 o = dot(operand, tl.load(w + 3 * H * H, fits, other=0.0), o, PRECISION)
 
-            drops = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
+            drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
             p = (row - chunk_row) * (4 * H) + unit
             i = pre_activation(pre, i, b_ih, b_hh, p, unit, inside)
             f = pre_activation(pre, f, b_ih, b_hh, p + H, unit + H, inside)
@@ -160,6 +162,7 @@ def lstm_sequence_backward_kernel(
         after_row0, sent = rows_of(layout, t + way, steps, batch)
         before_row0, continued = rows_of(layout, t - way, steps, batch)
         continued, row = tl.minimum(continued, active), row0 + b
+        product = product_of((step_offset + t).to(tl.uint32))
         for u0 in range(0, H, UNITS):
             unit = u0 + tl.arange(0, UNITS)[None, :]
             inside = (b < tl.maximum(active, sent)) & (unit < H)
@@ -169,7 +172,7 @@ def lstm_sequence_backward_kernel(
                 later = tl.load(dgates + (after_row0 + b) * (4 * H) + k, (b < sent) & (k < 4 * H), other=0.0)
                 w = tl.load(w_hh + k_ * H + unit, (k_ < 4 * H) & (unit < H), other=0.0)
                 sum_ = dot(later, w, sum_, PRECISION)
-            drops = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
+            drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
             dh_new = at_h(
                 sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, H,
                 FLAGS,

@@ -57,7 +57,7 @@ def finish(
 
 
 @triton.jit(
-    do_not_specialize=["active", "row0", "pre_row0", "step", "stream"],
+    do_not_specialize=["active", "row0", "pre_row0", "product", "stream"],
     do_not_specialize_on_alignment=["pre", "b_ih", "b_hh", *_SITES],
 )
 def lstm_forward_kernel(
@@ -80,7 +80,7 @@ def lstm_forward_kernel(
     active: tl.int64,
     row0: tl.int64,
     pre_row0: tl.int64,  # row0 in the chunk
-    step: tl.int64,  # absolute
+    product: tl.int64,  # of the absolute step: Sites.product()
     stream: tl.int64,
     H: tl.constexpr,
     FLAGS: tl.constexpr,
@@ -89,7 +89,7 @@ def lstm_forward_kernel(
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < active) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
 
     p, r = (pre_row0 + b) * (4 * H) + unit, rec + b * (4 * H) + unit
     i = pre_activation(pre, tl.load(r, inside, other=0.0), b_ih, b_hh, p, unit, inside)
@@ -125,11 +125,11 @@ def forward_step(f: Forward, pre: Tensor, rec: Tensor, sites: Sites, batch: Batc
     launch(
         lstm_forward_kernel, step_programs(active, units),
         pre, rec, f.b_ih, f.b_hh, f.c, *of_h, f.outputs, f.gates, f.beside, *sites.tensors, active, row,
-        row - chunk_row, sites.step_offset + t, sites.stream, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+        row - chunk_row, sites.product(t), sites.stream, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["active", "row0", "step", "stream"], do_not_specialize_on_alignment=_SITES)
+@triton.jit(do_not_specialize=["active", "row0", "product", "stream"], do_not_specialize_on_alignment=_SITES)
 def lstm_project_kernel(
     projected,  # S [active, P]: W_hr times what the projection reads
     h,  # S [B, P]
@@ -142,7 +142,7 @@ def lstm_project_kernel(
     example_ids,
     active: tl.int64,
     row0: tl.int64,
-    step: tl.int64,
+    product: tl.int64,
     stream: tl.int64,
     P: tl.constexpr,
     FLAGS: tl.constexpr,
@@ -151,7 +151,7 @@ def lstm_project_kernel(
     b, unit = elements(P, BLOCK)
     at, inside = b * P + unit, (b < active) & (unit < P)
     example = examples(example_ids, b, inside)
-    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
     h_new = tl.load(projected + at, inside, other=0.0)
     finish(
         h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row0 + b, example, stream, drops, inside,
@@ -163,7 +163,7 @@ def project_step(f: Forward, projected: Tensor, sites: Sites, batch: Batch, t: i
     active, width = batch.active(t), f.h.shape[1]
     launch(
         lstm_project_kernel, step_programs(active, width),
-        projected, f.h, f.read, f.out, f.states, *sites.tensors, active, batch.row(t), sites.step_offset + t,
+        projected, f.h, f.read, f.out, f.states, *sites.tensors, active, batch.row(t), sites.product(t),
         sites.stream, P=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
 

@@ -77,7 +77,7 @@ def at_gates(
 
 
 @triton.jit(
-    do_not_specialize=["active", "sent", "row0", "before_row0", "continued", "step", "stream"],
+    do_not_specialize=["active", "sent", "row0", "before_row0", "continued", "product", "stream"],
     do_not_specialize_on_alignment=["dout", "gates", "cells", "c0", *_SITES],
 )
 def lstm_backward_kernel(
@@ -98,7 +98,7 @@ def lstm_backward_kernel(
     row0: tl.int64,
     before_row0: tl.int64,
     continued: tl.int64,
-    step: tl.int64,
+    product: tl.int64,
     stream: tl.int64,
     H: tl.constexpr,
     FLAGS: tl.constexpr,
@@ -107,7 +107,7 @@ def lstm_backward_kernel(
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < tl.maximum(active, sent)) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
         sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, H, FLAGS
@@ -119,7 +119,7 @@ def lstm_backward_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["active", "sent", "row0", "step", "stream"], do_not_specialize_on_alignment=["dout", *_SITES]
+    do_not_specialize=["active", "sent", "row0", "product", "stream"], do_not_specialize_on_alignment=["dout", *_SITES]
 )
 def lstm_unproject_kernel(
     rec,  # S [sent, P]
@@ -133,7 +133,7 @@ def lstm_unproject_kernel(
     active: tl.int64,
     sent: tl.int64,
     row0: tl.int64,
-    step: tl.int64,
+    product: tl.int64,
     stream: tl.int64,
     P: tl.constexpr,
     FLAGS: tl.constexpr,
@@ -142,7 +142,7 @@ def lstm_unproject_kernel(
     b, unit = elements(P, BLOCK)
     at, inside = b * P + unit, (b < tl.maximum(active, sent)) & (unit < P)
     row, example = row0 + b, examples(example_ids, b, inside)
-    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
         sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, P, FLAGS
@@ -151,7 +151,7 @@ def lstm_unproject_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["active", "row0", "before_row0", "continued", "step", "stream"],
+    do_not_specialize=["active", "row0", "before_row0", "continued", "product", "stream"],
     do_not_specialize_on_alignment=["gates", "cells", "c0", *_SITES],
 )
 def lstm_projected_backward_kernel(
@@ -170,7 +170,7 @@ def lstm_projected_backward_kernel(
     row0: tl.int64,
     before_row0: tl.int64,
     continued: tl.int64,
-    step: tl.int64,
+    product: tl.int64,
     stream: tl.int64,
     H: tl.constexpr,
     FLAGS: tl.constexpr,
@@ -178,7 +178,7 @@ def lstm_projected_backward_kernel(
 ):
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < active) & (unit < H)
-    drops = state_masks(keys, thresholds, unit, examples(example_ids, b, inside), step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, examples(example_ids, b, inside), product, stream, FLAGS)
     at_gates(
         tl.load(dh_new + at, inside, other=0.0), gates, cells, c0, dc, dgates, outputs, numbers, b, unit, row0 + b,
         before_row0, continued, drops, inside, H, FLAGS,
@@ -191,7 +191,7 @@ def backward_step(k: Backward, rec: Tensor, sites: Sites, batch: Batch, t: int) 
     launch(
         lstm_backward_kernel, step_programs(max(active, sent), units),
         rec, k.dout, k.dh, k.gates, k.beside, k.c0, k.dc, k.dgates, *sites.tensors, active, sent, batch.row(t),
-        batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
+        batch.row(batch.before(t)), batch.continued(t), sites.product(t), sites.stream, H=units,
         FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
 
@@ -200,7 +200,7 @@ def unproject_step(k: Backward, rec: Tensor, dprojected: Tensor, sites: Sites, b
     active, sent, width = batch.active(t), batch.active(batch.after(t)), k.dh.shape[1]
     launch(
         lstm_unproject_kernel, step_programs(max(active, sent), width),
-        rec, k.dout, k.dh, dprojected, *sites.tensors, active, sent, batch.row(t), sites.step_offset + t, sites.stream,
+        rec, k.dout, k.dh, dprojected, *sites.tensors, active, sent, batch.row(t), sites.product(t), sites.stream,
         P=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
 
@@ -211,6 +211,6 @@ def projected_backward_step(k: Backward, dh_new: Tensor, outputs: Tensor, sites:
     launch(
         lstm_projected_backward_kernel, step_programs(active, units),
         dh_new, k.gates, k.beside, k.c0, k.dc, k.dgates, outputs, *sites.tensors, active, batch.row(t),
-        batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
+        batch.row(batch.before(t)), batch.continued(t), sites.product(t), sites.stream, H=units,
         FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip

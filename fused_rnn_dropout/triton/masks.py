@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .philox import FIELDS, SEQ, dropped_of_calls
+from .philox import FIELDS, SEQ, dropped_of_calls, product_of
 from .sites import (
     CELL,
     ENTRY_SCALE,
@@ -86,11 +86,12 @@ def _of_state(bits, unit, example, FLAGS: tl.constexpr, SITE: tl.constexpr):
 
 
 @triton.jit
-def state_masks(keys, thresholds, unit, example, step, stream, FLAGS: tl.constexpr):
-    """Which elements are dropped, or with zoneout keep their old value, at an absolute step: a mask of each state site.
+def state_masks(keys, thresholds, unit, example, product, stream, FLAGS: tl.constexpr):
+    """Which elements are dropped, or with zoneout keep their old value, at a step: a mask of each state site.
 
-    All sites draw at once, each in a row of calls. A mask per sequence is drawn again at each step, which costs less
-    than a pass over memory that holds it. The units of a block are eights that share calls (:func:`elements`).
+    All sites draw at once, each in a row of calls, which the absolute step enters as its ``product``. A mask per
+    sequence is drawn again at each step, which costs less than a pass over memory that holds it. The units of a block
+    are eights that share calls (:func:`elements`).
     """
     bits = unit.to(tl.uint32)  # not read where no site draws
     if drawing(FLAGS) > 0:
@@ -98,15 +99,15 @@ def state_masks(keys, thresholds, unit, example, step, stream, FLAGS: tl.constex
         k1 = tl.load(keys + STATE_KEY + 1).to(tl.uint32)
         of = tl.arange(0, power_of_two(drawing(FLAGS)))[:, None]
         fourth, limit = of.to(tl.uint32) * 0 + stream.to(tl.uint32), of.to(tl.int64) * 0
-        steps = of.to(tl.uint32) * 0 + SEQ
+        products = product_of(of.to(tl.uint32) * 0 + SEQ)
         for number in tl.static_range(drawing(FLAGS)):
             fourth = tl.where(of == number, fourth + kind_of(FLAGS, number), fourth)
             limit = tl.where(of == number, tl.load(thresholds + threshold_of(FLAGS, number)), limit)
             if per_step(FLAGS, number):
-                steps = tl.where(of == number, step.to(tl.uint32), steps)
+                products = tl.where(of == number, product.to(tl.uint64), products)
         wide: tl.constexpr = tl.uint32 if drawing(FLAGS) <= 4 else tl.uint64  # a byte for each site
         call, of_call = _calls(unit, example)
-        of_sites = dropped_of_calls(call[None, :], of_call[None, :], steps, fourth, limit, k0, k1)
+        of_sites = dropped_of_calls(call[None, :], of_call[None, :], products, fourth, limit, k0, k1)
         bits = tl.sum(of_sites.to(wide) << (of * FIELDS).to(wide), axis=0)
     drops = ()
     for site in tl.static_range(NUM_STATE_SITES):
@@ -120,7 +121,7 @@ def _once(key, threshold, unit, example, stream):
     k0, k1 = tl.load(key).to(tl.uint32), tl.load(key + 1).to(tl.uint32)
     call, of_call = _calls(unit, example)
     fourth = stream.to(tl.uint32)
-    bits = dropped_of_calls(call, of_call, fourth * 0 + SEQ, fourth, tl.load(threshold), k0, k1)
+    bits = dropped_of_calls(call, of_call, product_of(fourth * 0 + SEQ), fourth, tl.load(threshold), k0, k1)
     return _of_elements(bits, 0, unit, example)
 
 

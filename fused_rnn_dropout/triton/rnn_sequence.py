@@ -15,6 +15,7 @@ from .lstm_step import finish, pre_activation
 from .lstm_step_backward import at_h
 from .masks import examples, state_masks
 from .passes import Backward, Forward
+from .philox import product_of
 from .rnn_step import at_gate
 from .rows import Batch
 from .sequence import dot, rows_of
@@ -65,6 +66,7 @@ def rnn_sequence_forward_kernel(
         if REVERSE:
             t = steps - 1 - s
         row0, active = rows_of(layout, t, steps, batch)
+        product = product_of((step_offset + t).to(tl.uint32))
         row, from_, to = row0 + b, read + (s % 2) * batch * H, read + ((s + 1) % 2) * batch * H
         for u0 in range(0, H, UNITS):
             unit = u0 + tl.arange(0, UNITS)[None, :]
@@ -76,7 +78,7 @@ def rnn_sequence_forward_kernel(
                 w = tl.load(w_hh + unit * H + k_, (unit < H) & (k_ < H), other=0.0)
                 sum_ = dot(operand, w, sum_, PRECISION)
 
-            drops = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
+            drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
             a = pre_activation(pre, sum_, b_ih, b_hh, (row - chunk_row) * H + unit, unit, inside)
             candidate, h_new = rnn_forward(a, drops, numbers, RELU, FLAGS)
             if gates is not None:
@@ -139,7 +141,7 @@ def rnn_sequence_backward_kernel(
             t, way = step, -1
         row0, active = rows_of(layout, t, steps, batch)
         after_row0, sent = rows_of(layout, t + way, steps, batch)
-        row = row0 + b
+        row, product = row0 + b, product_of((step_offset + t).to(tl.uint32))
         for u0 in range(0, H, UNITS):
             unit = u0 + tl.arange(0, UNITS)[None, :]
             inside = (b < tl.maximum(active, sent)) & (unit < H)
@@ -149,7 +151,7 @@ def rnn_sequence_backward_kernel(
                 later = tl.load(dgates + (after_row0 + b) * H + k, (b < sent) & (k < H), other=0.0)
                 w = tl.load(w_hh + k_ * H + unit, (k_ < H) & (unit < H), other=0.0)
                 sum_ = dot(later, w, sum_, PRECISION)
-            drops = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
+            drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
             dh_new = at_h(
                 sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, H,
                 FLAGS,

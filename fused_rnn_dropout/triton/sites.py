@@ -16,7 +16,7 @@ from torch import Tensor
 from ..fakes import compute_dtype
 from ..sites import FLAG, KIND, SITE_INDEX, STATE_SITES, stream
 from .launch import launch
-from .philox import derive_key, keep_rate, keep_scale
+from .philox import M1, derive_key, keep_rate, keep_scale
 
 P_HIDDEN = tl.constexpr(SITE_INDEX["hidden_dropout"])
 P_UPDATE = tl.constexpr(SITE_INDEX["update_dropout"])
@@ -204,6 +204,11 @@ class Sites(NamedTuple):
             step_offset,
             flags,
         )
+
+    def product(self, t: int) -> int:
+        """That of ``philox.product_of`` for step t of the call, as int64 holds it."""
+        found = (self.step_offset + t) % 2**32 * M1.value
+        return found - 2**64 if found >= 2**63 else found
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:

@@ -55,6 +55,14 @@ def test_lanes_that_exchange_take_sites_together(units, issued):
     assert count_philox.count(loop(".L_x_1", HALF[:1] + drawn + SHUFFLE)) == count_philox.Count(19, 0, 18, True)
 
 
+def test_what_a_branch_may_leave_out_is_a_tie_s():
+    second = ["@!P0 BRA `(.L_x_2) ;", *HALF, "@!P1 BRA `(.L_x_3) ;", *HALF, ".L_x_3:", ".L_x_2:"]
+    assert count_philox.count_unrolled(HALF * 2 + second) == count_philox.Count(20, 0, 20, False)
+    whole = ["@P2 BRA `(.L_x_9) ;", ".L_x_1:", *HALF * 2, *second, "@P3 BRA `(.L_x_1) ;", ".L_x_9:"]
+    assert count_philox.count_unrolled(whole) == count_philox.Count(20, 0, 20, False)
+    assert count_philox.count_unrolled([]) == count_philox.Count(0, 0, 0, False)
+
+
 def test_kernels_of_a_listing_are_apart():
     listing = "\n".join([".section .text.a,x", *HALF, ".section .text.b,x", *HALF * 2])
     assert {name: count_philox.count(lines).row for name, lines in count_philox.kernels(listing).items()} == {
