@@ -54,4 +54,30 @@ __device__ __forceinline__ static Drawn drawn_at(const StateMasks<S>& masks, con
   }
 }
 
+// Which of a thread's units the site on what is written drops, bit i for the i-th, from the masks of a step's rows
+// (WrittenMasks, kernels.h).
+template <int N, bool TOGETHER>
+FRD_INLINE uint32_t written_bits(const uint8_t* masks, const Units<N, TOGETHER>& units, int64_t b, int64_t width) {
+  if (!masks) return 0;
+  const uint8_t* const row = masks + b * bytes_of_bits(width);
+  if constexpr (TOGETHER) {
+    return row[units.first / FIELDS] >> units.first % FIELDS;
+  } else {
+    uint32_t found = 0;
+    FRD_UNROLL
+    for (int i = 0; i < N; ++i) {
+      const int64_t unit = units.first + units.away(i);
+      if (unit < width) found |= (row[unit / FIELDS] >> unit % FIELDS & 1u) << i;
+    }
+    return found;
+  }
+}
+
+// What a layer writes as the site on it leaves it, or its gradient.
+template <class S>
+FRD_INLINE S written_of(const uint8_t* masks, const Factors<S>& factors, bool drop, S value) {
+  if (!masks) return value;
+  return drop ? S(0) : factors.written * value;
+}
+
 }  // namespace frd::cuda

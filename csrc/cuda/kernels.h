@@ -43,6 +43,21 @@ struct SequenceMasks {
 template <class S>
 cudaError_t sequence_masks(const SequenceMasks<S>& p, cudaStream_t stream);
 
+// The masks of what a layer writes, a bit for each unit of a row, so that a step masks what it writes and reads, where
+// a kernel of its own would read and write all of it again: bit u % 8 of byte u / 8 of a row. A mask per step has a row
+// for each row of the sequence, one per sequence for each of the batch.
+template <class S>
+struct WrittenMasks {
+  const Prepared<S>* call;
+  WriteSite site;
+  uint32_t step_offset;
+  const int64_t* example_ids;  // [batch], or null
+  int64_t width;               // P
+  uint8_t* masks;              // [rows, bytes_of_bits(P)] or [batch, bytes_of_bits(P)]
+};
+template <class S>
+cudaError_t written_masks(const WrittenMasks<S>& p, const Sequence& sequence, cudaStream_t stream);
+
 // A weight as weight dropout leaves it, or a weight's gradient: the mask is its own gradient. Rounded once, in place
 // where source is target.
 struct MaskedWeight {
@@ -82,13 +97,14 @@ struct LayerForwardStep {
   S* c_after;         // [active, H]
   D* c_n;             // [B, H]
   // With a projection, what it reads; the rest is then project_step's.
-  D* outputs;   // [active, H], or null
-  const S* h0;  // [B, P], a caller's
-  S* h;         // [B, P], the running state, or null where nothing but the next product reads it
-  D* read;      // [B, P]: what the next recurrent product reads
-  D* out;       // [active, P]
-  D* states;    // [active, P], as h is carried, or null where `out` is the same or nothing is kept
-  D* h_n;       // [B, P]
+  D* outputs;              // [active, H], or null
+  const S* h0;             // [B, P], a caller's
+  S* h;                    // [B, P], the running state, or null where nothing but the next product reads it
+  D* read;                 // [B, P]: what the next recurrent product reads
+  D* out;                  // [active, P], with the mask of `written`
+  const uint8_t* written;  // [active, bytes_of_bits(P)], or null
+  D* states;               // [active, P], as h is carried, or null where `out` is the same or nothing is kept
+  D* h_n;                  // [B, P]
 };
 template <class D>
 cudaError_t forward_step(LayerForwardStep<D> p, cudaStream_t stream);
@@ -106,6 +122,7 @@ struct LayerBackwardStep {
   int64_t units, projected;
   const D* through;        // [continuing, P]: the gradient at what the recurrent product of the step after read
   const D* dout;           // [active, P], or null
+  const uint8_t* written;  // [active, bytes_of_bits(P)], or null: the mask of what dout is the gradient at
   const D* dh_n;           // [B, P], or null
   const D* dc_n;           // [B, H], or null
   S* dh;                   // [B, P]: what the step after sends to h of the step before, or null where it sends nothing

@@ -11,6 +11,14 @@
 
 namespace frd::cuda {
 
+// The site on what a layer writes, of which it has one at most.
+struct WriteSite {
+  bool on, per_step, shared;  // shared: by all examples
+  uint32_t stream;
+  int threshold;    // its row
+  uint32_t column;  // of the layer's output, of both directions, which is the direction's first
+};
+
 // What a call gives. The pointers are to device memory and are never read on the host, so a captured graph that is
 // replayed sees new numbers and new rates.
 struct Random {
@@ -21,8 +29,11 @@ struct Random {
   const int64_t* rng_state;    // [2], or null where no site draws from it, as the next two
   const int64_t* rng_hidden;   // [2]
   const int64_t* rng_weight;   // [2]
+  const int64_t* rng_written;  // [2]
   const int64_t* thresholds;   // [NUM_SITES], or null where no site is configured
+  WriteSite written;           // which has no bits in `flags`
 
+  bool configured() const { return flags || written.on; }
   bool sampled(uint32_t flag) const { return (flags & FLAG_MASKS_ON) && (flags & flag); }
   // The flags of the sites that draw.
   uint32_t drawing() const { return (flags & FLAG_MASKS_ON) ? flags : 0; }
@@ -61,8 +72,11 @@ struct SiteDraws {
 template <class S>
 struct alignas(16) Factors {
   StateSites<Math<S>> state;
-  S hidden;
+  S hidden, written;
 };
+
+// Of a row of masks with a bit for each of `width` elements.
+FRD_INLINE int64_t bytes_of_bits(int64_t width) { return (width + FIELDS - 1) / FIELDS; }
 
 // A site that draws at each step, as the lanes of a warp read it.
 struct alignas(16) StepDraw {
@@ -76,6 +90,7 @@ template <class S>
 struct Prepared {
   StepDraw draws[NUM_STATE_SITES];  // as many as there are
   Factors<S> factors;
+  alignas(8) Key written;
   alignas(8) Key state;
   alignas(8) Key hidden;
   alignas(8) Key weight;
@@ -133,7 +148,7 @@ FRD_INLINE uint32_t example_of(const int64_t* example_ids, int64_t b) {
 // kernels then have too few. What is on is known without a look at memory.
 template <class S>
 FRD_INLINE Factors<S> factors_of(const StateMasks<S>& masks) {
-  if (!masks.call) return {state_sites<Math<S>>(0, nullptr), S(1)};
+  if (!masks.call) return {state_sites<Math<S>>(0, nullptr), S(1), S(1)};
   Factors<S> factors = load_whole(&masks.call->factors);
   switch_on(factors.state, masks.flags);
   return factors;

@@ -13,6 +13,7 @@ __global__ void prepare_kernel(Random random, SiteDraws draws, Prepared<S>* prep
   call.state = key_of(random.rng_state);
   call.hidden = key_of(random.rng_hidden);
   call.weight = key_of(random.rng_weight);
+  call.written = key_of(random.rng_written);
   // The host cannot look at them, so that what makes no sense is taken for the nearest rate that does.
   const int64_t most = int64_t{1} << 32;
   for (int i = 0; i < NUM_SITES; ++i) {
@@ -20,6 +21,7 @@ __global__ void prepare_kernel(Random random, SiteDraws draws, Prepared<S>* prep
     call.thresholds[i] = static_cast<uint64_t>(p < 0 ? 0 : p > most ? most : p);
   }
   call.factors.state = state_sites<Math<S>>(random.flags, call.thresholds);
+  call.factors.written = S(random.written.on ? keep_scale(call.thresholds[random.written.threshold]) : 1);
   call.factors.hidden = S(keep_scale(call.thresholds[SITE_HIDDEN_DROPOUT]));
   call.weight_scale = keep_scale(call.thresholds[SITE_WEIGHT_DROPOUT]);
   *prepared = call;

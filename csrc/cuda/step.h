@@ -30,12 +30,14 @@ FRD_INLINE void finish_h(const LayerForwardStep<D>& p, const Factors<State<D>>& 
       h.at[i] = Zone<Math<S>>::mix(factors.state.zone_h, keep.at[i], before.at[i], h_new.at[i]);
     store(units, p.h + at, h);
   }
+  const uint32_t written = written_bits(p.written, units, b, p.projected);
   FRD_UNROLL
   for (int i = 0; i < N; ++i) {
     seen.at[i] = seen_of(factors, SCALED, h.at[i]);
     read.at[i] = hidden_of(p.masks, factors, bits.at[i], seen.at[i]);
     // One at a time: a choice of packs would put both in memory.
-    out.at[i] = factors.state.unzoned ? seen_of(factors, SCALED, h_new.at[i]) : seen.at[i];
+    const S shown = factors.state.unzoned ? seen_of(factors, SCALED, h_new.at[i]) : seen.at[i];
+    out.at[i] = written_of(p.written, factors, written >> i & 1, shown);
   }
   store(units, p.read + at, read);
   store(units, p.out + at, out);
@@ -64,9 +66,11 @@ FRD_INLINE Pack<State<D>, N> at_h(const LayerBackwardStep<D>& p, const Factors<S
     for (int i = 0; i < N; ++i) dh.at[i] = seen_of(factors, SCALED, dh.at[i]);
   }
   if (p.dout) dout = load_as<S>(units, p.dout + at);
+  const uint32_t written = written_bits(p.written, units, b, p.projected);
   FRD_UNROLL
   for (int i = 0; i < N; ++i) {
-    const S at_out = seen_of(factors, SCALED, dout.at[i]), all = factors.state.unzoned ? dh.at[i] : dh.at[i] + at_out;
+    const S shown = written_of(p.written, factors, written >> i & 1, dout.at[i]);
+    const S at_out = seen_of(factors, SCALED, shown), all = factors.state.unzoned ? dh.at[i] : dh.at[i] + at_out;
     to_new.at[i] = Zone<Math<S>>::to_new(factors.state.zone_h, keep.at[i], all);
     to_old.at[i] = Zone<Math<S>>::to_old(factors.state.zone_h, keep.at[i], all);
     if (factors.state.unzoned) to_new.at[i] += at_out;

@@ -21,6 +21,8 @@ void alternating(const LayerForward<D>& p, const Surroundings& around) {
   D* const outputs = w_hr.data ? around.buffer<D>(B * H) : nullptr;
   D* const projected = w_hr.data ? around.buffer<D>(B * P) : nullptr;
 
+  const uint8_t* const written = call.written(sequence, P);
+
   call.multiply(call.matrix(p.x, N, p.inputs), false, w_ih, true, call.matrix(gates, N, GH));
   const Operand<D> first{
       .masks = call.masks(), .scaled = info.scaled(), .width = P, .states = nullptr, .h0 = p.h0, .operand = read};
@@ -49,6 +51,7 @@ void alternating(const LayerForward<D>& p, const Surroundings& around) {
     step.c_before = p.cells ? p.cells + now.row_before * H : c;
     step.c_after = p.cells ? p.cells + now.row * H : c;
     step.out = p.out + now.row * P;
+    step.written = call.written_at(written, now.row, P);
     step.states = p.states ? p.states + now.row * P : nullptr;
     // Apart from W x, which is there already: a cell may take the halves of a gate apart.
     call.multiply(call.matrix(read, now.active, P), false, w_hh, true, call.matrix(recurrent, now.active, GH));
@@ -90,6 +93,7 @@ class BackwardPass {
         through_(around.buffer<D>(B_ * P_)),
         dh_(info_.scaled() || (p.random.flags & FLAG_ZONEOUT_H) ? around.buffer<S>(B_ * P_) : nullptr),
         dc_(info_.has_c ? around.buffer<S>(B_ * H_) : nullptr),
+        written_(p.dout ? call_.written(sequence_, P_) : nullptr),
         dprojected_(room(w_hr_.data, N_, P_)),
         doutputs_(room(w_hr_.data, B_, H_)),
         outputs_(room(p.dw_hr, N_, H_)) {}
@@ -163,6 +167,7 @@ class BackwardPass {
       if (sent) send(after, sent);
       leave_h(now.active, sent);
       step.dout = p_.dout ? p_.dout + now.row * P_ : nullptr;
+      step.written = call_.written_at(written_, now.row, P_);
       step.gates = gates_ + now.row * G_ * H_;
       step.apart = apart_ ? apart_ + now.row * H_ : nullptr;
       step.c_before = p_.cells ? p_.cells + now.row_before * H_ : nullptr;
@@ -265,6 +270,7 @@ class BackwardPass {
   D* const dgates_;                     // [N, width_]
   D* const through_;                    // [B, P]: what came through U
   S *const dh_, *const dc_;             // [B, P], [B, H]: carried
+  const uint8_t* const written_;        // the masks of the rows that p.dout is of
   const Matrix dprojected_, doutputs_;  // [N, P], [B, H]: with a projection, gradients at its product and its operand
   const Matrix outputs_;                // [N, H]: that operand
   const D *gates_ = p_.gates, *apart_ = p_.apart;
