@@ -51,6 +51,7 @@ def gru_sequence_forward_kernel(
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -85,7 +86,7 @@ def gru_sequence_forward_kernel(
             r, z, n, h_new = gru_forward(r, z, n, u, old, drops, numbers, FLAGS)
             finish(
                 h_new, old, h, to, out, states, numbers, keys, thresholds, b * H + unit, row * H + unit, unit, example,
-                stream, drops, inside, FLAGS,
+                product, stream, drops, inside, COLUMN, FLAGS,
             )  # fmt: skip
             if gates is not None:
                 place = gates + row * (3 * H) + unit
@@ -105,8 +106,8 @@ def forward_steps(
         gru_sequence_forward_kernel, triton.cdiv(batch.batch, tiles.rows),
         pre, w_hh, f.b_ih, f.b_hh, f.h, f.read, f.out, f.states, f.gates, f.beside, layout, *sites.tensors, begin, end,
         batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, REVERSE=batch.reverse,
-        PRECISION=precision, H=f.h.shape[1], FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k,
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        PRECISION=precision, H=f.h.shape[1], COLUMN=sites.column, FLAGS=sites.flags, ROWS=tiles.rows,
+        UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
@@ -135,6 +136,7 @@ def gru_sequence_backward_kernel(
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -164,7 +166,7 @@ def gru_sequence_backward_kernel(
             drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
             at_h(
                 sum_, dout, dh, gates, resets, states, h0, dgates, numbers, keys, thresholds, b, unit, row, before_row0,
-                continued, example, stream, drops, active, inside, H, FLAGS,
+                continued, example, product, stream, drops, active, inside, H, COLUMN, FLAGS,
             )  # fmt: skip
         tl.debug_barrier()
 
@@ -176,6 +178,6 @@ def backward_steps(
         gru_sequence_backward_kernel, triton.cdiv(batch.batch, tiles.rows),
         w_hh, k.dout, k.dh, k.gates, k.beside, k.states, k.h0, k.dgates, layout, *sites.tensors, batch.steps,
         batch.batch, sites.step_offset, sites.stream, REVERSE=batch.reverse, PRECISION=precision, H=k.dh.shape[1],
-        FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps,
+        COLUMN=sites.column, FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps,
         num_stages=tiles.stages,
     )  # fmt: skip

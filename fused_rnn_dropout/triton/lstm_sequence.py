@@ -53,6 +53,7 @@ def lstm_sequence_forward_kernel(
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -100,8 +101,8 @@ def lstm_sequence_forward_kernel(
             if cells is not None:
                 tl.store(cells + row * H + unit, new, inside)
             finish(
-                h_new, h, to, out, states, numbers, keys, thresholds, b, unit, row, example, stream, drops, inside,
-                H, FLAGS,
+                h_new, h, to, out, states, numbers, keys, thresholds, b, unit, row, example, product, stream, drops,
+                inside, H, COLUMN, FLAGS,
             )  # fmt: skip
         tl.debug_barrier()
 
@@ -116,8 +117,8 @@ def forward_steps(
         lstm_sequence_forward_kernel, triton.cdiv(batch.batch, tiles.rows),
         pre, w_hh, f.b_ih, f.b_hh, f.c, f.h, f.read, f.out, f.states, f.gates, f.beside, layout, *sites.tensors, begin,
         end, batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, REVERSE=batch.reverse,
-        PRECISION=precision, H=f.c.shape[1], FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k,
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        PRECISION=precision, H=f.c.shape[1], COLUMN=sites.column, FLAGS=sites.flags, ROWS=tiles.rows,
+        UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
@@ -146,6 +147,7 @@ def lstm_sequence_backward_kernel(
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -174,8 +176,8 @@ def lstm_sequence_backward_kernel(
                 sum_ = dot(later, w, sum_, PRECISION)
             drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
             dh_new = at_h(
-                sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, H,
-                FLAGS,
+                sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, product, stream, drops, active,
+                inside, H, COLUMN, FLAGS,
             )  # fmt: skip
             at_gates(
                 dh_new, gates, cells, c0, dc, dgates, None, numbers, b, unit, row, before_row0, continued, drops,
@@ -192,6 +194,6 @@ def backward_steps(
         lstm_sequence_backward_kernel, triton.cdiv(batch.batch, tiles.rows),
         w_hh, k.dout, k.dh, k.gates, k.beside, k.c0, k.dc, k.dgates, layout, *sites.tensors, batch.steps, batch.batch,
         sites.step_offset, sites.stream, REVERSE=batch.reverse, PRECISION=precision, H=k.dc.shape[1],
-        FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps,
+        COLUMN=sites.column, FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps,
         num_stages=tiles.stages,
     )  # fmt: skip

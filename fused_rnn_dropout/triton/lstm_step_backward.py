@@ -13,7 +13,7 @@ from torch import Tensor
 from .cells import lstm_backward, lstm_memory, lstm_output
 from .entry import through
 from .launch import BLOCKS, launch, step_programs
-from .masks import elements, enter, examples, split_h, state_masks
+from .masks import drop_output, elements, enter, examples, split_h, state_masks
 from .passes import Backward
 from .rows import Batch
 from .sites import MEMORY, Sites, on
@@ -23,8 +23,8 @@ _SITES = ["thresholds", "example_ids"]
 
 @triton.jit
 def at_h(
-    sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside,
-    P: tl.constexpr, FLAGS: tl.constexpr,
+    sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, product, stream, drops, active, inside,
+    P: tl.constexpr, COLUMN: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
     """The gradient at the new h; what zoneout sends to the h before is carried in ``dh``.
 
@@ -37,6 +37,7 @@ def at_h(
     total += through(sum_, numbers, keys, thresholds, unit, example, stream, False, FLAGS)
     if dout is not None:
         grad = tl.load(dout + row * P + unit, inside & (b < active), other=0.0).to(S)
+        grad = drop_output(grad, numbers, keys, thresholds, unit, example, product, stream, COLUMN, FLAGS)
     else:
         grad = tl.zeros_like(total)
     if not on(FLAGS, "UNZONED"):
@@ -101,6 +102,7 @@ def lstm_backward_kernel(
     product: tl.int64,
     stream: tl.int64,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -110,8 +112,9 @@ def lstm_backward_kernel(
     drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
-        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, H, FLAGS
-    )
+        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, product, stream, drops, active, inside, H,
+        COLUMN, FLAGS,
+    )  # fmt: skip
     at_gates(
         dh_new, gates, cells, c0, dc, dgates, None, numbers, b, unit, row, before_row0, continued, drops,
         inside & (b < active), H, FLAGS,
@@ -136,6 +139,7 @@ def lstm_unproject_kernel(
     product: tl.int64,
     stream: tl.int64,
     P: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -145,8 +149,9 @@ def lstm_unproject_kernel(
     drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
-        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, P, FLAGS
-    )
+        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, product, stream, drops, active, inside, P,
+        COLUMN, FLAGS,
+    )  # fmt: skip
     tl.store(dprojected + row * P + unit, dh_new, inside & (b < active))
 
 
@@ -192,7 +197,7 @@ def backward_step(k: Backward, rec: Tensor, sites: Sites, batch: Batch, t: int) 
         lstm_backward_kernel, step_programs(max(active, sent), units),
         rec, k.dout, k.dh, k.gates, k.beside, k.c0, k.dc, k.dgates, *sites.tensors, active, sent, batch.row(t),
         batch.row(batch.before(t)), batch.continued(t), sites.product(t), sites.stream, H=units,
-        FLAGS=sites.flags, BLOCK=BLOCKS.step,
+        COLUMN=sites.column, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
 
 
@@ -201,7 +206,7 @@ def unproject_step(k: Backward, rec: Tensor, dprojected: Tensor, sites: Sites, b
     launch(
         lstm_unproject_kernel, step_programs(max(active, sent), width),
         rec, k.dout, k.dh, dprojected, *sites.tensors, active, sent, batch.row(t), sites.product(t), sites.stream,
-        P=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+        P=width, COLUMN=sites.column, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
 
 

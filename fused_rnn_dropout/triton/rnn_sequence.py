@@ -53,6 +53,7 @@ def rnn_sequence_forward_kernel(
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -84,8 +85,8 @@ def rnn_sequence_forward_kernel(
             if gates is not None:
                 tl.store(gates + row * H + unit, candidate, inside)
             finish(
-                h_new, h, to, out, states, numbers, keys, thresholds, b, unit, row, example, stream, drops, inside,
-                H, FLAGS,
+                h_new, h, to, out, states, numbers, keys, thresholds, b, unit, row, example, product, stream, drops,
+                inside, H, COLUMN, FLAGS,
             )  # fmt: skip
         tl.debug_barrier()
 
@@ -99,8 +100,8 @@ def forward_steps(
         rnn_sequence_forward_kernel, triton.cdiv(batch.batch, tiles.rows),
         pre, w_hh, f.b_ih, f.b_hh, f.h, f.read, f.out, f.states, f.gates, layout, *sites.tensors, begin, end,
         batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, RELU=relu, REVERSE=batch.reverse,
-        PRECISION=precision, H=f.h.shape[1], FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k,
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        PRECISION=precision, H=f.h.shape[1], COLUMN=sites.column, FLAGS=sites.flags, ROWS=tiles.rows,
+        UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
@@ -127,6 +128,7 @@ def rnn_sequence_backward_kernel(
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -153,8 +155,8 @@ def rnn_sequence_backward_kernel(
                 sum_ = dot(later, w, sum_, PRECISION)
             drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
             dh_new = at_h(
-                sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, H,
-                FLAGS,
+                sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, product, stream, drops, active,
+                inside, H, COLUMN, FLAGS,
             )  # fmt: skip
             at_gate(dh_new, gates, dgates, numbers, unit, row, drops, inside & (b < active), RELU, H, FLAGS)
         tl.debug_barrier()
@@ -167,6 +169,7 @@ def backward_steps(
     launch(
         rnn_sequence_backward_kernel, triton.cdiv(batch.batch, tiles.rows),
         w_hh, k.dout, k.dh, k.gates, k.dgates, layout, *sites.tensors, batch.steps, batch.batch, sites.step_offset,
-        sites.stream, RELU=relu, REVERSE=batch.reverse, PRECISION=precision, H=k.dh.shape[1], FLAGS=sites.flags,
+        sites.stream, RELU=relu, REVERSE=batch.reverse, PRECISION=precision, H=k.dh.shape[1], COLUMN=sites.column,
+        FLAGS=sites.flags,
         ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip

@@ -43,6 +43,7 @@ def rnn_forward_kernel(
     stream: tl.int64,
     RELU: tl.constexpr,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -57,8 +58,8 @@ def rnn_forward_kernel(
     if gates is not None:
         tl.store(gates + row * H + unit, candidate, inside)
     finish(
-        h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, stream, drops, inside, H,
-        FLAGS,
+        h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, product, stream, drops, inside,
+        H, COLUMN, FLAGS,
     )  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def forward_step(
     launch(
         rnn_forward_kernel, step_programs(active, units),
         pre, rec, f.b_ih, f.b_hh, f.h, f.read, f.out, f.states, f.gates, *sites.tensors, active, row, row - chunk_row,
-        sites.product(t), sites.stream, RELU=relu, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+        sites.product(t), sites.stream, RELU=relu, H=units, COLUMN=sites.column, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
 
 
@@ -130,6 +131,7 @@ def rnn_backward_kernel(
     stream: tl.int64,
     RELU: tl.constexpr,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
@@ -139,8 +141,9 @@ def rnn_backward_kernel(
     drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
-        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, H, FLAGS
-    )
+        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, product, stream, drops, active, inside, H,
+        COLUMN, FLAGS,
+    )  # fmt: skip
     at_gate(dh_new, gates, dgates, numbers, unit, row, drops, inside & (b < active), RELU, H, FLAGS)
 
 
@@ -149,5 +152,5 @@ def backward_step(k: Backward, rec: Tensor, sites: Sites, batch: Batch, t: int, 
     launch(
         rnn_backward_kernel, step_programs(max(active, sent), units),
         rec, k.dout, k.dh, k.gates, k.dgates, *sites.tensors, active, sent, batch.row(t), sites.product(t),
-        sites.stream, RELU=relu, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+        sites.stream, RELU=relu, H=units, COLUMN=sites.column, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
