@@ -8,10 +8,10 @@
 namespace frd::cuda {
 namespace {
 
-// With four gates a thread needs all the registers that a bound leaves it. With three it needs less, and a bound would
-// only have it take more. With one it needs least, and without a bound the compiler leaves it so few that some spill.
+// As many blocks as fit without a spill: left alone, the compiler takes so few registers that some spill, or so many
+// that a block fewer fits.
 template <class Equations>
-inline constexpr unsigned BOUND = CELLS[Equations::CELL].gates != 3 ? LEAST_BLOCKS : 0;
+inline constexpr unsigned BOUND = CELLS[Equations::CELL].gates == 3 ? 7 : LEAST_BLOCKS;
 
 template <class Equations, int N, bool TOGETHER, class D>
 __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations>)
