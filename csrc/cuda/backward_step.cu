@@ -16,7 +16,7 @@ inline constexpr unsigned BOUND = sizeof(State<D>) == 8               ? LEAST_BL
                                                                       : LEAST_BLOCKS;
 
 template <class Equations, int N, bool TOGETHER, class D>
-__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, (BOUND<Equations, D>))
+__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations, D>)
     backward_step_kernel(LayerBackwardStep<D> p) {
   using S = State<D>;
   constexpr CellInfo INFO = CELLS[Equations::CELL];

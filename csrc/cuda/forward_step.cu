@@ -16,7 +16,7 @@ inline constexpr unsigned BOUND = CELLS[Equations::CELL].gates != 3 ? LEAST_BLOC
                                                                     : 7;
 
 template <class Equations, int N, bool TOGETHER, class D>
-__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, (BOUND<Equations, D>))
+__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations, D>)
     forward_step_kernel(LayerForwardStep<D> p) {
   using S = State<D>;
   constexpr CellInfo INFO = CELLS[Equations::CELL];
