@@ -1,51 +1,32 @@
 // All steps of a layer forward, of both directions, in one cooperative launch. U stays on the chip, h of a step goes
 // from block to block as exchange.h has it, and what a step needs beside it is loaded and drawn while that is on its way.
-//
-// A thread has whole clusters: neighbouring units of a row, with all their gates, whose h is one word.
 #pragma once
 
-#include "cuda/cells.h"
-#include "cuda/kernels.h"
-#include "cuda/persistent.h"
-#include "cuda/persistent_kernels.h"
+#include "cuda/persistent_block.h"
 
 namespace frd::cuda {
 
-// What a thread keeps of one cluster from step to step.
-template <class Equations, int V>
-struct ForwardCluster {
-  static constexpr int G = CELLS[Equations::CELL].gates;
-  bool mine;         // a thread may have fewer clusters than others
-  int row, cluster;  // of the block
-  float bias[V][G], bias_apart[V];
-  float memory[V], h[V];
-  uint8_t bits[V];
-};
+template <class Equations>
+inline constexpr int GATES = CELLS[Equations::CELL].gates;
 
 template <class Equations, class D, class Word, class Tiles>
-class ForwardBlock {
+class ForwardBlock : PersistentBlock<D, Word, Tiles, Tiles::M * 16 / GATES<Equations>> {
+  using Base = PersistentBlock<D, Word, Tiles, Tiles::M * 16 / GATES<Equations>>;
   static constexpr CellInfo INFO = CELLS[Equations::CELL];
-  static constexpr int G = INFO.gates;
-  using Words = OperandWords<D, Word>;
-  using Bits = typename Word::Bits;
-  static constexpr int V = Words::VALUES;
-  static constexpr int MOST_UNITS = Tiles::M * 16 / G, MOST_CLUSTERS = (MOST_UNITS + V - 1) / V;
-  static constexpr int EACH = (MOST_CLUSTERS * Tiles::N * TILE_ROWS + PERSISTENT_THREADS - 1) / PERSISTENT_THREADS;
-  using Cluster = ForwardCluster<Equations, V>;
+  static constexpr int G = INFO.gates, V = Base::V, EACH = Base::EACH;
+  using Bits = typename Base::Bits;
+  using Base::s_, Base::place_, Base::steps_, Base::order_;
+
+  // What is carried from step to step, and what is the same for all.
+  struct Cluster : Base::Place {
+    float bias[V][G], bias_apart[V];
+    float memory[V], h[V];
+    uint8_t bits[V];
+  };
 
  public:
   __device__ __forceinline__ ForwardBlock(const PersistentForward<D>& p, unsigned char* shared)
-      : p_(p), s_(p.shape), place_(BlockPlace::of(p.shape)), l_(p.direction[place_.direction]) {
-    const SharedLayout layout = SharedLayout::of(s_, Tiles::HELD, Words::TILES);
-    u_ = reinterpret_cast<uint4*>(shared);
-    sums_ = reinterpret_cast<float*>(shared + layout.u);
-    drawn_ = reinterpret_cast<Drawn*>(shared + layout.u + layout.sums);
-    steps_.first = reinterpret_cast<int*>(shared + layout.u + layout.sums + layout.drawn);
-    steps_.last = steps_.first + s_.batch_tiles * TILE_ROWS;
-    order_ = {p.offsets, s_.steps, s_.batch, l_.reverse};
-    group_ = place_.direction * s_.batch_groups + place_.group;
-    ring_ = static_cast<Bits*>(p.ring) + int64_t{group_} * PersistentForm::SLOTS * slot_size(s_);
-  }
+      : Base(p, shared, p.direction[0].reverse, p.direction[1].reverse), p_(p), l_(p.direction[place_.direction]) {}
 
   __device__ __forceinline__ void run() {
     if (place_.rows == 0) return;
@@ -54,60 +35,45 @@ class ForwardBlock {
     hidden_scale_ = l_.masks.flags & FLAG_HIDDEN ? l_.masks.call->hidden_scale : 1.0f;
     FRD_UNROLL
     for (int e = 0; e < EACH; ++e) begin(clusters_[e], e);
-    ResidentProduct<D, Word, Tiles> product(s_, u_, [this](int row, int slot) { return element(row, slot); });
-    const PersistentForm x(Group{p_.signals + group_ * PersistentForm::signals(s_.steps, s_.unit_groups),
-                                 static_cast<unsigned>(place_.unit_group), static_cast<unsigned>(s_.unit_groups),
-                                 p_.zero});
-    const Bits* const first = static_cast<const Bits*>(p_.first_words) + int64_t{group_} * slot_size(s_);
+    ResidentProduct<D, Word, Tiles> product(s_, this->u_, [this](int row, int slot) { return element(row, slot); });
+    const PersistentForm x = this->exchange(p_.signals, s_.steps, p_.zero);
+    const Bits* const first = static_cast<const Bits*>(p_.first_words) + int64_t{this->group_} * slot_size(s_);
     __syncthreads();
     FRD_ROLLED
     for (int step = 1; step <= s_.steps; ++step) {
       const int64_t t = order_.time(step), row = order_.row(t);
-      Drawn* const drawn = drawn_ + step % 2 * drawn_size(s_);
-      float* const sums = sums_ + step % 2 * sums_size(s_);
-      draw_step(s_, l_.masks, place_, t, drawn);
-      D of_input[EACH][V][G];
+      draw_step(s_, l_.masks, place_, t, this->drawn_of(step));
+      D of_input[EACH][V][G]{};
       FRD_UNROLL
       for (int e = 0; e < EACH; ++e) load_input(clusters_[e], step, row, of_input[e]);
       if (step > 1) x.begin_read(step - 1);
       uint32_t seen = 0;
-      product.multiply(x, ring_, first, steps_, step, 0, sums, seen);
+      product.multiply(x, this->ring_, first, steps_, step, 0, this->sums_of(step), seen);
       x.begin_write(step);
       __syncthreads();
       if (step > 1) x.end_read(step - 1);
       FRD_UNROLL
-      for (int e = 0; e < EACH; ++e) finish(x, clusters_[e], step, row, of_input[e], sums, drawn, seen);
-      fill(x, step, seen);
+      for (int e = 0; e < EACH; ++e) finish(x, clusters_[e], step, row, of_input[e], seen);
+      this->fill(x, step, seen);
       x.end_write(step);
     }
   }
 
  private:
   // U as the product reads it: a row for each gate of each unit of the block, gates of a unit side by side.
-  __device__ __forceinline__ D element(int row, int slot) const {
-    const int unit = row / G, word = slot / V, block = word / s_.clusters;
-    const int of_block = word % s_.clusters * V + slot % V;
-    const int64_t column = int64_t{block} * s_.units + of_block;
-    if (unit >= place_.units || block >= s_.unit_groups || of_block >= s_.units || column >= s_.hidden)
-      return narrow<D>(0.0f);
-    return l_.w_hh[(row % G * s_.hidden + place_.first_unit + unit) * s_.hidden + column];
+  __device__ __forceinline__ D element(int row, int number) const {
+    const typename Base::Slot slot = this->slot(number);
+    if (row / G >= place_.units || slot.unit < 0) return narrow<D>(0.0f);
+    return l_.w_hh[(row % G * s_.hidden + place_.first_unit + row / G) * s_.hidden + slot.unit];
   }
-
-  __device__ __forceinline__ int64_t unit_of(const Cluster& c, int v) const {
-    return place_.first_unit + c.cluster * V + v;
-  }
-  __device__ __forceinline__ bool has(const Cluster& c, int v) const { return c.cluster * V + v < place_.units; }
-  __device__ __forceinline__ int64_t batch_row(const Cluster& c) const { return place_.first_row + c.row; }
 
   __device__ __forceinline__ void begin(Cluster& c, int e) const {
-    const int i = static_cast<int>(threadIdx.x) + e * PERSISTENT_THREADS;
-    c.row = i / s_.clusters, c.cluster = i % s_.clusters;
-    c.mine = c.row < place_.rows;
+    static_cast<typename Base::Place&>(c) = this->cluster(e);
     FRD_UNROLL
     for (int v = 0; v < V; ++v) {
-      const bool there = c.mine && has(c, v);
-      const int64_t unit = unit_of(c, v);
-      c.bits[v] = there ? bits_of<1>(l_.masks, batch_row(c), unit).at[0] : 0;
+      const bool there = this->has(c, v);
+      const int64_t unit = this->unit_of(c, v);
+      c.bits[v] = there ? bits_of<1>(l_.masks, this->batch_row(c), unit).at[0] : 0;
       c.bias_apart[v] = c.memory[v] = c.h[v] = 0;
       FRD_UNROLL
       for (int k = 0; k < G; ++k) {
@@ -123,39 +89,38 @@ class ForwardBlock {
 
   // W x of a step, which nobody needs before the words of the step before are there.
   __device__ __forceinline__ void load_input(const Cluster& c, int step, int64_t row, D (&a)[V][G]) const {
-    if (!c.mine || !steps_.active(c.row, step)) return;
-    const D* const from = l_.gates + (row + batch_row(c)) * G * s_.hidden;
+    if (!this->active(c, step)) return;
+    const D* const from = l_.gates + (row + this->batch_row(c)) * G * s_.hidden;
     FRD_UNROLL
     for (int v = 0; v < V; ++v) {
       FRD_UNROLL
       for (int k = 0; k < G; ++k)
-        if (has(c, v)) a[v][k] = from[k * s_.hidden + unit_of(c, v)];
+        if (this->has(c, v)) a[v][k] = from[k * s_.hidden + this->unit_of(c, v)];
     }
   }
 
-  // What enters a row in its first step.
+  // The states that a row begins with.
   __device__ __forceinline__ void enter(Cluster& c) const {
     FRD_UNROLL
     for (int v = 0; v < V; ++v) {
-      if (!has(c, v)) continue;
-      const int64_t at = batch_row(c) * s_.hidden + unit_of(c, v);
+      if (!this->has(c, v)) continue;
+      const int64_t at = this->batch_row(c) * s_.hidden + this->unit_of(c, v);
       c.memory[v] = enter_of(l_.masks, sites_, SCALED<Equations>, c.bits[v], INFO.has_c ? l_.c0[at] : l_.h0[at]);
       if (!SCALED<Equations> && sites_.zone_h.on) c.h[v] = l_.h0[at];
     }
   }
 
   __device__ __forceinline__ void finish(const PersistentForm& x, Cluster& c, int step, int64_t row,
-                                         const D (&of_input)[V][G], const float* sums, const Drawn* drawn,
-                                         uint32_t seen) const {
-    if (!c.mine || !steps_.active(c.row, step)) return;
+                                         const D (&of_input)[V][G], uint32_t seen) const {
+    if (!this->active(c, step)) return;
     if (step == steps_.first[c.row]) enter(c);
-    float a[V][G], apart[V], h_new[V];
-    D sent[V];
+    const float* const sums = this->sums_of(step);
+    const Drawn* const drawn = this->drawn_of(step);
+    float a[V][G]{}, apart[V]{}, h_new[V]{};
+    D sent[V]{};
     FRD_UNROLL
     for (int v = 0; v < V; ++v) {
-      sent[v] = narrow<D>(0.0f);
-      apart[v] = h_new[v] = 0;
-      if (!has(c, v)) continue;
+      if (!this->has(c, v)) continue;
       FRD_UNROLL
       for (int k = 0; k < G; ++k) {
         const float recurrent = hidden_scale_ * sum_of_warps(s_, sums, (c.cluster * V + v) * G + k, c.row);
@@ -166,7 +131,7 @@ class ForwardBlock {
           a[v][k] += recurrent;
         }
       }
-      const Drops<Math<float>> drops = drops_in(s_, place_, drawn, c.row, unit_of(c, v), c.bits[v]);
+      const Drops<Math<float>> drops = drops_in(s_, place_, drawn, c.row, this->unit_of(c, v), c.bits[v]);
       const float before = SCALED<Equations> ? c.memory[v] : c.h[v];
       h_new[v] = Equations::forward(sites_, drops, a[v], apart[v], c.memory[v]);
       c.h[v] = Zone<Math<float>>::mix(sites_.zone_h, drops.of[STATE_ZONE_H], before, h_new[v]);
@@ -175,39 +140,21 @@ class ForwardBlock {
       const bool dropped = (l_.masks.flags & FLAG_HIDDEN) && (c.bits[v] & BIT_HIDDEN);
       sent[v] = narrow<D>(dropped ? 0.0f : seen_of(sites_, SCALED<Equations>, c.h[v]));
     }
-    publish(x, c.row, place_.unit_group * s_.clusters + c.cluster, step, Words::pack(sent, true), seen);
+    this->publish(x, c, 0, step, sent, seen);
     store(c, step, row, a, apart, h_new);
-  }
-
-  __device__ __forceinline__ void publish(const PersistentForm& x, int row, int word, int step, Bits data,
-                                          uint32_t seen) const {
-    const int64_t own = step - steps_.first[row] + 1;
-    Bits* const slot = ring_ + RingSteps<PersistentForm::SLOTS>::slot(own) * slot_size(s_);
-    x.template write<Word>(slot + Words::place(s_.chunks, row, word), own, data, seen);
-  }
-
-  // The words behind the last unit's, up to a whole chunk, which are read as all others are.
-  __device__ __forceinline__ void fill(const PersistentForm& x, int step, uint32_t seen) const {
-    if (place_.unit_group + 1 != s_.unit_groups) return;
-    const int first = s_.unit_groups * words_of_block(s_), count = s_.chunks * CHUNK_WORDS - first;
-    for (int i = static_cast<int>(threadIdx.x); i < count * place_.rows; i += PERSISTENT_THREADS) {
-      const int row = i / count;
-      if (steps_.active(row, step)) publish(x, row, first + i % count, step, Bits{0}, seen);
-    }
   }
 
   // What others see after the launch.
   __device__ __forceinline__ void store(const Cluster& c, int step, int64_t row, const float (&a)[V][G],
                                         const float (&apart)[V], const float (&h_new)[V]) const {
-    const int64_t b = batch_row(c);
+    const int64_t b = this->batch_row(c);
     const bool ends = step == steps_.last[c.row];
     FRD_UNROLL
     for (int v = 0; v < V; ++v) {
-      if (!has(c, v)) continue;
-      const int64_t unit = unit_of(c, v), at = (row + b) * s_.hidden + unit, last = b * s_.hidden + unit;
+      if (!this->has(c, v)) continue;
+      const int64_t unit = this->unit_of(c, v), at = (row + b) * s_.hidden + unit, last = b * s_.hidden + unit;
       const float seen = seen_of(sites_, SCALED<Equations>, c.h[v]);
-      const float out = sites_.unzoned ? seen_of(sites_, SCALED<Equations>, h_new[v]) : seen;
-      l_.out[at] = narrow<D>(out);
+      l_.out[at] = narrow<D>(sites_.unzoned ? seen_of(sites_, SCALED<Equations>, h_new[v]) : seen);
       if (l_.states) l_.states[at] = narrow<D>(c.h[v]);
       if (l_.cells) l_.cells[at] = c.memory[v];
       if (l_.keep_gates) {
@@ -223,16 +170,7 @@ class ForwardBlock {
   }
 
   const PersistentForward<D>& p_;
-  const PersistentShape& s_;
-  const BlockPlace place_;
   const PersistentForwardDirection<D>& l_;
-  uint4* u_;
-  float* sums_;
-  Drawn* drawn_;
-  RowSteps steps_;
-  TimeOrder order_;
-  int group_;  // of all directions
-  Bits* ring_;
   StateSites<Math<float>> sites_;
   float hidden_scale_;
   Cluster clusters_[EACH];

@@ -57,6 +57,36 @@ template <class D>
 cudaError_t persistent_forward(Cell cell, const PersistentPlan& plan, const PersistentForward<D>& p,
                                cudaStream_t stream);
 
+// All steps backward, and the gradients of the initial states. Of one direction, as LayerBackward has it.
+template <class D>
+struct PersistentBackwardDirection {
+  StateMasks<float> masks;
+  const D* w_hh;       // [GH, H], masked
+  const D* gates;      // [rows, GH], activated
+  const D* apart;      // [rows, H], or null
+  const float* cells;  // [rows, H], or null; so is the next
+  const D* states;     // [rows, H], as h is carried
+  const float* h0;     // [B, H]
+  const float* c0;     // [B, H]
+  const D* dout;       // [rows, H], or null
+  const D *dh_n, *dc_n;  // [B, H], or null
+  D* dgates;           // [rows, gradients() H]
+  float *dh0, *dc0;    // [B, H]
+  bool reverse;
+};
+template <class D>
+struct PersistentBackward {
+  PersistentShape shape;
+  const int64_t* offsets;  // [T + 1] of a packed batch, or null
+  void* ring;              // as forward
+  uint32_t* signals;
+  uint32_t zero;
+  PersistentBackwardDirection<D> direction[2];
+};
+template <class D>
+cudaError_t persistent_backward(Cell cell, const PersistentPlan& plan, const PersistentBackward<D>& p,
+                                cudaStream_t stream);
+
 // Calls f with a value of the type of word that a plan of D and a cell has. Words of 32 bits are compiled for the cells
 // that at_most_one() may say yes of.
 template <class D, Cell CELL, class F>

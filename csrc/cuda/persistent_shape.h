@@ -31,7 +31,7 @@ struct TileLimits {
 inline constexpr int NUM_PERSISTENT_KERNELS = 2;
 inline constexpr TileLimits persistent_tiles(bool backward, bool narrow, int number) {
   if (backward) return number == 0 ? TileLimits{1, 1, 4, 4} : TileLimits{4, 2, 0, 2};
-  return number == 0 ? (narrow ? TileLimits{4, 1, 3, 4} : TileLimits{4, 1, 2, 2}) : TileLimits{8, 2, 0, 2};
+  return number == 0 ? (narrow ? TileLimits{4, 1, 3, 4} : TileLimits{4, 1, 1, 2}) : TileLimits{6, 2, 0, 2};
 }
 template <bool BACKWARD, bool NARROW, int NUMBER, TileLimits T = persistent_tiles(BACKWARD, NARROW, NUMBER)>
 using TilesOf = PersistentTiles<T.row_tiles, T.batch_tiles, T.held, T.group>;

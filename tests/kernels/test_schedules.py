@@ -188,7 +188,8 @@ def on_a_device(packed: bool, **kwargs: Any) -> Layers:
     rnn = frd.LSTM(3, 4, device="meta", **kwargs)
     with FakeTensorMode():
         x = torch.empty((T * B, 3) if packed else (T, B, 3), device="cuda")
-    return Layers(rnn._plan, True, False, x, T, packed, x.dtype, split_weights(rnn._flat_weights, 1, True, False))
+    weights = split_weights(rnn._flat_weights, 1, True, False)
+    return Layers(rnn._plan, True, False, x, T, packed, x.dtype, weights, B)
 
 
 @pytest.mark.parametrize("packed", [False, True])

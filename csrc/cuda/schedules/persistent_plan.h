@@ -29,7 +29,6 @@ namespace frd::cuda {
 struct DeviceLimits {
   int capability, revision;  // compute capability 9.0 is 9, 0
   int multiprocessors;
-  int registers;      // of a multiprocessor
   int shared_memory;  // that a block may opt in to
 };
 
@@ -90,7 +89,7 @@ inline bool at_most_one(const PersistentLayer& layer) {
   return layer.cell == RNN_TANH && !carries_h0 && !(layer.flags & FLAG_UPDATE);
 }
 
-namespace persistent {
+namespace planning {
 
 inline int64_t groups_of(int64_t n, int64_t size) { return (n + size - 1) / size; }
 inline int64_t rounded_up(int64_t n, int64_t size) { return groups_of(n, size) * size; }
@@ -176,7 +175,7 @@ inline PersistentPlan divide(const DeviceLimits& device, const PersistentLayer& 
   return p;
 }
 
-}  // namespace persistent
+}  // namespace planning
 
 // The plan of a layer on a device. Where it has an obstacle the layer takes another schedule.
 inline PersistentPlan persistent_plan(const DeviceLimits& device, const PersistentLayer& layer) {
@@ -197,7 +196,7 @@ inline PersistentPlan persistent_plan(const DeviceLimits& device, const Persiste
   for (int batch_groups = 1; batch_groups <= 16; batch_groups *= 2) {
     if (batch_groups > 1 && (layer.batch + batch_groups - 1) / batch_groups < 8) break;  // a tile has 8 rows
     for (int units = 4; units <= 128; units += 4) {
-      const PersistentPlan plan = persistent::divide(device, layer, batch_groups, units);
+      const PersistentPlan plan = planning::divide(device, layer, batch_groups, units);
       // Of those that do not fit the one is told of that lacks least.
       const auto rank = [](const PersistentPlan& p) { return std::pair(!p.obstacle.empty(), p.cost); };
       if (!any || rank(plan) < rank(best)) best = plan;
@@ -208,5 +207,41 @@ inline PersistentPlan persistent_plan(const DeviceLimits& device, const Persiste
   if (!best.obstacle.empty()) return refuse(best.obstacle);
   return best;
 }
+
+// "name=value" of each number, with spaces between, or "obstacle=" and the sentence.
+inline std::string text_of(const PersistentPlan& p) {
+  if (!p.obstacle.empty()) return "obstacle=" + p.obstacle;
+  std::string text;
+  const auto add = [&text](const char* name, int64_t value) {
+    text += (text.empty() ? "" : " ") + std::string(name) + "=" + std::to_string(value);
+  };
+  add("kernel", p.kernel);
+  add("batch_groups", p.batch_groups);
+  add("unit_groups", p.unit_groups);
+  add("blocks", p.blocks);
+  add("rows", p.rows);
+  add("units", p.units);
+  add("clusters", p.clusters);
+  add("items", p.items);
+  add("chunks", p.chunks);
+  add("row_tiles", p.row_tiles);
+  add("batch_tiles", p.batch_tiles);
+  add("k_tiles", p.k_tiles);
+  add("tiles_in_registers", p.tiles_in_registers);
+  add("registers", p.registers);
+  add("u_in_registers", p.u_in_registers);
+  add("u_in_shared", p.u_in_shared);
+  add("shared", p.shared);
+  add("tagged", p.words == WordKind::TAGGED);
+  add("words_read", p.words_read);
+  add("bytes_read", p.bytes_read);
+  add("bytes_written", p.bytes_written);
+  add("workspace", p.workspace);
+  add("cost", p.cost);
+  return text;
+}
+
+// Of the current device: schedules/persistent.cpp.
+DeviceLimits device_limits();
 
 }  // namespace frd::cuda
