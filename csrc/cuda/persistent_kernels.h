@@ -101,12 +101,12 @@ cudaError_t with_word(WordKind words, F&& f) {
 
 // A cooperative launch, with as much dynamic shared memory as the plan says.
 template <class Parameters>
-cudaError_t launch_persistent(void (*kernel)(Parameters), const PersistentPlan& plan, const Parameters& p,
+cudaError_t launch_persistent(void (*persistent_kernel)(Parameters), const PersistentPlan& plan, const Parameters& p,
                               cudaStream_t stream) {
   const cudaError_t error =
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared));
+      cudaFuncSetAttribute(persistent_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared));
   if (error != cudaSuccess) return error;
-  return FRD_LAUNCH_COOPERATIVE(kernel, dim3(static_cast<unsigned>(plan.blocks)), dim3(PERSISTENT_THREADS),
+  return FRD_LAUNCH_COOPERATIVE(persistent_kernel, dim3(static_cast<unsigned>(plan.blocks)), dim3(PERSISTENT_THREADS),
                                 static_cast<size_t>(plan.shared), stream, p);
 }
 
