@@ -3,7 +3,7 @@
 //
 // A block has 8 warps, which split the columns of U: each multiplies with the chunks of the operand that it polls itself
 // (operand_words.h). What it keeps of U lies in its registers and, what does not fit there, in shared memory. The sums of
-// the warps meet in shared memory, of two steps in turn, so that one barrier a step is enough.
+// the warps meet in shared memory, in the smaller kernels of two steps in turn, so that one barrier a step is enough.
 #pragma once
 
 #include "cuda/masks.h"

@@ -64,6 +64,7 @@ class BackwardBlock : PersistentBlock<D, Word, Tiles, Tiles::M * 16> {
       if (!any) break;
       this->fill(x, step, seen);
       x.end_write(step);
+      this->leave_sums();
     }
   }
 

@@ -29,7 +29,7 @@ class PersistentBlock {
   __device__ __forceinline__ PersistentBlock(const Parameters& p, unsigned char* shared, bool first_descends,
                                              bool second_descends)
       : s_(p.shape), place_(BlockPlace::of(p.shape)) {
-    const SharedLayout layout = SharedLayout::of(s_, Tiles::HELD, Words::TILES);
+    const SharedLayout layout = SharedLayout::of(s_, Tiles::HELD, Words::TILES, Tiles::BUFFERS);
     u_ = reinterpret_cast<uint4*>(shared);
     sums_ = reinterpret_cast<float*>(shared + layout.u);
     drawn_ = reinterpret_cast<Drawn*>(shared + layout.u + layout.sums);
@@ -75,7 +75,11 @@ class PersistentBlock {
   }
 
   __device__ __forceinline__ Drawn* drawn_of(int step) const { return drawn_ + step % 2 * drawn_size(s_); }
-  __device__ __forceinline__ float* sums_of(int step) const { return sums_ + step % 2 * sums_size(s_); }
+  __device__ __forceinline__ float* sums_of(int step) const { return sums_ + step % Tiles::BUFFERS * sums_size(s_); }
+  // By all threads, when they have read the sums of a step: where there is one buffer it is written again next.
+  __device__ __forceinline__ void leave_sums() const {
+    if (Tiles::BUFFERS == 1) __syncthreads();
+  }
 
   // Word `item` of a cluster.
   __device__ __forceinline__ void publish(const PersistentForm& x, const Place& c, int item, int step,

@@ -56,6 +56,7 @@ class ForwardBlock : PersistentBlock<D, Word, Tiles, Tiles::M * 16 / GATES<Equat
       for (int e = 0; e < EACH; ++e) finish(x, clusters_[e], step, row, of_input[e], seen);
       this->fill(x, step, seen);
       x.end_write(step);
+      this->leave_sums();
     }
   }
 

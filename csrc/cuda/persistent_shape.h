@@ -16,25 +16,28 @@ inline constexpr int CHUNK_WORDS = 16, TILE_ROWS = 8;  // of a batch row of the 
 using PersistentForm = Ring<8, true>;
 
 // The tiles that a compiled kernel can hold: of U's rows, 16 each, and of the batch, 8 rows each. HELD: chunks of U that a
-// warp keeps in registers. GROUP: chunks of the operand that are on their way at once.
-template <int ROW_TILES, int BATCH_TILES, int HELD_CHUNKS, int CHUNKS_AT_ONCE>
+// warp keeps in registers. GROUP: chunks of the operand that are on their way at once. BUFFERS: of the sums of warps: 2,
+// used in turn, save a barrier a step, 1 saves the memory.
+template <int ROW_TILES, int BATCH_TILES, int HELD_CHUNKS, int CHUNKS_AT_ONCE, int SUM_BUFFERS>
 struct PersistentTiles {
-  static constexpr int M = ROW_TILES, N = BATCH_TILES, HELD = HELD_CHUNKS, GROUP = CHUNKS_AT_ONCE;
+  static constexpr int M = ROW_TILES, N = BATCH_TILES, HELD = HELD_CHUNKS, GROUP = CHUNKS_AT_ONCE,
+                       BUFFERS = SUM_BUFFERS;
   static_assert(HELD <= GROUP);
 };
 
 struct TileLimits {
-  int row_tiles, batch_tiles, held, group;
+  int row_tiles, batch_tiles, held, group, buffers;
 };
 
 // The compiled kernels of each cell and dtype, smaller ones first. `narrow`: with words of 32 bits.
 inline constexpr int NUM_PERSISTENT_KERNELS = 2;
 inline constexpr TileLimits persistent_tiles(bool backward, bool narrow, int number) {
-  if (backward) return number == 0 ? TileLimits{1, 1, 4, 4} : TileLimits{4, 2, 0, 2};
-  return number == 0 ? (narrow ? TileLimits{4, 1, 3, 4} : TileLimits{4, 1, 1, 2}) : TileLimits{6, 2, 0, 2};
+  if (backward) return number == 0 ? TileLimits{1, 1, 4, 4, 2} : TileLimits{4, 2, 0, 2, 1};
+  if (number == 0) return narrow ? TileLimits{4, 1, 3, 4, 2} : TileLimits{4, 1, 1, 2, 2};
+  return {6, 2, 0, 2, 1};
 }
 template <bool BACKWARD, bool NARROW, int NUMBER, TileLimits T = persistent_tiles(BACKWARD, NARROW, NUMBER)>
-using TilesOf = PersistentTiles<T.row_tiles, T.batch_tiles, T.held, T.group>;
+using TilesOf = PersistentTiles<T.row_tiles, T.batch_tiles, T.held, T.group, T.buffers>;
 
 // Blocks are directions x batch groups x unit groups; the blocks of a batch group and direction exchange words.
 struct PersistentShape {
@@ -63,14 +66,14 @@ FRD_INLINE int64_t sums_size(const PersistentShape& s) {
 FRD_INLINE int calls_of_row(const PersistentShape& s) { return s.units / FIELDS + 2; }
 FRD_INLINE int drawn_size(const PersistentShape& s) { return s.batch_tiles * TILE_ROWS * calls_of_row(s); }
 
-// Dynamic shared memory in bytes: U, sums and drawn masks of two steps in turn, the steps of each row. `lane_bytes`: of U,
-// of a lane, chunk and tile of rows.
+// Dynamic shared memory in bytes: U, sums, drawn masks of two steps in turn, the steps of each row. `tiles`: products of a
+// chunk.
 struct SharedLayout {
   int64_t u, sums, drawn, steps;
 
-  FRD_INLINE SharedLayout of(const PersistentShape& s, int held, int tiles) {
+  FRD_INLINE SharedLayout of(const PersistentShape& s, int held, int tiles, int buffers) {
     const int rest = chunks_of_warp(s) - held;
-    return {rest > 0 ? int64_t{PERSISTENT_WARPS} * rest * tiles * s.row_tiles * 512 : 0, 2 * sums_size(s) * 4,
+    return {rest > 0 ? int64_t{PERSISTENT_WARPS} * rest * tiles * s.row_tiles * 512 : 0, buffers * sums_size(s) * 4,
             int64_t{2} * drawn_size(s) * static_cast<int64_t>(sizeof(Drawn)), int64_t{2} * s.batch_tiles * TILE_ROWS * 4};
   }
   FRD_INLINE int64_t bytes(const SharedLayout& l) { return l.u + l.sums + l.drawn + l.steps; }

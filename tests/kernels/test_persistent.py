@@ -24,6 +24,8 @@ import fused_rnn_dropout as frd
 from fused_rnn_dropout.cells import CELLS
 
 ALL_CELLS = tuple(CELLS)
+FLOAT = [torch.float32]
+"""A parameter, so that this schedule, which takes no float64, is not left out."""
 OPTIONS = [
     pytest.param(cell, sites, id=f"{cell}-{name}")
     for cell in UNPROJECTED
@@ -52,10 +54,13 @@ def test_two_layers_in_both_directions(
 
 @on(PERSISTENT)
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
+@pytest.mark.parametrize("dtype", FLOAT)
 @pytest.mark.parametrize(("cell", "sites"), OPTIONS)
-def test_every_site_and_option(target: Target, cell: str, sites: dict[str, Any], packed: bool) -> None:
+def test_every_site_and_option(
+    target: Target, cell: str, sites: dict[str, Any], dtype: torch.dtype, packed: bool
+) -> None:
     seeded(target, 4)
-    rnn = target.module(cell, sites, dtype=torch.float32)
+    rnn = target.module(cell, sites, dtype=dtype)
     steps, batch, lengths = target.brief
     against_reference(target, rnn, steps, batch, lengths if packed else None, (False,))
 
@@ -86,7 +91,7 @@ def test_shapes_and_late_words(
     """With a seed the same bits as in order, and in order what the alternating schedule computes."""
     steps, batch, units, both = shape
     torch.manual_seed(seed)
-    rnn = target.module(cell, target.all_sites(cell), (5, units, 3), layers=1, bidirectional=both, dtype=dtype)
+    rnn = target.module(cell, grids.inner_sites(cell), (5, units, 3), layers=1, bidirectional=both, dtype=dtype)
     x, states = inputs_for(rnn, steps, batch)
     lengths = [1 + (3 * seed + 7 * row) % steps for row in range(batch)] if packed else None
     if lengths:
@@ -205,9 +210,10 @@ def test_blocks_that_are_not_all_resident(host: ModuleType) -> None:
 
 
 @on(PERSISTENT)
-def test_a_replay_draws_anew(target: Target) -> None:
+@pytest.mark.parametrize("dtype", FLOAT)
+def test_a_replay_draws_anew(target: Target, dtype: torch.dtype) -> None:
     """A captured graph reads the pair of random numbers and the rates when it is replayed, and zeroes its memory."""
-    rnn = target.module("LSTM", target.all_sites("LSTM"), layers=1, dtype=torch.float32)
+    rnn = target.module("LSTM", grids.inner_sites("LSTM"), layers=1, dtype=dtype)
     x, states = (part for part in inputs_for(rnn, 4, 3))
     rng = target.rng()
 

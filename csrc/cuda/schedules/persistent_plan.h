@@ -153,7 +153,7 @@ inline PersistentPlan divide(const DeviceLimits& device, const PersistentLayer& 
   p.registers = OTHER_REGISTERS + tiles.row_tiles * tiles.batch_tiles * 4 +
                 tiles.held * chunk.tiles * tiles.row_tiles * 4 + tiles.group * tiles.batch_tiles * chunk.registers;
   const PersistentShape shape = shape_of(p, layer.batch, layer.units, 0);
-  const SharedLayout shared = SharedLayout::of(shape, tiles.held, chunk.tiles);
+  const SharedLayout shared = SharedLayout::of(shape, tiles.held, chunk.tiles, tiles.buffers);
   p.u_in_registers = int64_t{512} * PERSISTENT_WARPS * p.tiles_in_registers;
   p.u_in_shared = shared.u;
   p.shared = SharedLayout::bytes(shared);
