@@ -398,7 +398,7 @@ def run(
             chosen = onnx.check_call(plan, masks_on, packed, projected, dtype, chosen)
         if torch.jit.is_tracing():
             onnx.register_torchscript()
-    asked = schedules.Layers(plan, masks_on, recompute, input, steps, packed, dtype, layers)
+    asked = schedules.Layers(plan, masks_on, recompute, input, steps, packed, dtype, layers, batch)
     schedule = schedules.choose(chosen, asked).schedule
     flags = _flags(plan, masks_on, num_layers, schedule)
     rngs = resolve_rng(plan, rng, masks_on, input.device)

@@ -231,13 +231,15 @@ def _places(rnn: RegularizedRNN) -> dict[str, str]:
     return places
 
 
-def _schedule(rnn: RegularizedRNN, size: _Input, backend: str) -> schedules.Choice:
-    """The schedule that would run, by the walk that a call does."""
+def _schedule(rnn: RegularizedRNN, size: _Input, backend: str) -> tuple[schedules.Choice, str]:
+    """The schedule that would run, by the walk that a call does, and what it says of its own."""
     dtype, _ = result_dtypes(rnn.mode, size.data, size.packed, rnn.proj_size > 0, size.data.dtype)
     weights: Any = rnn._flat_weights
     layers = split_weights(weights, rnn.num_layers, rnn.bias, rnn.bidirectional)
-    given = (rnn.masks_on, rnn.recompute, size.data, size.steps, size.packed, dtype, layers)
-    return schedules.choose(backend, schedules.Layers(rnn._plan, *given))
+    given = (rnn.masks_on, rnn.recompute, size.data, size.steps, size.packed, dtype, layers, size.batch)
+    asked = schedules.Layers(rnn._plan, *given)
+    found = schedules.choose(backend, asked)
+    return found, found.schedule.tells(asked) or ""
 
 
 def _kept(rnn: RegularizedRNN, size: _Input, backend: str, schedule: schedules.Schedule) -> tuple[int | None, str]:
@@ -302,7 +304,7 @@ def explain(rnn: RegularizedRNN, x: Tensor | PackedSequence) -> Explanation:
         masks_on = "on: training"
     else:
         masks_on = "on: mc=True, in eval" if rnn.mc else "off: eval"
-    schedule, reason, walk = _schedule(rnn, size, backend)
+    (schedule, reason, walk), more = _schedule(rnn, size, backend)
     kept_bytes, kept = _kept(rnn, size, backend, schedule)
     kind = "packed " if size.packed else ""
     given = f"{kind}T={size.steps} B={size.batch} {str(size.data.dtype)[6:]} on {size.data.device}"
@@ -310,7 +312,7 @@ def explain(rnn: RegularizedRNN, x: Tensor | PackedSequence) -> Explanation:
         f"{type(rnn).__name__}({rnn.extra_repr()})",
         given,
         backend,
-        f"{schedule.name}: {schedule.says}" + (f" ({reason})" if reason else ""),
+        f"{schedule.name}: {schedule.says}" + (f" ({reason})" if reason else "") + (f"; {more}" if more else ""),
         walk,
         why,
         others,

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from . import cudnn_library, onnx
+from . import cudnn_library, onnx, persistent
 from .cudnn import layers_at_once
 from .cudnn_library import Weights
 from .library import setting
 from .sites import SITE, Plan, acting_in_eval
 
 CUDNN = "cuDNN with masked weights"
+PERSISTENT = "persistent"
 ALTERNATING = "alternating"
 SEQUENCE = "sequence"
 
@@ -36,6 +37,7 @@ class Layers(NamedTuple):
         packed: whether the input is packed.
         dtype: of the results.
         weights: of all layers and directions.
+        batch: B.
     """
 
     plan: Plan
@@ -46,13 +48,14 @@ class Layers(NamedTuple):
     packed: bool
     dtype: torch.dtype
     weights: Weights
+    batch: int
 
 
 Question = Callable[[Layers], str | None]
 
 
 def _nothing(layers: Layers) -> None:
-    """The answer of a schedule that runs everything, and always pays."""
+    """The answer of a schedule that runs everything, and always pays; or that has no more to tell."""
 
 
 class Schedule(NamedTuple):
@@ -65,6 +68,10 @@ class Schedule(NamedTuple):
         worth: why it would not pay to run them so; None where it does.
         why: what speaks for it where nothing speaks against it.
         outer_sites: whether its layers mask what they read and write; elsewhere an operator does it around them.
+        only_asked: why it is taken only where the backend's environment variable asks for it; empty where it is taken
+            by itself too.
+        asked_as: what that variable calls it; its name where empty.
+        tells: what else ``explain`` says of layers that it runs.
     """
 
     name: str
@@ -74,6 +81,9 @@ class Schedule(NamedTuple):
     worth: Question = _nothing
     why: str = ""
     outer_sites: bool = False
+    only_asked: str = ""
+    asked_as: str = ""
+    tells: Question = _nothing
 
 
 class Choice(NamedTuple):
@@ -115,6 +125,37 @@ def _cudnn_obstacle(layers: Layers) -> str | None:
     together = layers_at_once(plan, layers.masks_on, len(weights))
     parts = [(plan.cell, weights[first : first + together]) for first in range(0, len(weights), together)]
     return cudnn_library.obstacle(layers.input, layers.dtype, layers.steps, parts)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Persistent
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _persistent_plans(layers: Layers) -> dict[str, persistent.Plan | str]:
+    """The plan, or why there is none, of the passes that may come."""
+    plan, of_layer = layers.plan, layers.weights[0]
+    tensors = [layers.input, *(weight for of in layers.weights for one in of for weight in one)]
+    passes = {"forward": False} | ({"backward": True} if persistent.gradients_asked(tensors) else {})
+    flags = plan.layer_flags(0, len(layers.weights)) if layers.masks_on else plan.eval_flags
+    w_hh = of_layer[0][1]
+    assert w_hh is not None
+    given = (layers.input, plan.cell, layers.batch, w_hh, layers.dtype, len(of_layer), flags)
+    return {name: persistent.plan_of(*given, backward) for name, backward in passes.items()}
+
+
+def _persistent_obstacle(layers: Layers) -> str | None:
+    if torch.compiler.is_compiling() or _fake(layers.input):
+        return "a tracer runs, which asks no device for its limits"
+    for name, found in _persistent_plans(layers).items():
+        if isinstance(found, str):
+            return f"{name}, {found}"
+    return None
+
+
+def _persistent_tells(layers: Layers) -> str:
+    found = _persistent_plans(layers).items()
+    return "; ".join(f"{name}: {persistent.in_words(of, layers.dtype)}" for name, of in found if isinstance(of, dict))
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -170,6 +211,16 @@ SCHEDULES: dict[str, tuple[Schedule, ...]] = {
             "torch's own layers on weights that are masked once",
             _cudnn_obstacle,
             why="no site acts inside a step",
+            asked_as="cudnn",
+        ),
+        Schedule(
+            PERSISTENT,
+            2,
+            "one cooperative launch for all steps of a layer, W_hh on the chip, masks made while waiting",
+            _persistent_obstacle,
+            outer_sites=True,
+            only_asked="its times were not measured on a device yet, so it runs only where FRD_CUDA_SCHEDULE asks for it",
+            tells=_persistent_tells,
         ),
         Schedule(ALTERNATING, 0, "one matrix product and one kernel a step, masks inside it", outer_sites=True),
     ),
@@ -192,19 +243,23 @@ SCHEDULES: dict[str, tuple[Schedule, ...]] = {
 }
 """The schedules of each backend, best first."""
 
-VARIABLES = {"triton": "FRD_TRITON_SCHEDULE"}
+VARIABLES = {"cuda": "FRD_CUDA_SCHEDULE", "triton": "FRD_TRITON_SCHEDULE"}
 """The environment variable that asks for a schedule, of the backends that have one."""
+
+
+def _asked_as(row: Schedule) -> str:
+    return row.asked_as or row.name
 
 
 def _against(row: Schedule, layers: Layers, variable: str | None, asked: str | None) -> str | None:
     """What speaks against a schedule; None where nothing does."""
     if asked is None:
-        return row.obstacle(layers) or row.worth(layers)
-    if asked != row.name:
+        return row.only_asked or row.obstacle(layers) or row.worth(layers)
+    if asked != _asked_as(row):
         return f"{variable} asks for {asked}"
     obstacle = row.obstacle(layers)
     if obstacle is not None:
-        raise ValueError(f"{variable} asks for the {asked} schedule: {obstacle}")
+        raise ValueError(f"{variable} asks for the {row.name} schedule: {obstacle}")
     return None
 
 
@@ -216,16 +271,16 @@ def choose(backend: str, layers: Layers) -> Choice:
     """
     rows = SCHEDULES[backend]
     variable = VARIABLES.get(backend)
-    asked = setting(variable, sorted(row.name for row in rows)) if variable else None
+    asked = setting(variable, sorted(map(_asked_as, rows))) if variable else None
     walk: dict[str, str] = {}
     why = ""
     for row in rows:
         against = _against(row, layers, variable, asked)
         if against is None:
             break
-        why, walk[row.name] = against, f"not taken, {against}"
+        why, walk[row.name] = why if why and row.only_asked else against, f"not taken, {against}"
     walk[row.name] = "taken"
     return Choice(row, f"{variable} asks for it" if asked else row.why or why, walk)
 
 
-__all__ = ["ALTERNATING", "CUDNN", "SCHEDULES", "SEQUENCE", "Choice", "Layers", "Schedule", "choose"]
+__all__ = ["ALTERNATING", "CUDNN", "PERSISTENT", "SCHEDULES", "SEQUENCE", "Choice", "Layers", "Schedule", "choose"]

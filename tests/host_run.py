@@ -26,7 +26,8 @@ from cudnn_stand_in import StandIn
 import fused_rnn_dropout  # noqa: F401  defines the operators
 from fused_rnn_dropout import cudnn_library, library
 
-NAMES = ("words", "dropout", "layer", "layer_forward", "layer_backward", "masked_weights", "masked_weights_backward")
+NAMES = ("words", "dropout", "layer", "layer_forward", "layer_backward", "masked_weights", "masked_weights_backward",
+         "persistent_plan")  # fmt: skip
 
 
 @functools.cache

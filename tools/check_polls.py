@@ -1,10 +1,11 @@
 """Looks at the machine code of csrc/cuda/exchange.h: every poll is a strong load in a loop, 128 bits wide where meant.
 
-    python tools/check_polls.py [--target SM ...] [SOURCE.cu]
+    python tools/check_polls.py [--kernels] [--target SM ...] [SOURCE.cu]
 
 A compiler may make one load of a loop of weak loads, and has (docs/persistent.md); then a kernel takes what it finds
 first, or hangs. tests/cuda/exchange_probe.cu has each form alone in a kernel, in which polls are the only loops. Exit
-status 1 where a form has not what ``FORMS`` asks. Needs nvcc and nvdisasm, as tools/compile_cuda.py does, and runs
+status 1 where a form has not what ``FORMS`` asks. --kernels looks at the kernels of the persistent schedule instead: all
+of their polls are inside the loop over steps, and they have products on tensor cores. Needs nvcc and nvdisasm, as tools/compile_cuda.py does, and runs
 nothing.
 """
 
@@ -96,6 +97,39 @@ def faults(instructions: list[Instruction], form: Form) -> list[str]:
     return wrong
 
 
+PERSISTENT = [compile_cuda.ROOT / f"csrc/cuda/persistent_{name}_bf16.cu" for name in ("forward", "backward")]
+
+
+def kernel_faults(instructions: list[Instruction]) -> list[str]:
+    """What a kernel of the persistent schedule lacks: polls are in a loop of their own, inside that over steps."""
+    strong = [one for one in instructions if one.opcode.startswith(("LDG.", "LD.")) and ".STRONG.GPU" in one.opcode]
+    stores = [one for one in instructions if one.opcode.startswith(("STG.", "ST.")) and ".STRONG.GPU" in one.opcode]
+    polls = [one for one in strong if ".128" in one.opcode]
+    wrong = [] if polls else ["no strong loads of 128 bits"]
+    wrong += [f"{len(shallow)} strong loads in no loop of their own"
+              for shallow in [[one for one in strong if one.depth < 2]] if shallow]  # fmt: skip
+    if not stores or any(one.depth < 1 for one in stores):
+        wrong.append("no strong stores in the loop over steps")
+    if not any(one.opcode.startswith("HMMA") for one in instructions):
+        wrong.append("no products on tensor cores")
+    if any(one.opcode.startswith(("LDL", "STL")) for one in instructions):
+        wrong.append("local memory")
+    return wrong
+
+
+def check_kernels(target: int, folder: Path) -> dict[str, list[str]]:
+    """The faults of each kernel of the persistent schedule on a target."""
+    nvcc = compile_cuda.find_nvcc()
+    found = {}
+    for source in PERSISTENT:
+        cubin = folder / f"{source.stem}.{target}.cubin"
+        compile_cuda.run(nvcc, *compile_cuda.FLAGS, f"-arch=sm_{target}", "-cubin", source, "-o", cubin)
+        listed = dict(kernels(compile_cuda.run(compile_cuda.find_nvdisasm(nvcc), "-c", cubin)))
+        names = compile_cuda.short_names(list(listed))
+        found |= {names[symbol]: kernel_faults(instructions) for symbol, instructions in listed.items()}
+    return found
+
+
 def check(source: Path, target: int, folder: Path) -> dict[str, list[str]]:
     """The faults of each probe on a target."""
     nvcc = compile_cuda.find_nvcc()
@@ -115,11 +149,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="?", type=Path, default=PROBE, metavar="SOURCE.cu")
     parser.add_argument("--target", action="append", type=int, choices=TARGETS, help="this architecture (repeatable)")
+    parser.add_argument("--kernels", action="store_true", help="the kernels of the persistent schedule")
     options = parser.parse_args()
     failed = False
     with tempfile.TemporaryDirectory() as folder:
         for target in options.target or TARGETS:
-            for name, wrong in sorted(check(options.source.resolve(), target, Path(folder)).items()):
+            if options.kernels:
+                found = check_kernels(target, Path(folder))
+            else:
+                found = check(options.source.resolve(), target, Path(folder))
+            for name, wrong in sorted(found.items()):
                 failed |= bool(wrong)
                 print(f"sm_{target} {name}: {'; '.join(wrong) or 'as it should be'}")
     return int(failed)

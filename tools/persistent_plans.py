@@ -50,7 +50,6 @@ DEVICES = {
 class Layer(NamedTuple):
     cell: str = "LSTM"
     type: str = "bfloat16"
-    tf32x3: bool = False
     batch: int = 16
     units: int = 768
     projected: int | None = None
@@ -76,7 +75,7 @@ def plans(program: Path, asked: list[tuple[Device, Layer]]) -> list[Plan | str]:
     """A plan for each, by the names of ``PersistentPlan``, or the sentence that says what stands in its way."""
     requests = ""
     for device, layer in asked:
-        numbers = (CELLS[layer.cell], TYPES[layer.type], layer.tf32x3, layer.batch, layer.units,
+        numbers = (CELLS[layer.cell], TYPES[layer.type], layer.batch, layer.units,
                    layer.units if layer.projected is None else layer.projected, layer.directions, layer.flags,
                    layer.h0, layer.backward)  # fmt: skip
         requests += " ".join(str(int(number)) for number in (*device, *numbers)) + "\n"

@@ -118,14 +118,25 @@ Gradients backward_in(const Layer& l, Keep keep, const Kept& kept, int64_t needs
 struct Cpu {
   // The kernels mask rows where they read or write them.
   static const Tensor& masked(const LayerCall&, const char*, const Tensor& rows) { return rows; }
-  static Forward forward(const Direction& direction, Keep keep, MaybeTensor& y) {
-    const Layer l(direction);
-    return l.compute == ScalarType::Double ? forward_in<double>(l, keep, y) : forward_in<float>(l, keep, y);
+  static void check_schedule(int64_t schedule) {
+    STD_TORCH_CHECK(schedule == EVERY_LAYER, "schedule must be 0, which runs every layer, got ", schedule);
   }
-  static Gradients backward(const Direction& direction, Keep keep, const Kept& kept, int64_t needs) {
-    const Layer l(direction);
-    return l.compute == ScalarType::Double ? backward_in<double>(l, keep, kept, needs)
-                                           : backward_in<float>(l, keep, kept, needs);
+  static std::vector<Forward> forward(const std::vector<Direction>& directions, Keep keep, MaybeTensor& y) {
+    std::vector<Forward> found;
+    for (const Direction& direction : directions) {
+      const Layer l(direction);
+      found.push_back(l.compute == ScalarType::Double ? forward_in<double>(l, keep, y) : forward_in<float>(l, keep, y));
+    }
+    return found;
+  }
+  static std::vector<Gradients> backward(const std::vector<BackwardOf>& passes, Keep keep) {
+    std::vector<Gradients> found;
+    for (const BackwardOf& p : passes) {
+      const Layer l(p.direction);
+      found.push_back(l.compute == ScalarType::Double ? backward_in<double>(l, keep, p.kept, p.needs)
+                                                      : backward_in<float>(l, keep, p.kept, p.needs));
+    }
+    return found;
   }
 };
 

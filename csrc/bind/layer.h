@@ -142,11 +142,23 @@ inline int64_t needs_of(int64_t needs, int64_t index) {
   return (needs & NEEDS_X) | ((needs >> bits * index) & (NEEDS_W_IH | NEEDS_W_HH | NEEDS_BIAS | NEEDS_W_HR));
 }
 
+// What the backward of one direction is asked for.
+struct BackwardOf {
+  const Direction& direction;
+  Kept kept;
+  int64_t needs;
+};
+
+// The schedule that runs every layer, which each device has.
+inline constexpr int64_t EVERY_LAYER = 0;
+
 // The operators of a device.
 //
-//     static Forward Device::forward(const Direction&, Keep, MaybeTensor& y)
-//         fills its columns of y, which it makes where there is none
-//     static Gradients Device::backward(const Direction&, Keep, const Kept&, int64_t needs)
+//     static void Device::check_schedule(int64_t)
+//         throws where it has none of that number
+//     static std::vector<Forward> Device::forward(const std::vector<Direction>&, Keep, MaybeTensor& y)
+//         fills the columns of each in y, which it makes
+//     static std::vector<Gradients> Device::backward(const std::vector<BackwardOf>&, Keep)
 //     static Tensor Device::masked(const LayerCall&, const char* name, const Tensor& rows)
 //         what a layer reads, for all directions, or its gradient, where the two above do not mask it
 template <class Device>
@@ -192,8 +204,8 @@ struct LayerOperators {
     call.x = Device::masked(call, "x", call.x);
     MaybeTensor y;
     TensorList last, kept;
-    for (const Direction& direction : call.each()) {
-      const Forward found = Device::forward(direction, keep, y);
+    Device::check_schedule(call.schedule);
+    for (const Forward& found : Device::forward(call.each(), keep, y)) {
       last.push_back(found.h_n);
       if (found.c_n) last.push_back(*found.c_n);
       kept.insert(kept.end(), {found.gates, found.beside, found.states});
@@ -207,6 +219,7 @@ struct LayerOperators {
     STD_TORCH_CHECK(keep != KEEP_NOTHING, "keep must be 1 or 2 in a backward, which reads what its forward kept");
     check_floating("dtype", call.dtype);
     check_floating("grad_y", grad_y);
+    Device::check_schedule(call.schedule);
     std::vector<Direction> directions = call.each();
     STD_TORCH_CHECK(grad_last.size() == call.states.size(), "grad_last must have an element for each of states, ",
                     call.states.size(), ", got ", grad_last.size());
@@ -215,27 +228,30 @@ struct LayerOperators {
     bool reads_x = keep == KEEP_STATES;
     for (const Direction& d : directions) reads_x = reads_x || (needs_of(needs, d.index) & NEEDS_W_IH);
     const Tensor x = reads_x ? Tensor(Device::masked(call, "x", call.x)) : call.x;
-    MaybeTensor dx;
-    TensorList dstates, dweights;
+    std::vector<BackwardOf> passes;
     for (Direction& d : directions) {
       d.tensors.x = x;
       const MaybeTensor* grads = &grad_last[d.index * (grad_last.size() / d.count)];
       const Tensor* of = &kept[3 * d.index];
-      const Gradients found = Device::backward(d, keep,
-                                               {.grad_y = grad_y,
-                                                .y = y,
-                                                .grad_h_n = grads[0],
-                                                .grad_c_n = d.tensors.c0 ? grads[1] : std::nullopt,
-                                                .gates = of[0],
-                                                .beside = of[1],
-                                                .states = of[2]},
-                                               needs_of(needs, d.index));
+      passes.push_back({.direction = d,
+                        .kept = {.grad_y = grad_y,
+                                 .y = y,
+                                 .grad_h_n = grads[0],
+                                 .grad_c_n = d.tensors.c0 ? grads[1] : std::nullopt,
+                                 .gates = of[0],
+                                 .beside = of[1],
+                                 .states = of[2]},
+                        .needs = needs_of(needs, d.index)});
+    }
+    MaybeTensor dx;
+    TensorList dstates, dweights;
+    for (const Gradients& found : Device::backward(passes, keep)) {
       dx = dx ? torch::stable::subtract(*dx, found.x, -1.0) : found.x;  // their sum: the stable ABI has no other
       dstates.push_back(found.h0);
       if (found.c0) dstates.push_back(*found.c0);
       dweights.insert(dweights.end(), {found.w_ih, found.w_hh});
-      if (d.tensors.b_ih) dweights.insert(dweights.end(), {found.b_ih, found.b_hh});
-      if (d.tensors.w_hr) dweights.push_back(found.w_hr);
+      if (directions[0].tensors.b_ih) dweights.insert(dweights.end(), {found.b_ih, found.b_hh});
+      if (directions[0].tensors.w_hr) dweights.push_back(found.w_hr);
     }
     if (needs & NEEDS_X) dx = Device::masked(call, "dx", *dx);
     return {*dx, dstates, dweights};

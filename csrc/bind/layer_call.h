@@ -27,7 +27,7 @@ struct Settings {
   ScalarType dtype;  // of the results
   int64_t flags, layer;
   bool reverse;
-  int64_t step_offset;
+  int64_t step_offset, schedule;
 };
 
 // One direction of a call. `index` of `count` says which columns of y are its own: P of them, from index * P on.
@@ -73,7 +73,6 @@ struct LayerCall {
                     cell);
     STD_TORCH_CHECK(directions > 0 && directions <= (FORWARD | REVERSE), "directions must be 1, 2 or 3, got ",
                     directions);
-    STD_TORCH_CHECK(schedule == 0, "schedule must be 0, which runs every layer, got ", schedule);
     const CellInfo& info = CELLS[cell];
     const size_t count = directions == (FORWARD | REVERSE) ? 2 : 1, of_states = info.has_c ? 2 : 1;
     STD_TORCH_CHECK(states.size() == count * of_states, "states must hold ", info.has_c ? "h0 and c0" : "h0",
@@ -106,7 +105,8 @@ struct LayerCall {
                                     .flags = flags,
                                     .layer = layer,
                                     .reverse = directions == REVERSE || i == 1,
-                                    .step_offset = step_offset},
+                                    .step_offset = step_offset,
+                                    .schedule = schedule},
                        .index = static_cast<int64_t>(i),
                        .count = static_cast<int64_t>(count)});
     }

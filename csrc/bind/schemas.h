@@ -23,10 +23,12 @@ inline constexpr const char* SCHEMAS[] = {
     "-> (Tensor dx, Tensor[] dstates, Tensor[] dweights)",
 };
 
-// Those that a GPU alone implements: fused_rnn_dropout/cudnn.py.
+// Those that a GPU alone implements: fused_rnn_dropout/cudnn.py, persistent.py.
 inline constexpr const char* GPU_SCHEMAS[] = {
     "masked_weights(Tensor[] weights, int[] streams, int[] offsets, int size, Tensor? rng, Tensor? thresholds, "
     "ScalarType dtype, int flags) -> Tensor",
+    "persistent_plan(Tensor x, int cell, int batch, int units, int projected, ScalarType dtype, int directions, "
+    "int flags, bool backward) -> Tensor",
     "masked_weights_backward(Tensor grad, Tensor[] weights, int[] streams, int[] offsets, Tensor? rng, "
     "Tensor? thresholds, int flags) -> Tensor[]",
 };

@@ -73,6 +73,11 @@ FRD_INLINE uint32_t written_bits(const uint8_t* masks, const Units<N, TOGETHER>&
   }
 }
 
+// That of one unit of a row of masks.
+FRD_INLINE bool written_bit(const uint8_t* masks, int64_t row, int64_t unit, int64_t width) {
+  return masks && (masks[row * bytes_of_bits(width) + unit / FIELDS] >> unit % FIELDS & 1);
+}
+
 // What a layer writes as the site on it leaves it, or its gradient.
 template <class S>
 FRD_INLINE S written_of(const uint8_t* masks, const Factors<S>& factors, bool drop, S value) {

@@ -147,14 +147,14 @@ class Ring {
 
   __device__ __forceinline__ void begin_read(int64_t) const {}
 
-  // M times N words of the row's step `own`, the N of each m at `at + m * stride`, which N words' size divides. Returns
-  // when all are of that step. `seen` gathers what write() makes its words depend on.
+  // `count` of M times N words of the row's step `own`, the N of each m at `at + m * stride`, which N words' size
+  // divides. Returns when all are of that step. `seen` gathers what write() makes its words depend on.
   template <class Word, int M, int N>
   __device__ __forceinline__ void read(const typename Word::Bits* at, int64_t stride, int64_t own,
-                                       typename Word::Bits (&words)[M][N], uint32_t& seen) const {
+                                       typename Word::Bits (&words)[M][N], uint32_t& seen, int count = M) const {
     const typename Word::Bits stamp = Word::template stamp<S>(own);
     // All loads are on their way before one is looked at; then those that came too early are repeated.
-    for (uint32_t missing = (1u << M) - 1; missing;) {
+    for (uint32_t missing = (1u << count) - 1; missing;) {
       FRD_UNROLL
       for (int m = 0; m < M; ++m)
         if (missing >> m & 1) load_relaxed(at + m * stride, words[m]);
@@ -170,7 +170,7 @@ class Ring {
     for (int m = 0; m < M; ++m) {
       FRD_UNROLL
       for (int n = 0; n < N; ++n) {
-        if (!COUNTED) seen |= static_cast<uint32_t>(words[m][n]);
+        if (!COUNTED && m < count) seen |= static_cast<uint32_t>(words[m][n]);
         words[m][n] &= ~Word::MASK;
       }
     }
@@ -228,9 +228,10 @@ class Flags {
 
   template <class Word, int M, int N>
   __device__ __forceinline__ void read(const typename Word::Bits* at, int64_t stride, int64_t,
-                                       typename Word::Bits (&words)[M][N], uint32_t&) const {
+                                       typename Word::Bits (&words)[M][N], uint32_t&, int count = M) const {
     FRD_UNROLL
-    for (int m = 0; m < M; ++m) load_weak(at + m * stride, words[m]);
+    for (int m = 0; m < M; ++m)
+      if (m < count) load_weak(at + m * stride, words[m]);
   }
 
   __device__ __forceinline__ void end_read(int64_t) const {}

@@ -2,6 +2,8 @@
 // schedules.
 #pragma once
 
+#include <vector>
+
 #include "core/cells.h"
 #include "cuda/schedule.h"
 
@@ -63,5 +65,11 @@ template <class D>
 void alternating(const LayerForward<D>& p, const Surroundings& around);
 template <class D>
 void alternating(const LayerBackward<D>& p, const Surroundings& around);
+// All directions of a layer at once, one for each. Throws std::runtime_error where there is no plan for them on the
+// device, or their blocks do not fit on it now.
+template <class D>
+void persistent(const std::vector<LayerForward<D>>& layers, const Surroundings& around);
+template <class D>
+void persistent(const std::vector<LayerBackward<D>>& layers, const Surroundings& around);
 
 }  // namespace frd::cuda

@@ -173,6 +173,23 @@ FRD_INLINE Pack<uint8_t, N> bits_of(const StateMasks<S>& masks, int64_t b, int64
 using Drawn = std::conditional_t<NUM_STATE_SITES * FIELDS <= 32, uint32_t, uint64_t>;
 static_assert(NUM_STATE_SITES * FIELDS <= 8 * sizeof(Drawn), "a Drawn has a byte for each state site");
 
+// The same of the eight units of a call at step t, by a thread alone.
+template <class S>
+FRD_INLINE Drawn drawn_of_call(const StateMasks<S>& masks, int64_t b, int64_t call, int64_t t) {
+  if (!masks.count) return 0;
+  const Key key = masks.call->state;
+  const uint64_t product = philox_product(masks.step_offset + static_cast<uint32_t>(t));
+  const Words begun = philox_begin(static_cast<uint32_t>(call), example_of(masks.example_ids, b), product, key);
+  const auto words_of = [&](uint32_t stream) { return philox_of_stream(begun, stream, key); };
+  Drawn found = 0;
+  FRD_ROLLED
+  for (int i = 0; i < masks.count; ++i) {
+    const StepDraw draw = load_whole(&masks.call->draws[masks.first + i]);
+    found |= Drawn{dropped_of_words(words_of, draw.stream, draw.upper, draw.lower)} << FIELDS * draw.site;
+  }
+  return found;
+}
+
 // That of the i-th of them, with what its byte of bits_of() says of the whole sequence.
 FRD_INLINE bool drops_at(Drawn drawn, int i, uint8_t bits, int site) {
   return (drawn >> (FIELDS * site + i) | static_cast<Drawn>(bits) >> site) & 1;

@@ -30,6 +30,16 @@ void add_shim(py::module_& m) {
       "set_multiprocessors", [](int count) { Runtime::get().device.multiprocessors = count; }, "count"_a,
       "How many blocks a cooperative launch may have (16 to begin with).");
   m.def(
+      "set_capability",
+      [](int major, int minor) {
+        Runtime::get().device.capability_major = major;
+        Runtime::get().device.capability_minor = minor;
+      },
+      "major"_a, "minor"_a, "The compute capability that the shim says it has (8.0 to begin with).");
+  m.def(
+      "set_blocks_per_multiprocessor", [](int count) { Runtime::get().device.blocks_per_multiprocessor = count; },
+      "count"_a, "How many blocks of a cooperative launch a multiprocessor takes (1 to begin with).");
+  m.def(
       "take_launches", [] { return std::exchange(Runtime::get().launches, {}); },
       "How often each kernel, by its name in the source, was launched since the last call.");
 }

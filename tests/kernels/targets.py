@@ -75,6 +75,11 @@ class Target:
 
     def cannot(self, cell: str = "LSTM", dtype: torch.dtype = torch.float64) -> str | None:
         """Why it runs no layer of this cell and dtype; None where it does."""
+        if self.schedule == "persistent":
+            if cell == "LSTM_proj":
+                return "a projection: h has not the width of c"
+            if dtype == torch.float64:
+                return "float64: tensor cores have no products of it here"
         if self.schedule == "sequence":
             if cell == "LSTM_proj":
                 return "a projection needs a product of its own within each step"
@@ -146,7 +151,11 @@ class Target:
             if self.on_host:
                 stack.enter_context(host_run.run_on_host())
                 stack.callback(host_run.host_module().set_seed, 0)
-            if self.schedule and self.backend == "cuda":
+            if self.backend == "cuda":
+                patch.delenv("FRD_CUDA_SCHEDULE", raising=False)
+            if self.schedule == "persistent":
+                patch.setenv("FRD_CUDA_SCHEDULE", self.schedule)
+            elif self.schedule and self.backend == "cuda":
                 patch.setattr(cudnn_library, "obstacle", lambda *_: "the test keeps it away")
             if self.backend == "triton":
                 patch.setenv("FRD_TRITON_SCHEDULE", self.schedule)
@@ -165,6 +174,11 @@ CUDA_HOST = (Target("cuda-host", "cuda", schedule="alternating", on_host=True),)
 CUDA_DEVICE = (Target("cuda", "cuda", "cuda", schedule="alternating"),)
 CUDA = CUDA_HOST + CUDA_DEVICE
 """The GPU's kernels under their alternating schedule, on the host and, with the marker ``gpu``, on a GPU."""
+PERSISTENT = (
+    Target("cuda-host-persistent", "cuda", schedule="persistent", on_host=True),
+    Target("cuda-persistent", "cuda", "cuda", schedule="persistent"),
+)
+"""The same under their persistent schedule."""
 CUDA_DEVICE_FREE = (Target("cuda-free", "cuda", "cuda"),)
 CUDA_FREE = (Target("cuda-host-free", "cuda", on_host=True), *CUDA_DEVICE_FREE)
 """The same, with the schedule that the library chooses: cuDNN, or what stands in for it, where it can."""

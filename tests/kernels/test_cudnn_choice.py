@@ -239,7 +239,7 @@ def test_a_projection_to_all_units(device: torch.device, units: int, bias: bool)
         return with_gradients(dict(zip(("out", "h_n", "c_n"), found, strict=True)), leaves, x.dtype)
 
     layers = frd.functional.split_weights(weights, 1, bias, False)
-    found = schedules.choose("cuda", schedules.Layers(plan, True, False, x, T, False, x.dtype, layers))
+    found = schedules.choose("cuda", schedules.Layers(plan, True, False, x, T, False, x.dtype, layers, B))
     assert found.schedule.name == schedules.ALTERNATING and "as many units as the memory has" in found.why
     assert_same(run("cuda"), run("reference"), TOLERANCE[torch.float64])
 

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import cells, cudnn_library, schedules
 from fused_rnn_dropout.functional import split_weights
-from fused_rnn_dropout.schedules import ALTERNATING, CUDNN, SCHEDULES, SEQUENCE, Layers
+from fused_rnn_dropout.schedules import ALTERNATING, CUDNN, PERSISTENT, SCHEDULES, SEQUENCE, Layers
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:zoneout_c with cell_dropout"),
@@ -34,7 +34,8 @@ LENGTHS = [2, 3, 1, 3]
 
 @pytest.fixture(autouse=True)
 def by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("FRD_TRITON_SCHEDULE", raising=False)
+    for variable in schedules.VARIABLES.values():
+        monkeypatch.delenv(variable, raising=False)
     torch.set_num_threads(1)
 
 
@@ -188,7 +189,8 @@ def on_a_device(packed: bool, **kwargs: Any) -> Layers:
     rnn = frd.LSTM(3, 4, device="meta", **kwargs)
     with FakeTensorMode():
         x = torch.empty((T * B, 3) if packed else (T, B, 3), device="cuda")
-    return Layers(rnn._plan, True, False, x, T, packed, x.dtype, split_weights(rnn._flat_weights, 1, True, False))
+    weights = split_weights(rnn._flat_weights, 1, True, False)
+    return Layers(rnn._plan, True, False, x, T, packed, x.dtype, weights, B)
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -283,7 +285,10 @@ def test_explain_prints_the_walk(on_host: None, monkeypatch: pytest.MonkeyPatch)
         return line.removeprefix("  walk       ")
 
     hidden: dict[str, Any] = {"hidden_dropout": 0.5, "backend": "cuda"}
-    why = "cuDNN with masked weights: not taken, hidden_dropout acts inside a step; alternating: taken"
+    why = (
+        "cuDNN with masked weights: not taken, hidden_dropout acts inside a step; persistent: not taken, its times were "
+        "not measured on a device yet, so it runs only where FRD_CUDA_SCHEDULE asks for it; alternating: taken"
+    )
     assert walk(**hidden) == why
     assert walk(backend="cuda") == "cuDNN with masked weights: taken"
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -291,3 +296,48 @@ def test_explain_prints_the_walk(on_host: None, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setenv("FRD_TRITON_SCHEDULE", ALTERNATING)
     assert walk(backend="triton") == "sequence: not taken, FRD_TRITON_SCHEDULE asks for alternating; alternating: taken"
     assert walk(**hidden) == why
+
+
+@pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["padded", "packed"])
+@pytest.mark.parametrize("asked", ["persistent", "alternating"])
+@pytest.mark.parametrize("cell", UNPROJECTED)
+def test_cuda_runs_what_is_asked_for(
+    on_host: None, cell: str, asked: str, lengths: list[int] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Forward, and the backward that belongs to it, whatever is asked for meanwhile."""
+    monkeypatch.setenv("FRD_CUDA_SCHEDULE", asked)
+    rnn = module(cell, {}, (3, 4, 2), backend="cuda", dtype=torch.float32)
+    shim = host_run.host_module()
+
+    def ran() -> str:
+        launches = shim.take_launches()
+        steps = any("step_kernel" in name for name in launches)
+        assert ("persistent_kernel" in launches) != steps
+        return ALTERNATING if steps else PERSISTENT
+
+    shim.take_launches()
+    x, backward = forward_and_backward(rnn, lengths)
+    assert named(rnn, x) == ran() == asked
+    monkeypatch.setenv("FRD_CUDA_SCHEDULE", "alternating" if asked == "persistent" else "persistent")
+    backward()
+    assert ran() == asked
+
+
+def test_cuda_is_asked_for_a_schedule_by_name(on_host: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    rnn = frd.GRU(3, 4, hidden_dropout=0.5, backend="cuda")
+    x = torch.zeros(T, B, 3)
+    monkeypatch.setenv("FRD_CUDA_SCHEDULE", "quick")
+    with pytest.raises(ValueError, match="FRD_CUDA_SCHEDULE should be one of alternating, cudnn, persistent, got 'quick'"):
+        rnn(x)
+    monkeypatch.setenv("FRD_CUDA_SCHEDULE", "cudnn")
+    with pytest.raises(ValueError, match="asks for the cuDNN with masked weights schedule: hidden_dropout acts inside a"):
+        rnn(x)
+    assert named(frd.GRU(3, 4, backend="cuda"), x) == CUDNN
+    monkeypatch.setenv("FRD_CUDA_SCHEDULE", "persistent")
+    told = frd.explain(rnn, x).schedule
+    assert "forward: 1 blocks of 4 units x 4 rows" in told and "backward: 1 blocks" in told and "3xTF32" in told
+    with torch.no_grad():
+        assert "backward" not in frd.explain(rnn, x).schedule
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    with pytest.raises(ValueError, match="asks for the persistent schedule: a tracer runs, which asks no device"):
+        rnn(x)

@@ -312,7 +312,7 @@ def test_choice_of_a_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
             x = torch.empty(2, 3, 3, dtype=dtype, device=device_type)
         weights = frd.functional.split_weights(rnn._flat_weights, 1, True, False)
         return schedules.choose(
-            "triton", schedules.Layers(rnn._plan, True, False, x, 2, False, dtype, weights)
+            "triton", schedules.Layers(rnn._plan, True, False, x, 2, False, dtype, weights, 2)
         ).schedule.name
 
     assert chosen("lstm", 256, False, torch.bfloat16, "cuda") == "sequence"
