@@ -66,7 +66,7 @@ def test_plans_hold_together(planner: Planner, device: str) -> None:
         assert plan["u_in_registers"] <= 4 * plan["registers"] * 256
         assert plan["chunks"] * 16 >= plan["unit_groups"] * plan["clusters"] * plan["items"]
         sums = 8 * plan["row_tiles"] * 16 * plan["batch_tiles"] * 8 * 4
-        assert plan["u_in_shared"] + 2 * sums < plan["shared"] <= limits.shared
+        assert plan["u_in_shared"] + (2 if plan["kernel"] == 0 else 1) * sums < plan["shared"] <= limits.shared
         assert plan["bytes_read"] == plan["words_read"] * (8 if plan["tagged"] else 4)
         assert plan["bytes_read"] >= plan["rows"] * columns * BYTES[layer.type]
         assert plan["workspace"] >= 8 * layer.directions * plan["bytes_read"] * plan["batch_groups"]
@@ -78,7 +78,7 @@ def test_most_fit_where_there_is_room(planner: Planner) -> None:
     for device, limits in DEVICES.items():
         fits[device] = sum(not isinstance(plan, str) for plan in planner.all([(limits, one) for one in LAYERS]))
     assert fits["B200"] >= fits["H100"] == fits["H200"] >= fits["A100"] >= fits["A10"] >= fits["GB10"] > 0
-    assert fits["H100"] > 0.75 * len(LAYERS) and fits["RTX 4090"] >= fits["A10"]
+    assert fits["H100"] > 0.7 * len(LAYERS) and fits["RTX 4090"] >= fits["A10"]
 
 
 def test_known_plans(planner: Planner) -> None:
@@ -122,9 +122,10 @@ def test_words_follow_from_what_is_configured(planner: Planner, words: str, laye
         ("float64: tensor cores have no products of it here", {"type": "float64"}),
         ("a projection: h has not the width of c", {"projected": 96}),
         ("a layer without units or rows", {"batch": 0}),
-        # 24 units are 6 tiles of rows by 192 of columns: 576 KiB, of which 124 fit into registers. 96 are sums.
-        ("a block's part of W_hh leaves 552 KiB to shared memory, and a block has 227", {"units": 3072}),
-        ("registers of a thread, and there are 255", {"batch": 4096, "units": 64}),
+        # 24 units are 6 tiles of rows by 192 of columns, 24 of each warp: 576 KiB, and 48 of sums.
+        ("a block's part of W_hh leaves 625 KiB to shared memory, and a block has 227", {"units": 3072}),
+        ("a block would have 1 x 64 tiles, and the kernels are compiled for 6 x 2 at most",
+         {"batch": 4096, "units": 64}),
     ],
 )
 def test_what_does_not_fit_is_said(planner: Planner, why: str, layer: dict[str, object]) -> None:
