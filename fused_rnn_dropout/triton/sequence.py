@@ -13,6 +13,7 @@ threads do, through global memory:
 
 ``tl.debug_barrier`` is the barrier of all threads of a program; global memory that its threads have written before it
 they all see after it. Loads are plain ones of the same memory space, never the asynchronous proxy (no descriptors).
+No run shows a barrier that is missing, but in the compiled kernels ``tools/check_barriers.py`` does.
 """
 
 from __future__ import annotations
