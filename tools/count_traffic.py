@@ -37,6 +37,7 @@ class Count(NamedTuple):
     sectors: int
     asked: int  # bytes, as often as a thread asks for them
     used: int  # bytes, each once
+    all: int  # bytes of the array
 
     @property
     def ratio(self) -> float:
