@@ -375,10 +375,13 @@ def outer_site(flags: int, writes: bool) -> Site | None:
     return None
 
 
-def inner_flags(flags: int) -> int:
-    """What is left of ``flags`` for the inside of a layer; 0 where nothing is on there."""
+def inner_flags(flags: int, *, writes: bool = False) -> int:
+    """What is left of ``flags`` for the inside of a layer; 0 where nothing is on there.
+
+    ``writes``: with the site on what the layer writes.
+    """
     for site in OUTER_SITES:
-        for name in site.flags:
+        for name in () if site.writes and writes else site.flags:
             flags &= ~FLAG[name]
     return 0 if flags == FLAG["MASKS_ON"] else flags
 

@@ -65,15 +65,24 @@ ALL_SITES = sum(
         "ZONEOUT_C",
         "ZONEOUT_H",
         "ZONEOUT_H_SEQUENCE",
+        "OUTPUT",
         "MASKS_ON",
     )
 )
-"""The most that one kernel draws: masks per step, masks per sequence, and those of hidden dropout."""
+"""The most that one kernel draws: masks per step, masks per sequence, those of hidden dropout and of the output."""
 SITES_OF_AN_RNN = ALL_SITES - FLAG["CELL"] - FLAG["CELL_SEQUENCE"] - FLAG["ZONEOUT_C"]
 
-STEP = {"H": 1150, "P": 400, "WIDTH": 1150, "FLAGS": ALL_SITES, "BLOCK": launch.BLOCKS.step}
+STEP = {"H": 1150, "P": 400, "WIDTH": 1150, "COLUMN": 1150, "FLAGS": ALL_SITES, "BLOCK": launch.BLOCKS.step}
 SMALL = launch.TILES
-SEQUENCE = {"H": 200, "FLAGS": ALL_SITES, "ROWS": SMALL.rows, "UNITS": SMALL.units, "K": SMALL.k, "REVERSE": False}
+SEQUENCE = {
+    "H": 200,
+    "COLUMN": 200,
+    "FLAGS": ALL_SITES,
+    "ROWS": SMALL.rows,
+    "UNITS": SMALL.units,
+    "K": SMALL.k,
+    "REVERSE": False,
+}
 OPTIONS = {"num_warps": SMALL.warps, "num_stages": SMALL.stages}
 
 # Parameters by what they hold; every other pointer holds values in the dtype of the results.

@@ -43,7 +43,8 @@ class Layer : public LayerArguments {
   Layer(const Direction& d, const Settings& s)
       : LayerArguments(d),
         device(on_one_device(given)),
-        random(given.x, s.example_ids, s.rng, s.thresholds, s.flags, s.layer, s.reverse, s.step_offset, batch.sequence),
+        random(given.x, s.example_ids, s.rng, s.thresholds, s.flags, s.layer, s.reverse, s.step_offset, batch.sequence,
+               first()),
         dense{bind::dense(given.x, dtype),      bind::dense(given.h0, compute),
               bind::dense(given.c0, compute),   in_own_type(given.w_ih),
               in_own_type(given.w_hh),          bind::dense(given.b_ih, compute),
@@ -61,8 +62,7 @@ Forward forward_in(const Layer& l, Keep keep, MaybeTensor& y) {
   using S = cuda::State<D>;
   const Device& device = l.device;
   const bool has_c = l.info().has_c, all = keep == KEEP_ALL, beside = l.info().keeps_beside(keep);
-  // Where the output is masked afterwards, what is masked there is h itself, unless it is another number anyway.
-  const bool apart = keep && l.h_apart(l.dtype), states = apart && l.info().output_differs(inner_flags(l.flags));
+  const bool states = keep && l.h_apart(l.dtype);
   const Tensor out = device.empty(l.batch.shape(l.shapes.projected), l.dtype);
   Forward found{.h_n = device.empty(l.of_h(), l.dtype),
                 .c_n = has_c ? MaybeTensor(device.empty(l.of_c(), l.dtype)) : std::nullopt,
@@ -78,7 +78,6 @@ Forward forward_in(const Layer& l, Keep keep, MaybeTensor& y) {
   p.h_n = data<D>(found.h_n);
   p.c_n = found.c_n ? data<D>(*found.c_n) : nullptr;
   cuda::alternating(p, device.around());
-  if (apart && !states) found.states = torch::stable::reshape(out, {l.rows(), l.shapes.projected});
   if (l.count == 1) {
     y = out;
   } else {
@@ -136,12 +135,12 @@ Gradients backward_in(const Layer& l, Keep keep, const Kept& kept, int64_t needs
 
 // In the type of the results.
 struct Gpu {
-  // The rows that a layer reads or writes, or their gradient, with the mask of their site: a kernel of its own, since
-  // products are torch's.
-  static Tensor masked(const LayerCall& call, bool writes, const char* name, const Tensor& rows) {
+  // The rows that a layer reads, or their gradient, with the mask of their site: a kernel of its own, since products
+  // are torch's.
+  static Tensor masked(const LayerCall& call, const char* name, const Tensor& rows) {
     check_flags(call.flags);
     const uint32_t flags = static_cast<uint32_t>(call.flags);
-    const OuterSite* const site = outer_site(flags, writes);
+    const OuterSite* const site = outer_site(flags, false);
     if (!site) return rows;
     check_layer(call.layer, flags);
     const Batch batch(call.x, call.batch_sizes, -1, false);
@@ -160,7 +159,7 @@ struct Gpu {
     cuda::DropRows p{};
     p.per_step = per_step(*site, flags);
     p.batch_shared = flags & site->shared_flag;
-    p.stream = stream_of(site->kind, static_cast<uint32_t>(call.layer) + writes, 0);
+    p.stream = stream_of(site->kind, static_cast<uint32_t>(call.layer), 0);
     p.step_offset = check_steps(call.step_offset, batch.sequence.steps);
     p.rng = read<int64_t>(pairs) + 2 * site->group;
     p.threshold = read<int64_t>(rates) + site->threshold;

@@ -142,9 +142,9 @@ inline Tensor device_integers(const char* name, const Tensor& t, int64_t n, cons
 struct Random {
   cuda::Random random{};
 
-  // `rng`: a pair for each group of sites.
+  // `rng`: a pair for each group of sites. `column`: of the output, where a direction's part of it begins.
   Random(const Tensor& x, const MaybeTensor& ids, const MaybeTensor& rng, const MaybeTensor& thresholds, int64_t flags,
-         int64_t layer, bool reverse, int64_t step_offset, const Sequence& sequence) {
+         int64_t layer, bool reverse, int64_t step_offset, const Sequence& sequence, int64_t column) {
     check_flags(flags);
     random.flags = static_cast<uint32_t>(flags);
     check_layer(layer, random.flags);
@@ -155,7 +155,15 @@ struct Random {
     STD_TORCH_CHECK(!flags || thresholds.has_value(), "thresholds are needed where a site is configured");
     if (flags) random.thresholds = keep(device_integers("thresholds", *thresholds, NUM_SITES, x));
     STD_TORCH_CHECK(rng || !random.sampled(DRAWING_FLAGS), "rng is needed where sites draw masks");
-    random.flags = inner_flags(random.flags);  // the others are no business of a step
+    const OuterSite* const written = outer_site(random.flags, true);
+    if (written)
+      random.written = {.on = true,
+                        .per_step = per_step(*written, random.flags),
+                        .shared = (random.flags & written->shared_flag) != 0,
+                        .stream = stream_of(written->kind, random.layer + 1, 0),
+                        .threshold = written->threshold,
+                        .column = static_cast<uint32_t>(column)};
+    random.flags = inner_flags(random.flags);  // what is read is no business of a step
     if (!rng) return;
     check_groups(*rng);
     check_device(*rng, x);
@@ -165,12 +173,13 @@ struct Random {
     random.rng_state = first + GROUP_STATE * pairs.stride(0);
     random.rng_hidden = first + GROUP_HIDDEN * pairs.stride(0);
     random.rng_weight = first + GROUP_WEIGHT * pairs.stride(0);
+    if (written) random.rng_written = first + written->group * pairs.stride(0);
   }
 
   // Of weights alone, whose sites draw from one pair.
   Random(const Tensor& x, const MaybeTensor& pair, const MaybeTensor& thresholds, int64_t flags)
       : Random(x, std::nullopt, pair ? MaybeTensor(of_each(device_integers("rng", *pair, 2, x))) : std::nullopt,
-               thresholds, flags, 0, false, 0, Sequence{}) {}
+               thresholds, flags, 0, false, 0, Sequence{}, 0) {}
 
  private:
   // The same pair for every group.

@@ -117,7 +117,7 @@ Gradients backward_in(const Layer& l, Keep keep, const Kept& kept, int64_t needs
 // In the type that a layer computes in.
 struct Cpu {
   // The kernels mask rows where they read or write them.
-  static const Tensor& masked(const LayerCall&, bool, const char*, const Tensor& rows) { return rows; }
+  static const Tensor& masked(const LayerCall&, const char*, const Tensor& rows) { return rows; }
   static Forward forward(const Direction& direction, Keep keep, MaybeTensor& y) {
     const Layer l(direction);
     return l.compute == ScalarType::Double ? forward_in<double>(l, keep, y) : forward_in<float>(l, keep, y);

@@ -147,8 +147,8 @@ inline int64_t needs_of(int64_t needs, int64_t index) {
 //     static Forward Device::forward(const Direction&, Keep, MaybeTensor& y)
 //         fills its columns of y, which it makes where there is none
 //     static Gradients Device::backward(const Direction&, Keep, const Kept&, int64_t needs)
-//     static Tensor Device::masked(const LayerCall&, bool writes, const char* name, const Tensor& rows)
-//         what a layer reads or writes, of all directions, or its gradient, as the two above do not mask it
+//     static Tensor Device::masked(const LayerCall&, const char* name, const Tensor& rows)
+//         what a layer reads, for all directions, or its gradient, where the two above do not mask it
 template <class Device>
 struct LayerOperators {
   using Results = std::tuple<Tensor, TensorList, TensorList>;
@@ -189,7 +189,7 @@ struct LayerOperators {
   static Results run(LayerCall call) {
     const Keep keep = check_keep(call.keep);
     check_floating("dtype", call.dtype);
-    call.x = Device::masked(call, false, "x", call.x);
+    call.x = Device::masked(call, "x", call.x);
     MaybeTensor y;
     TensorList last, kept;
     for (const Direction& direction : call.each()) {
@@ -198,7 +198,7 @@ struct LayerOperators {
       if (found.c_n) last.push_back(*found.c_n);
       kept.insert(kept.end(), {found.gates, found.beside, found.states});
     }
-    return {in_type(Device::masked(call, true, "y", *y), call.dtype), last, kept};
+    return {in_type(*y, call.dtype), last, kept};
   }
 
   static Results run_backward(LayerCall call, MaybeTensor grad_y, const MaybeTensorList& grad_last,
@@ -212,10 +212,9 @@ struct LayerOperators {
                     call.states.size(), ", got ", grad_last.size());
     STD_TORCH_CHECK(kept.size() == 3 * directions.size(), "kept must hold gates, beside and states of each direction, ",
                     3 * directions.size(), " tensors, got ", kept.size());
-    if (grad_y) grad_y = Device::masked(call, true, "grad_y", *grad_y);
     bool reads_x = keep == KEEP_STATES;
     for (const Direction& d : directions) reads_x = reads_x || (needs_of(needs, d.index) & NEEDS_W_IH);
-    const Tensor x = reads_x ? Tensor(Device::masked(call, false, "x", call.x)) : call.x;
+    const Tensor x = reads_x ? Tensor(Device::masked(call, "x", call.x)) : call.x;
     MaybeTensor dx;
     TensorList dstates, dweights;
     for (Direction& d : directions) {
@@ -238,7 +237,7 @@ struct LayerOperators {
       if (d.tensors.b_ih) dweights.insert(dweights.end(), {found.b_ih, found.b_hh});
       if (d.tensors.w_hr) dweights.push_back(found.w_hr);
     }
-    if (needs & NEEDS_X) dx = Device::masked(call, false, "dx", *dx);
+    if (needs & NEEDS_X) dx = Device::masked(call, "dx", *dx);
     return {*dx, dstates, dweights};
   }
 };

@@ -61,12 +61,11 @@ FRD_INLINE uint32_t field_of(const Words& words, int f) {
 
 // Which of its eight elements a call drops, bit f for field f; for zoneout, which keep their old value. The threshold
 // is P = round(p * 2^32), and p = 1 is 2^32: everything. Element f is dropped iff (field << 16 | g) < P, where g is the
-// same field of the second call, which is needed only where the field equals the upper half of P.
-FRD_INLINE uint32_t dropped_of_call(uint32_t call, uint32_t row, uint32_t step, uint32_t stream, Key key,
-                                    uint64_t threshold) {
-  if (threshold >> 32) return 0xFF;
-  const uint32_t upper = static_cast<uint32_t>(threshold >> 16), lower = static_cast<uint32_t>(threshold) & 0xFFFF;
-  const Words words = philox(call, row, step, stream, key);
+// same field of the second call, which is needed only where the field equals the upper half of P. `words_of` makes the
+// words of a call from its stream.
+template <class WordsOf>
+FRD_INLINE uint32_t dropped_of_words(const WordsOf& words_of, uint32_t stream, uint32_t upper, uint32_t lower) {
+  const Words words = words_of(stream);
   uint32_t found = 0, ties = 0;
   FRD_UNROLL
   for (int f = 0; f < FIELDS; ++f) {
@@ -74,11 +73,21 @@ FRD_INLINE uint32_t dropped_of_call(uint32_t call, uint32_t row, uint32_t step, 
     ties |= uint32_t{field_of(words, f) == upper} << f;
   }
   if (lower && ties) {  // one call in about 8,000
-    const Words second = philox(call, row, step, stream | STREAM_LOW, key);
+    const Words second = words_of(stream | STREAM_LOW);
     FRD_UNROLL
     for (int f = 0; f < FIELDS; ++f) found |= (ties >> f & uint32_t{field_of(second, f) < lower}) << f;
   }
   return found;
+}
+
+FRD_INLINE uint32_t upper_of(uint64_t threshold) { return static_cast<uint32_t>(threshold >> 16); }
+FRD_INLINE uint32_t lower_of(uint64_t threshold) { return static_cast<uint32_t>(threshold) & 0xFFFF; }
+
+FRD_INLINE uint32_t dropped_of_call(uint32_t call, uint32_t row, uint32_t step, uint32_t stream, Key key,
+                                    uint64_t threshold) {
+  if (threshold >> 32) return 0xFF;
+  const auto words_of = [&](uint32_t of) { return philox(call, row, step, of, key); };
+  return dropped_of_words(words_of, stream, upper_of(threshold), lower_of(threshold));
 }
 
 // Whether element i of a row is dropped.

@@ -16,12 +16,14 @@
 #define FRD_MEMBER __attribute__((always_inline)) inline
 #endif
 
-// Five rounds side by side, twice. With all ten, a GPU's kernel computes the keys of every round beforehand and keeps
+// So many rounds side by side. With all of them, a GPU's kernel computes the keys of every round beforehand and keeps
 // them in registers, of which it then has too few for the rest.
 #if defined(__CUDACC__)
 #define FRD_HALF_OF_ROUNDS _Pragma("unroll 5")
+#define FRD_THIRD_OF_ROUNDS _Pragma("unroll 3")
 #else
 #define FRD_HALF_OF_ROUNDS
+#define FRD_THIRD_OF_ROUNDS
 #endif
 
 namespace frd {
@@ -38,19 +40,38 @@ struct Words {
   uint32_t w[4];
 };
 
+// One round of both words, and the key of the next.
+FRD_INLINE void philox_round(Words& x, Key& key) {
+  const uint64_t p0 = static_cast<uint64_t>(PHILOX_M0) * x.w[0], p1 = static_cast<uint64_t>(PHILOX_M1) * x.w[2];
+  x.w[0] = static_cast<uint32_t>(p1 >> 32) ^ x.w[1] ^ key.k0;
+  x.w[1] = static_cast<uint32_t>(p1);
+  x.w[2] = static_cast<uint32_t>(p0 >> 32) ^ x.w[3] ^ key.k1;
+  x.w[3] = static_cast<uint32_t>(p0);
+  key.k0 += PHILOX_W0;
+  key.k1 += PHILOX_W1;
+}
+
 FRD_INLINE Words philox(uint32_t a, uint32_t b, uint32_t c, uint32_t stream, Key key) {
-  uint32_t x0 = a, x1 = b, x2 = c, x3 = stream;
+  Words x{{a, b, c, stream}};
   FRD_HALF_OF_ROUNDS
-  for (int round = 0; round < PHILOX_ROUNDS; ++round) {
-    const uint64_t p0 = static_cast<uint64_t>(PHILOX_M0) * x0, p1 = static_cast<uint64_t>(PHILOX_M1) * x2;
-    x0 = static_cast<uint32_t>(p1 >> 32) ^ x1 ^ key.k0;
-    x1 = static_cast<uint32_t>(p1);
-    x2 = static_cast<uint32_t>(p0 >> 32) ^ x3 ^ key.k1;
-    x3 = static_cast<uint32_t>(p0);
-    key.k0 += PHILOX_W0;
-    key.k1 += PHILOX_W1;
-  }
-  return {{x0, x1, x2, x3}};
+  for (int round = 0; round < PHILOX_ROUNDS; ++round) philox_round(x, key);
+  return x;
+}
+
+// The same for several streams: what the first round makes of the rest is common to them, since the stream enters it by
+// an exclusive or, and of that the product of the third word is common to all that have it.
+FRD_INLINE uint64_t philox_product(uint32_t c) { return static_cast<uint64_t>(PHILOX_M1) * c; }
+FRD_INLINE Words philox_begin(uint32_t a, uint32_t b, uint64_t product_of_c, Key key) {
+  const uint64_t p0 = static_cast<uint64_t>(PHILOX_M0) * a;
+  return {{static_cast<uint32_t>(product_of_c >> 32) ^ b ^ key.k0, static_cast<uint32_t>(product_of_c),
+           static_cast<uint32_t>(p0 >> 32) ^ key.k1, static_cast<uint32_t>(p0)}};
+}
+FRD_INLINE Words philox_of_stream(Words begun, uint32_t stream, Key key) {
+  begun.w[2] ^= stream;
+  key = {key.k0 + PHILOX_W0, key.k1 + PHILOX_W1};
+  FRD_THIRD_OF_ROUNDS
+  for (int round = 1; round < PHILOX_ROUNDS; ++round) philox_round(begun, key);
+  return begun;
 }
 
 }  // namespace frd

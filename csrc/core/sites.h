@@ -99,17 +99,24 @@ struct Drops {
   typename Math::Mask of[NUM_STATE_SITES];
 };
 
+// All of them but the numbers.
+template <class Math>
+FRD_INLINE void switch_on(StateSites<Math>& sites, uint32_t flags) {
+  sites.update.on = flags & FLAG_UPDATE;
+  sites.memory.on = flags & FLAG_CELL;
+  sites.zone_c.on = flags & FLAG_ZONEOUT_C;
+  sites.zone_h.on = flags & FLAG_ZONEOUT_H;
+  sites.zone_c.sampled = sites.zone_h.sampled = flags & FLAG_MASKS_ON;
+  sites.unzoned = flags & FLAG_UNZONED;
+}
+
 template <class Math>
 FRD_INLINE StateSites<Math> state_sites(uint32_t flags, const uint64_t* thresholds) {
   using T = typename Math::Scalar;
   const bool sampled = flags & FLAG_MASKS_ON;
   StateSites<Math> sites{};
-  sites.update = {bool(flags & FLAG_UPDATE), T(1)};
-  sites.memory = {bool(flags & FLAG_CELL), T(1)};
-  sites.zone_c = {bool(flags & FLAG_ZONEOUT_C), sampled, T(0)};
-  sites.zone_h = {bool(flags & FLAG_ZONEOUT_H), sampled, T(0)};
-  sites.read_scale = sites.entry_scale = T(1);
-  sites.unzoned = flags & FLAG_UNZONED;
+  sites.update.scale = sites.memory.scale = sites.read_scale = sites.entry_scale = T(1);
+  switch_on(sites, flags);
   if (sites.update.on) {
     const uint64_t p = thresholds[SITE_UPDATE_DROPOUT];
     if (!(flags & FLAG_UPDATE_PAPER) && sampled) sites.update.scale = T(keep_scale(p));

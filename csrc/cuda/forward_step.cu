@@ -1,6 +1,7 @@
 // A step of a cell, forward: gates, memory, and, without a projection, all that becomes of h. A thread takes N
-// neighbouring units of a row.
+// units of a row: units.h.
 #include "cuda/cells.h"
+#include "cuda/drawn.h"
 #include "cuda/kernels.h"
 #include "cuda/step.h"
 
@@ -12,68 +13,69 @@ namespace {
 template <class Equations>
 inline constexpr unsigned BOUND = CELLS[Equations::CELL].gates != 3 ? LEAST_BLOCKS : 0;
 
-template <class Equations, int N, class D>
+template <class Equations, int N, bool TOGETHER, class D>
 __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations>)
     forward_step_kernel(LayerForwardStep<D> p) {
   using S = State<D>;
   constexpr CellInfo INFO = CELLS[Equations::CELL];
   constexpr int G = INFO.gates;
-  const int64_t H = p.units, u = FRD_UNIT_GROUP * N;
-  if (u >= H) return;
+  const int64_t H = p.units;
+  const auto units = Units<N, TOGETHER>::of(H);
+  const int64_t u = units.first;
   // Offsets are written out where they are used: one that is held for all of the body costs the registers that spill.
   FRD_EACH_ROW(b, 0, p.step.active) {
-    const bool projects = INFO.projects && p.outputs;  // zoneout of h is project_step's then
-    const Drawn drawn = drawn_at(p.masks, b, u, p.step.t, 0, projects ? STATE_ZONE_H : NUM_STATE_SITES);
-    const StateSites<Math<S>> sites = sites_of(p.masks);
+    const Drawn drawn = drawn_at(p.masks, units, b);
+    if (units.left <= 0) continue;
+    const Factors<S> factors = factors_of(p.masks);
     D* const gates = p.gates + b * G * H + u;
     Pack<S, N> a[G], apart{};
     FRD_UNROLL
     for (int k = 0; k < G; ++k) {
-      a[k] = load_as<N, S>(gates + k * H);
-      Pack<S, N> recurrent = load_as<N, S>(p.recurrent + (b * G + k) * H + u);
+      a[k] = load_as<S>(units, gates + k * H);
+      Pack<S, N> recurrent = load_as<S>(units, p.recurrent + (b * G + k) * H + u);
       // Where the last gate takes U h apart, each half of a gate gets its bias before they are added.
       if (!INFO.apart) add<N>(a[k], recurrent);
       if (p.b_ih) {
-        add<N>(a[k], load<N>(p.b_ih + k * H + u));
-        add<N>(INFO.apart ? recurrent : a[k], load<N>(p.b_hh + k * H + u));
+        add<N>(a[k], load(units, p.b_ih + k * H + u));
+        add<N>(INFO.apart ? recurrent : a[k], load(units, p.b_hh + k * H + u));
       }
       if (INFO.apart && k + 1 < G) add<N>(a[k], recurrent);
       if (INFO.apart && k + 1 == G) apart = recurrent;
     }
-    const Pack<uint8_t, N> bits = bits_of<N>(p.masks, b, u);
+    const Pack<uint8_t, N> bits = bits_of(p.masks, units, b);
     const bool enters = b >= p.step.continued, ends = b >= p.step.continuing;
     Pack<S, N> memory, h_new;
     if constexpr (INFO.has_c) {
-      memory = load<N>(enters ? p.c0 + b * H + u : p.c_before + b * H + u);
+      memory = load(units, enters ? p.c0 + b * H + u : p.c_before + b * H + u);
     } else {
-      memory = load<N>(enters ? p.h0 + b * H + u : p.h + b * H + u);
+      memory = load(units, enters ? p.h0 + b * H + u : p.h + b * H + u);
     }
     Pack<bool, N> keep_h;
     FRD_UNROLL
     for (int i = 0; i < N; ++i) {
-      if (enters) memory.at[i] = enter_of(p.masks, sites, SCALED<Equations>, bits.at[i], memory.at[i]);
+      if (enters) memory.at[i] = enter_of(p.masks, factors, SCALED<Equations>, bits.at[i], memory.at[i]);
       const Drops<Math<S>> drops = drops_of<S>(drawn, i, bits.at[i]);
       S g[G];
       FRD_UNROLL
       for (int k = 0; k < G; ++k) g[k] = a[k].at[i];
-      h_new.at[i] = Equations::forward(sites, drops, g, apart.at[i], memory.at[i]);
+      h_new.at[i] = Equations::forward(factors.state, drops, g, apart.at[i], memory.at[i]);
       FRD_UNROLL
       for (int k = 0; k < G; ++k) a[k].at[i] = g[k];
       keep_h.at[i] = drops.of[STATE_ZONE_H];
     }
     if constexpr (INFO.has_c) {
-      store<N>(p.c_after + b * H + u, memory);
-      if (ends) store<N>(p.c_n + b * H + u, memory);
+      store(units, p.c_after + b * H + u, memory);
+      if (ends) store(units, p.c_n + b * H + u, memory);
     }
     FRD_UNROLL
     for (int k = 0; k < G; ++k)
-      if (p.keep_gates) store<N>(gates + k * H, a[k]);
+      if (p.keep_gates) store(units, gates + k * H, a[k]);
     if constexpr (INFO.apart)
-      if (p.keep_gates) store<N>(p.apart + b * H + u, apart);
-    if (projects) {
-      store<N>(p.outputs + b * H + u, h_new);
+      if (p.keep_gates) store(units, p.apart + b * H + u, apart);
+    if (INFO.projects && p.outputs) {
+      store(units, p.outputs + b * H + u, h_new);
     } else {
-      finish_h<SCALED<Equations>>(p, sites, b, u, bits, keep_h, memory, h_new);
+      finish_h<SCALED<Equations>>(p, factors, units, b, bits, keep_h, memory, h_new);
     }
   }
 }
@@ -81,9 +83,10 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations>)
 }  // namespace
 
 template <class D>
-cudaError_t forward_step(const LayerForwardStep<D>& p, cudaStream_t stream) {
+cudaError_t forward_step(LayerForwardStep<D> p, cudaStream_t stream) {
   if (p.step.active == 0) return cudaSuccess;
   constexpr int N = WIDE<D>;
+  if (CELLS[p.cell].projects && p.outputs) p.masks = p.masks.before_h();  // zoneout of h is project_step's then
   const bool wide = wide_enough<N>(p.units, p.b_ih, p.b_hh, p.gates, p.recurrent, p.apart, p.c0, p.c_before, p.c_after,
                                    p.c_n, p.outputs, p.h0, p.h, p.read, p.out, p.states, p.h_n, p.masks.bits);
   return EveryCell::with<State<D>>(p.cell, [&](auto equations) {
@@ -92,11 +95,12 @@ cudaError_t forward_step(const LayerForwardStep<D>& p, cudaStream_t stream) {
       return FRD_LAUNCH(kernel, grid_of_rows((p.units + units - 1) / units, p.step.active), block_of_rows(), 0, stream,
                         p);
     };
-    return wide ? run(forward_step_kernel<Equations, N, D>, N) : run(forward_step_kernel<Equations, 1, D>, 1);
+    return wide ? run(forward_step_kernel<Equations, N, true, D>, N)
+                : run(forward_step_kernel<Equations, APART, false, D>, APART);
   });
 }
 
-#define FRD_INSTANTIATE(D) template cudaError_t forward_step(const LayerForwardStep<D>&, cudaStream_t)
+#define FRD_INSTANTIATE(D) template cudaError_t forward_step(LayerForwardStep<D>, cudaStream_t)
 FRD_FOR_EACH_TYPE(FRD_INSTANTIATE);
 
 }  // namespace frd::cuda

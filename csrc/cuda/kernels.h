@@ -21,7 +21,7 @@ cudaError_t prepare(const Random& random, Prepared<S>* prepared, cudaStream_t st
 template <class S>
 struct SequenceMasks {
   const Prepared<S>* call;
-  SiteDraw state[NUM_STATE_SITES];
+  SiteDraws state;
   bool hidden, hidden_shared;
   uint32_t hidden_stream;
   const int64_t* example_ids;  // [batch], or null
@@ -29,21 +29,34 @@ struct SequenceMasks {
   uint8_t* bits;  // [batch, width]
 
   static SequenceMasks of(const Random& random, const Prepared<S>* call, int64_t batch, int64_t width, uint8_t* bits) {
-    SequenceMasks p{.call = call,
-                    .state = {},
-                    .hidden = random.sampled(FLAG_HIDDEN),
-                    .hidden_shared = (random.flags & FLAG_HIDDEN_BATCH_SHARED) != 0,
-                    .hidden_stream = stream_of(KIND_HIDDEN, random.layer, random.direction),
-                    .example_ids = random.example_ids,
-                    .batch = batch,
-                    .width = width,
-                    .bits = bits};
-    SiteDraw::all(random, true, p.state);
-    return p;
+    return {.call = call,
+            .state = SiteDraws::of(random, true),
+            .hidden = random.sampled(FLAG_HIDDEN),
+            .hidden_shared = (random.flags & FLAG_HIDDEN_BATCH_SHARED) != 0,
+            .hidden_stream = stream_of(KIND_HIDDEN, random.layer, random.direction),
+            .example_ids = random.example_ids,
+            .batch = batch,
+            .width = width,
+            .bits = bits};
   }
 };
 template <class S>
 cudaError_t sequence_masks(const SequenceMasks<S>& p, cudaStream_t stream);
+
+// The masks of what a layer writes, a bit for each unit of a row, so that a step masks what it writes and reads, where
+// a kernel of its own would read and write all of it again: bit u % 8 of byte u / 8 of a row. A mask per step has a row
+// for each row of the sequence, one per sequence for each of the batch.
+template <class S>
+struct WrittenMasks {
+  const Prepared<S>* call;
+  WriteSite site;
+  uint32_t step_offset;
+  const int64_t* example_ids;  // [batch], or null
+  int64_t width;               // P
+  uint8_t* masks;              // [rows, bytes_of_bits(P)] or [batch, bytes_of_bits(P)]
+};
+template <class S>
+cudaError_t written_masks(const WrittenMasks<S>& p, const Sequence& sequence, cudaStream_t stream);
 
 // A weight as weight dropout leaves it, or a weight's gradient: the mask is its own gradient. Rounded once, in place
 // where source is target.
@@ -69,8 +82,8 @@ cudaError_t masked_weight(const MaskedWeight& p, cudaStream_t stream);
 template <class D>
 struct LayerForwardStep {
   using S = State<D>;
-  Cell cell;  // whose kernel the launcher takes
-  StateMasks<S> masks;
+  Cell cell;            // whose kernel the launcher takes
+  StateMasks<S> masks;  // of the step, as below
   Step step;
   int64_t units, projected;  // H; P, or H where there is no projection
   const S* b_ih;             // [GH], or null
@@ -84,20 +97,21 @@ struct LayerForwardStep {
   S* c_after;         // [active, H]
   D* c_n;             // [B, H]
   // With a projection, what it reads; the rest is then project_step's.
-  D* outputs;   // [active, H], or null
-  const S* h0;  // [B, P], a caller's
-  S* h;         // [B, P], the running state, or null where nothing but the next product reads it
-  D* read;      // [B, P]: what the next recurrent product reads
-  D* out;       // [active, P]
-  D* states;    // [active, P], as h is carried, or null where `out` is the same or nothing is kept
-  D* h_n;       // [B, P]
+  D* outputs;              // [active, H], or null
+  const S* h0;             // [B, P], a caller's
+  S* h;                    // [B, P], the running state, or null where nothing but the next product reads it
+  D* read;                 // [B, P]: what the next recurrent product reads
+  D* out;                  // [active, P], with the mask of `written`
+  const uint8_t* written;  // [active, bytes_of_bits(P)], or null
+  D* states;               // [active, P], as h is carried, or null where `out` is the same or nothing is kept
+  D* h_n;                  // [B, P]
 };
 template <class D>
-cudaError_t forward_step(const LayerForwardStep<D>& p, cudaStream_t stream);
+cudaError_t forward_step(LayerForwardStep<D> p, cudaStream_t stream);
 
 // What follows the product with W_hr: zoneout of h, and everything that h goes to.
 template <class D>
-cudaError_t project_step(const LayerForwardStep<D>& p, const D* projected, cudaStream_t stream);  // [active, P]
+cudaError_t project_step(LayerForwardStep<D> p, const D* projected, cudaStream_t stream);  // [active, P]
 
 template <class D>
 struct LayerBackwardStep {
@@ -108,6 +122,7 @@ struct LayerBackwardStep {
   int64_t units, projected;
   const D* through;        // [continuing, P]: the gradient at what the recurrent product of the step after read
   const D* dout;           // [active, P], or null
+  const uint8_t* written;  // [active, bytes_of_bits(P)], or null: the mask of what dout is the gradient at
   const D* dh_n;           // [B, P], or null
   const D* dc_n;           // [B, H], or null
   S* dh;                   // [B, P]: what the step after sends to h of the step before, or null where it sends nothing
@@ -125,9 +140,9 @@ struct LayerBackwardStep {
   D* outputs;         // [active, H]: what it read, where the gradient of W_hr is asked for, or null
 };
 template <class D>
-cudaError_t backward_step(const LayerBackwardStep<D>& p, cudaStream_t stream);
+cudaError_t backward_step(LayerBackwardStep<D> p, cudaStream_t stream);
 template <class D>
-cudaError_t unproject_step(const LayerBackwardStep<D>& p, cudaStream_t stream);
+cudaError_t unproject_step(LayerBackwardStep<D> p, cudaStream_t stream);
 
 // The gradient of an initial state, h or c.
 template <class D>

@@ -9,13 +9,13 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) leave_kernel(Leave<D>
   using S = State<D>;
   const int64_t u = FRD_UNIT_GROUP;
   if (u >= p.width) return;
-  const StateSites<Math<S>> sites = sites_of(p.masks);
+  const Factors<S> factors = factors_of(p.masks);
   FRD_EACH_ROW(b, p.begin, p.end) {
     const int64_t at = b * p.width + u;
     const uint8_t bits = bits_of<1>(p.masks, b, u).at[0];
     S value = p.carried ? p.carried[at] : S(0);
-    if (p.through) value += seen_of(sites, p.scaled, hidden_of(p.masks, bits, widen<S>(p.through[at])));
-    if (p.memory) value = enter_of(p.masks, sites, p.scaled, bits, value);
+    if (p.through) value += seen_of(factors, p.scaled, hidden_of(p.masks, factors, bits, widen<S>(p.through[at])));
+    if (p.memory) value = enter_of(p.masks, factors, p.scaled, bits, value);
     p.gradient[at] = value;
   }
 }

@@ -109,6 +109,16 @@ FRD_INLINE void store(D* p, const Pack<S, N>& values) {
   *reinterpret_cast<Pack<D, N>*>(p) = rounded;
 }
 
+// A struct of the device's, 16 bytes at a time: by its members it would be as many loads.
+template <class T>
+FRD_INLINE T load_whole(const T* p) {
+  static_assert(alignof(T) % 16 == 0 && std::is_trivially_copyable_v<T>);
+  struct Pieces {
+    Pack<uint32_t, 4> at[sizeof(T) / 16];
+  };
+  return __builtin_bit_cast(T, *reinterpret_cast<const Pieces*>(p));
+}
+
 // How many units a thread of a step kernel takes where the widths allow: 16 bytes of the state. More would leave too
 // few threads for a small batch.
 template <class D>

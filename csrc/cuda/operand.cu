@@ -5,15 +5,15 @@ namespace frd::cuda {
 namespace {
 
 template <int N, class D>
-FRD_INLINE void write_operand(const Operand<D>& p, const StateSites<Math<State<D>>>& sites, int64_t b, int64_t u,
+FRD_INLINE void write_operand(const Operand<D>& p, const Factors<State<D>>& factors, int64_t b, int64_t u,
                               const D* state, D* to) {
   using S = State<D>;
   const Pack<uint8_t, N> bits = bits_of<N>(p.masks, b, u);
   Pack<S, N> h = state ? load_as<N, S>(state) : load<N>(p.h0 + b * p.width + u);
   FRD_UNROLL
   for (int i = 0; i < N; ++i) {
-    if (p.scaled && !state) h.at[i] = enter_of(p.masks, sites, true, bits.at[i], h.at[i]);
-    h.at[i] = hidden_of(p.masks, bits.at[i], seen_of(sites, p.scaled, h.at[i]));
+    if (p.scaled && !state) h.at[i] = enter_of(p.masks, factors, true, bits.at[i], h.at[i]);
+    h.at[i] = hidden_of(p.masks, factors, bits.at[i], seen_of(factors, p.scaled, h.at[i]));
   }
   store<N>(to, h);
 }
@@ -22,12 +22,12 @@ template <int N, class D>
 __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, LEAST_BLOCKS) operand_kernel(Operand<D> p, Steps steps) {
   const int64_t u = FRD_UNIT_GROUP * N, width = p.width;
   if (u >= width) return;
-  const StateSites<Math<State<D>>> sites = sites_of(p.masks);
+  const Factors<State<D>> factors = factors_of(p.masks);
   for (int64_t index = blockIdx.z; index < steps.count; index += gridDim.z) {
     const Step step = step_of(steps, index);
     FRD_EACH_ROW(b, 0, step.active) {
       const D* const state = b < step.continued ? p.states + (step.row_before + b) * width + u : nullptr;
-      write_operand<N>(p, sites, b, u, state, p.operand + (step.row + b) * width + u);
+      write_operand<N>(p, factors, b, u, state, p.operand + (step.row + b) * width + u);
     }
   }
 }
@@ -37,8 +37,8 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, LEAST_BLOCKS)
     first_operand_kernel(Operand<D> p, int64_t batch) {
   const int64_t u = FRD_UNIT_GROUP * N;
   if (u >= p.width) return;
-  const StateSites<Math<State<D>>> sites = sites_of(p.masks);
-  FRD_EACH_ROW(b, 0, batch) write_operand<N, D>(p, sites, b, u, nullptr, p.operand + b * p.width + u);
+  const Factors<State<D>> factors = factors_of(p.masks);
+  FRD_EACH_ROW(b, 0, batch) write_operand<N, D>(p, factors, b, u, nullptr, p.operand + b * p.width + u);
 }
 
 template <class D>

@@ -54,7 +54,7 @@ class Call {
   Call(const Surroundings& around, const Random& random, int64_t batch, int64_t width)
       : around_(around), random_(random) {
     uint8_t* bits = nullptr;
-    if (random.flags) {
+    if (random.configured()) {
       prepared_ = around.buffer<Prepared<S>>(1);
       check(prepare(random, prepared_, around.stream));
       if (random.per_sequence() && batch) {
@@ -66,6 +66,21 @@ class Call {
   }
 
   const StateMasks<S>& masks() const { return masks_; }
+
+  // The masks of what the layer writes, rows of `sequence` that are `width` wide; null where no site is on it.
+  const uint8_t* written(const Sequence& sequence, int64_t width) const {
+    const WriteSite& site = random_.written;
+    if (!site.on) return nullptr;
+    const int64_t rows = site.per_step ? sequence.rows : sequence.batch;
+    uint8_t* const masks = around_.buffer<uint8_t>(rows * bytes_of_bits(width));
+    const WrittenMasks<S> p{prepared_, site, random_.step_offset, random_.example_ids, width, masks};
+    check(written_masks(p, sequence, around_.stream));
+    return masks;
+  }
+  // Of them, those of the rows of a step, which begin with `row`.
+  const uint8_t* written_at(const uint8_t* masks, int64_t row, int64_t width) const {
+    return masks && random_.written.per_step ? masks + row * bytes_of_bits(width) : masks;
+  }
 
   void multiply(const Matrix& a, bool turn_a, const Matrix& b, bool turn_b, const Matrix& c) const {
     around_.multiply(around_.context, type_of<D>, a, turn_a, b, turn_b, c);

@@ -23,10 +23,10 @@ __global__ void sequence_masks_kernel(SequenceMasks<S> p) {
     uint64_t bits = 0;  // byte i of unit + i
     FRD_UNROLL
     for (int s = 0; s < NUM_STATE_SITES; ++s) {
-      const SiteDraw site = p.state[s];
-      if (site.threshold < 0) continue;
-      bits |= spread(dropped_of_call(number, example, SEQ, site.stream, call.state, call.thresholds[site.threshold]))
-              << s;
+      if (s >= p.state.count) break;
+      const SiteDraw draw = p.state.at[s];
+      bits |= spread(dropped_of_call(number, example, SEQ, draw.stream, call.state, call.thresholds[draw.threshold]))
+              << draw.site;
     }
     if (p.hidden) {
       const uint32_t row = p.hidden_shared ? SEQ : example;

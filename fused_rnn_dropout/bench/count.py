@@ -46,22 +46,11 @@ class Work(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """A cell on a shape, with values of ``e`` bytes.
-
-    ``states_apart``: whether h is stored beside the output, since backward cannot read it from there: with
-    ``Zoneout(output="unzoned")`` on h, and with cell dropout where h is the memory, which the
-    sites above are not.
-    """
+    """A cell on a shape, with values of ``e`` bytes. Its output carries a mask, so that h is stored beside it."""
 
     cell: str
     shape: Shape
     e: int
-    states_apart: bool = False
-
-    @property
-    def stored_state(self) -> int:
-        """Bytes that a step stores of a unit's h beside the output."""
-        return self.e if self.states_apart else 0
 
     @property
     def row(self) -> Cell:
@@ -120,7 +109,7 @@ class Layer(NamedTuple):
 
     @property
     def kept(self) -> int:
-        """Bytes kept for backward beside the input and h, which is the output or, ``states_apart``, takes its place."""
+        """Bytes kept for backward beside the input and h."""
         return self.rows * self.shape.units * self.wide * self.e + self.kept_states
 
     @property
@@ -156,16 +145,21 @@ def _pointwise(sizes: list[int], units: int, name: str, moved: float, far: float
     ]
 
 
+def _drop_rows(layer: Layer, width: int, pieces: int) -> list[Work]:
+    """Dropout of rows as a pass of its own."""
+    return [_kernel("drop_rows", layer.rows / pieces * width, 2 * layer.e, 2 * layer.e, pieces)]
+
+
+def _input_site(layer: Layer, pieces: int) -> list[Work]:
+    """Of the input; in backward of its gradient, and of the input once more for the gradient of W: a layer that masks
+    what it reads keeps no copy.
+    """
+    return _drop_rows(layer, layer.shape.inputs, pieces)
+
+
 def _sites_around(layer: Layer, pieces: int) -> list[Work]:
-    """Dropout of the input and of the output, forward or backward."""
-    rows, shape, e = layer.rows / pieces, layer.shape, layer.e
-    return [_kernel("drop_rows", rows * width, 2 * e, 2 * e, pieces) for width in (shape.inputs, shape.units)]
-
-
-def _input_again(layer: Layer, pieces: int) -> list[Work]:
-    """The masked input once more in backward, for the gradient of W: a layer that masks what it reads keeps no copy."""
-    e = layer.e
-    return [_kernel("drop_rows", layer.rows / pieces * layer.shape.inputs, 2 * e, 2 * e, pieces)]
+    """Of the input and of the output, forward or backward, where no step of ours writes the output."""
+    return [*_input_site(layer, pieces), *_drop_rows(layer, layer.shape.units, pieces)]
 
 
 def _once(layer: Layer) -> list[Work]:
@@ -174,6 +168,7 @@ def _once(layer: Layer) -> list[Work]:
     return [
         Work("prepare", False, 1, 0, 0, 0),
         _kernel("sequence_masks", shape.batch * shape.units, 1, 0),
+        _kernel("written_masks", shape.batch * -(-shape.units // 8), 1, 0),
         _kernel("masked_weight", layer.gates * shape.units**2, 2 * e, e),
     ]
 
@@ -192,25 +187,24 @@ def alternating(layer: Layer) -> tuple[list[Work], list[Work]]:
     """``csrc/cuda/schedules/alternating.cpp``: forward and backward."""
     shape, e, s = layer.shape, layer.e, STATE
     N, B, I, H, G, sizes = layer.rows, shape.batch, shape.inputs, shape.units, layer.gates, layer.sizes()
-    row, more, kept, before = layer.row, layer.stored_state, layer.wide * e, layer.before
-    # W x, U h, each state twice, a byte of masks, the operand, out, what is kept of the gates.
-    forward = more + 2 * G * e + 2 * s * row.states + 1 + 2 * e + kept
-    # Gradients at out and through U, each state's twice, what was kept, a byte of masks, gradients of the gates.
-    backward = 2 * e + 2 * s * row.states + kept + before + 1 + kept
-    far = (G * e + kept + s * row.has_c + e, e + kept + before + kept)
+    row, kept, before, masks = layer.row, layer.wide * e, layer.before, 1 + 1 / 8
+    # W x, U h, each state twice, a byte of masks and a bit, the operand, out, h, what is kept of the gates.
+    forward = 2 * G * e + 2 * s * row.states + masks + 3 * e + kept
+    # Gradients at out and through U, each state's twice, what was kept, masks, gradients of the gates.
+    backward = 2 * e + 2 * s * row.states + kept + before + masks + kept
+    far = (G * e + kept + s * row.has_c + 2 * e, e + kept + before + kept)
     first = [
-        *_sites_around(layer, layer.pieces),
+        *_input_site(layer, layer.pieces),
         *_once(layer),
         _product(layer, "W x", N, I, G * H),
         _kernel("first_operand", B * H, s + 1 + e, 0),
         *_steps(layer, sizes, "U h", H, G * H, e),
-        *_pointwise(sizes, H, "step", forward, far[0] + more, 2 * G * s),
+        *_pointwise(sizes, H, "step", forward, far[0], 2 * G * s),
     ]
     sums = 2 if N > COLUMN_SUM_ROWS else 1  # the second pass sums what the blocks of the first one leave
     columns = ((G - 1) * H, H, G * H) if row.apart else (G * H,)
     last = [
-        *_sites_around(layer, layer.pieces),
-        *_input_again(layer, layer.pieces),
+        *2 * _input_site(layer, layer.pieces),
         *_once(layer),
         *([_kernel("masked_weight", G * H * I, 2 * e, e)] * row.apart),  # W with its rows in another order
         _kernel("operand", N * H / layer.pieces, 2 * e + 1, 2 * e, layer.pieces),
@@ -268,14 +262,14 @@ def _triton(layer: Layer, steps: tuple[list[Work], list[Work]]) -> tuple[list[Wo
     """What both schedules of Triton's share, around their steps."""
     e, s, H = layer.e, STATE, layer.shape.units
     state, has_c = layer.shape.batch * H, layer.row.has_c
-    around = [*_sites_around(layer, layer.runs), *_triton_once(layer)]
+    around = [*_input_site(layer, layer.runs), *_triton_once(layer)]
     # Of c neither is what a product reads written, nor the gradient of that read.
     enters = [*([_kernel("enter", state, 2 * s, 0)] * has_c), _kernel("enter", state, 2 * s + e, 0)]
     leaves = [_kernel("leave", state, 3 * s, 0), *([_kernel("leave", state, 2 * s, 0)] * has_c)]
     first = [*around, *enters, *_input_products(layer), *steps[0]]
     last = [
         *around,
-        *_input_again(layer, layer.runs),
+        *_input_site(layer, layer.runs),
         _kernel("operands", layer.rows * H / layer.runs, 2 * e, 2 * e, layer.runs),
         *steps[1],
         *leaves,
@@ -288,13 +282,13 @@ def _triton(layer: Layer, steps: tuple[list[Work], list[Work]]) -> tuple[list[Wo
 def triton_alternating(layer: Layer) -> tuple[list[Work], list[Work]]:
     """Triton's step kernels between torch's products, which write sums of the state's type."""
     e, s, H, G, sizes = layer.e, STATE, layer.shape.units, layer.gates, layer.sizes()
-    row, more, kept, before = layer.row, layer.stored_state, layer.wide * e, layer.before
-    forward = more + 2 * G * s + 2 * s * row.states + 2 * e + kept + s * row.has_c
+    row, kept, before = layer.row, layer.wide * e, layer.before
+    forward = 2 * G * s + 2 * s * row.states + 3 * e + kept + s * row.has_c
     backward = s + e + 2 * s * row.states + kept + before + kept
-    far = (G * s + kept + s * row.has_c + e, e + kept + before + kept)
+    far = (G * s + kept + s * row.has_c + 2 * e, e + kept + before + kept)
     first = [
         *_steps(layer, sizes, "U h", H, G * H, s),
-        *_pointwise(sizes, H, "step", forward, far[0] + more, 2 * G * s),
+        *_pointwise(sizes, H, "step", forward, far[0], 2 * G * s),
     ]
     last = [*_steps(layer, sizes, "through U", G * H, H, s), *_pointwise(sizes, H, "step", backward, far[1])]
     return _triton(layer, (first, last))
@@ -304,10 +298,10 @@ def triton_sequence(layer: Layer) -> tuple[list[Work], list[Work]]:
     """Triton's whole-sequence kernels: a program does all steps of 16 rows, and reads all of U at each of them."""
     e, s, H, G = layer.e, STATE, layer.shape.units, layer.gates
     programs, steps = -(-layer.shape.batch // TILE_ROWS), len(layer.sizes())
-    row, more, kept, before = layer.row, layer.stored_state, layer.wide * e, layer.before
-    forward = more + G * s + 2 * s * row.states + 2 * e + kept + s * row.has_c
+    row, kept, before = layer.row, layer.wide * e, layer.before
+    forward = G * s + 2 * s * row.states + 3 * e + kept + s * row.has_c
     backward = e + 2 * s * row.states + kept + before + kept
-    far = (G * s + kept + s * row.has_c + e, e + kept + before + kept)
+    far = (G * s + kept + s * row.has_c + 2 * e, e + kept + before + kept)
 
     def whole(name: str, moved: float, far: float, times: int) -> Work:
         flops = 2.0 * programs * TILE_ROWS * steps * G * H * H / times
@@ -320,7 +314,7 @@ def triton_sequence(layer: Layer) -> tuple[list[Work], list[Work]]:
     return _triton(
         layer,
         (
-            [whole("all steps", forward, far[0] + more, layer.chunks)],
+            [whole("all steps", forward, far[0], layer.chunks)],
             [whole("all steps", backward, far[1], 1), last_product],
         ),
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .launch import BLOCKS, launch
 from .masks import examples
-from .philox import FIELDS, SEQ, derive_key, dropped_of_calls, keep_scale, spread
+from .philox import FIELDS, SEQ, derive_key, dropped_of_calls, keep_scale, product_of, spread
 from .rows import Batch
 
 
@@ -54,7 +54,7 @@ def drop_rows_kernel(
     if PER_STEP:
         step = (step0 + i // batch).to(tl.uint32)
     a = (call % calls).to(tl.uint32)
-    dropped = spread(dropped_of_calls(a, example, step, fourth, threshold, k0, k1))
+    dropped = spread(dropped_of_calls(a, example, product_of(step), fourth, threshold, k0, k1))
 
     element = tl.program_id(0).to(tl.int64) * (FIELDS * BLOCK) + tl.arange(0, FIELDS * BLOCK)
     row, column = element // (FIELDS * calls), element % (FIELDS * calls)

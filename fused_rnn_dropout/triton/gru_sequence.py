@@ -14,6 +14,7 @@ from .gru_step import at_h, finish, pre_activations
 from .launch import Tiles, launch
 from .masks import examples, state_masks
 from .passes import Backward, Forward
+from .philox import product_of
 from .rows import Batch
 from .sequence import dot, rows_of
 from .sites import Sites
@@ -50,6 +51,7 @@ def gru_sequence_forward_kernel(
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -63,6 +65,7 @@ def gru_sequence_forward_kernel(
         if REVERSE:
             t = steps - 1 - s
         row0, active = rows_of(layout, t, steps, batch)
+        product = product_of((step_offset + t).to(tl.uint32))
         row, from_, to = row0 + b, read + (s % 2) * batch * H, read + ((s + 1) % 2) * batch * H
         for u0 in range(0, H, UNITS):
             unit = u0 + tl.arange(0, UNITS)[None, :]
@@ -76,14 +79,14 @@ def gru_sequence_forward_kernel(
                 z = dot(operand, tl.load(w + H * H, fits, other=0.0), z, PRECISION)
                 n = dot(operand, tl.load(w + 2 * H * H, fits, other=0.0), n, PRECISION)
 
-            drops = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
+            drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
             p = (row - chunk_row) * (3 * H) + unit
             r, z, n, u = pre_activations(pre, r, z, n, b_ih, b_hh, p, unit, inside, H)
             old = tl.load(h + b * H + unit, inside, other=0.0)
             r, z, n, h_new = gru_forward(r, z, n, u, old, drops, numbers, FLAGS)
             finish(
                 h_new, old, h, to, out, states, numbers, keys, thresholds, b * H + unit, row * H + unit, unit, example,
-                stream, drops, inside, FLAGS,
+                product, stream, drops, inside, COLUMN, FLAGS,
             )  # fmt: skip
             if gates is not None:
                 place = gates + row * (3 * H) + unit
@@ -103,8 +106,8 @@ def forward_steps(
         gru_sequence_forward_kernel, triton.cdiv(batch.batch, tiles.rows),
         pre, w_hh, f.b_ih, f.b_hh, f.h, f.read, f.out, f.states, f.gates, f.beside, layout, *sites.tensors, begin, end,
         batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, REVERSE=batch.reverse,
-        PRECISION=precision, H=f.h.shape[1], FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k,
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        PRECISION=precision, H=f.h.shape[1], COLUMN=sites.column, FLAGS=sites.flags, ROWS=tiles.rows,
+        UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
@@ -133,6 +136,7 @@ def gru_sequence_backward_kernel(
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -149,6 +153,7 @@ def gru_sequence_backward_kernel(
         after_row0, sent = rows_of(layout, t + way, steps, batch)
         before_row0, continued = rows_of(layout, t - way, steps, batch)
         continued, row = tl.minimum(continued, active), row0 + b
+        product = product_of((step_offset + t).to(tl.uint32))
         for u0 in range(0, H, UNITS):
             unit = u0 + tl.arange(0, UNITS)[None, :]
             inside = (b < tl.maximum(active, sent)) & (unit < H)
@@ -158,10 +163,10 @@ def gru_sequence_backward_kernel(
                 later = tl.load(dgates + (after_row0 + b) * (4 * H) + H + k, (b < sent) & (k < 3 * H), other=0.0)
                 w = tl.load(w_hh + k_ * H + unit, (k_ < 3 * H) & (unit < H), other=0.0)
                 sum_ = dot(later, w, sum_, PRECISION)
-            drops = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
+            drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
             at_h(
                 sum_, dout, dh, gates, resets, states, h0, dgates, numbers, keys, thresholds, b, unit, row, before_row0,
-                continued, example, stream, drops, active, inside, H, FLAGS,
+                continued, example, product, stream, drops, active, inside, H, COLUMN, FLAGS,
             )  # fmt: skip
         tl.debug_barrier()
 
@@ -173,6 +178,6 @@ def backward_steps(
         gru_sequence_backward_kernel, triton.cdiv(batch.batch, tiles.rows),
         w_hh, k.dout, k.dh, k.gates, k.beside, k.states, k.h0, k.dgates, layout, *sites.tensors, batch.steps,
         batch.batch, sites.step_offset, sites.stream, REVERSE=batch.reverse, PRECISION=precision, H=k.dh.shape[1],
-        FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps,
+        COLUMN=sites.column, FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps,
         num_stages=tiles.stages,
     )  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 from .cells import gru_backward, gru_forward, sigmoid, tanh
 from .entry import operand, through
 from .launch import BLOCKS, launch, step_programs
-from .masks import elements, enter, examples, read_memory, split_h, state_masks, zone_h
+from .masks import drop_output, elements, enter, examples, read_memory, split_h, state_masks, zone_h
 from .passes import Backward, Forward, Pass
 from .rows import Batch
 from .sites import MEMORY, Sites, on
@@ -49,7 +49,7 @@ def recurrent_sums(rec, inside, H: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["active", "row0", "pre_row0", "step", "stream"],
+    do_not_specialize=["active", "row0", "pre_row0", "product", "stream"],
     do_not_specialize_on_alignment=["pre", "b_ih", "b_hh", *_SITES],
 )
 def gru_forward_kernel(
@@ -70,24 +70,25 @@ def gru_forward_kernel(
     active: tl.int64,
     row0: tl.int64,
     pre_row0: tl.int64,  # row0 in the chunk
-    step: tl.int64,  # absolute
+    product: tl.int64,  # of the absolute step: Sites.product()
     stream: tl.int64,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < active) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
 
     sum_r, sum_z, sum_n = recurrent_sums(rec + b * (3 * H) + unit, inside, H)
     p = (pre_row0 + b) * (3 * H) + unit
     r, z, n, u = pre_activations(pre, sum_r, sum_z, sum_n, b_ih, b_hh, p, unit, inside, H)
     old = tl.load(h + at, inside, other=0.0)
     r, z, n, h_new = gru_forward(r, z, n, u, old, drops, numbers, FLAGS)
-    finish(h_new, old, h, read, out, states, numbers, keys, thresholds, at, row * H + unit, unit, example, stream,
-           drops, inside, FLAGS)  # fmt: skip
+    finish(h_new, old, h, read, out, states, numbers, keys, thresholds, at, row * H + unit, unit, example, product,
+           stream, drops, inside, COLUMN, FLAGS)  # fmt: skip
     if gates is not None:
         to = gates + row * (3 * H) + unit
         tl.store(to, r, inside)
@@ -98,16 +99,18 @@ def gru_forward_kernel(
 
 @triton.jit
 def finish(
-    h_new, old, h, read, out, states, numbers, keys, thresholds, at, at_row, unit, example, stream, drops, inside,
-    FLAGS: tl.constexpr,
+    h_new, old, h, read, out, states, numbers, keys, thresholds, at, at_row, unit, example, product, stream, drops,
+    inside, COLUMN: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
     """Zoneout of h, and everything that h goes to."""
     zoned = zone_h(old, h_new, drops, numbers, FLAGS)
     tl.store(h + at, zoned, inside)
+    shown = zoned
     if on(FLAGS, "UNZONED"):
-        tl.store(out + at_row, read_memory(h_new, numbers, FLAGS), inside)
-    else:
-        tl.store(out + at_row, read_memory(zoned, numbers, FLAGS), inside)
+        shown = h_new
+    shown = read_memory(shown, numbers, FLAGS)
+    shown = drop_output(shown, numbers, keys, thresholds, unit, example, product, stream, COLUMN, FLAGS)
+    tl.store(out + at_row, shown, inside)
     if states is not None:
         tl.store(states + at_row, zoned, inside)
     seen = operand(zoned, numbers, keys, thresholds, unit, example, stream, True, FLAGS)
@@ -119,7 +122,8 @@ def forward_step(f: Forward, pre: Tensor, rec: Tensor, sites: Sites, batch: Batc
     launch(
         gru_forward_kernel, step_programs(active, units),
         pre, rec, f.b_ih, f.b_hh, f.h, f.read, f.out, f.states, f.gates, f.beside, *sites.tensors, active, row,
-        row - chunk_row, sites.step_offset + t, sites.stream, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+        row - chunk_row, sites.product(t), sites.stream, H=units, COLUMN=sites.column, FLAGS=sites.flags,
+        BLOCK=BLOCKS.step,
     )  # fmt: skip
 
 
@@ -173,7 +177,7 @@ def activate(p: Pass, pre: Tensor, rec: Tensor, gates: Tensor, resets: Tensor) -
 @triton.jit
 def at_h(
     sum_, dout, dh, gates, resets, states, h0, dgates, numbers, keys, thresholds, b, unit, row, before_row0, continued,
-    example, stream, drops, active, inside, H: tl.constexpr, FLAGS: tl.constexpr,
+    example, product, stream, drops, active, inside, H: tl.constexpr, COLUMN: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
     """From what the step after sends through U, ``sum_``, to the gradients of this step and what is carried in ``dh``.
 
@@ -185,7 +189,9 @@ def at_h(
     total = tl.load(dh + at, inside, other=0.0)
     total += through(sum_, numbers, keys, thresholds, unit, example, stream, True, FLAGS)
     if dout is not None:
-        grad = read_memory(tl.load(dout + row * H + unit, here, other=0.0).to(S), numbers, FLAGS)
+        grad = tl.load(dout + row * H + unit, here, other=0.0).to(S)
+        grad = drop_output(grad, numbers, keys, thresholds, unit, example, product, stream, COLUMN, FLAGS)
+        grad = read_memory(grad, numbers, FLAGS)
     else:
         grad = tl.zeros_like(total)
     if not on(FLAGS, "UNZONED"):
@@ -212,7 +218,7 @@ def at_h(
 
 
 @triton.jit(
-    do_not_specialize=["active", "sent", "row0", "before_row0", "continued", "step", "stream"],
+    do_not_specialize=["active", "sent", "row0", "before_row0", "continued", "product", "stream"],
     do_not_specialize_on_alignment=["dout", "gates", "resets", "states", "h0", *_SITES],
 )
 def gru_backward_kernel(
@@ -233,20 +239,21 @@ def gru_backward_kernel(
     row0: tl.int64,
     before_row0: tl.int64,
     continued: tl.int64,
-    step: tl.int64,
+    product: tl.int64,
     stream: tl.int64,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < tl.maximum(active, sent)) & (unit < H)
     example = examples(example_ids, b, inside)
-    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     at_h(
         sum_, dout, dh, gates, resets, states, h0, dgates, numbers, keys, thresholds, b, unit, row0 + b, before_row0,
-        continued, example, stream, drops, active, inside, H, FLAGS,
+        continued, example, product, stream, drops, active, inside, H, COLUMN, FLAGS,
     )  # fmt: skip
 
 
@@ -255,6 +262,6 @@ def backward_step(k: Backward, rec: Tensor, sites: Sites, batch: Batch, t: int) 
     launch(
         gru_backward_kernel, step_programs(max(active, sent), units),
         rec, k.dout, k.dh, k.gates, k.beside, k.states, k.h0, k.dgates, *sites.tensors, active, sent, batch.row(t),
-        batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
-        FLAGS=sites.flags, BLOCK=BLOCKS.step,
+        batch.row(batch.before(t)), batch.continued(t), sites.product(t), sites.stream, H=units,
+        COLUMN=sites.column, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip

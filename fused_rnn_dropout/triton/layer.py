@@ -116,7 +116,6 @@ class Surroundings(NamedTuple):
     sites: Sites
     weights: WeightMasks
     at_once: bool  # whether the sequence schedule runs it
-    output_masked: bool  # whether the output of all directions will be, so that h is not found there
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -126,7 +125,7 @@ class Surroundings(NamedTuple):
 
 def forward(cell: Cell, layer: Layer, around: Surroundings, keep: int) -> tuple[Tensor, list[Tensor], Kept]:
     """The output of one direction, its last states, and what is kept."""
-    batch, sites, weights, at_once, output_masked = around
+    batch, sites, weights, at_once = around
     p, kernels = Pass(layer.x, layer.b_ih, layer.b_hh, batch, weights), KERNELS[cell.name]
     units, width, rows = layer.units, layer.h0.shape[1], batch.rows
     w_ih, w_hh = weights.masked("weight_ih", layer.w_ih), weights.masked("weight_hh", layer.w_hh)
@@ -171,12 +170,11 @@ def forward(cell: Cell, layer: Layer, around: Surroundings, keep: int) -> tuple[
                 product(f.outputs[:active], w_hr.t(), projected[:active])
                 lstm_step.project_step(f, projected, sites, batch, t)
 
-    states = f.out.view(rows, width) if keep and output_masked and f.states is None else f.states
     last = [sites.read(f.h) if cell.scaled else f.h] + ([] if f.c is None else [f.c])
     kept = Kept(
         gates=p.values(0) if f.gates is None else f.gates,
         beside=beside(0) if f.beside is None else f.beside,
-        states=p.values(0) if states is None else states,
+        states=p.values(0) if f.states is None else f.states,
     )
     return f.out, [state.to(p.dtype) for state in last], kept
 
@@ -290,12 +288,12 @@ def backward(
         grads: of the output and the last states, None where nobody asked for one.
         y: the output, where no h is kept apart from it.
     """
-    batch, sites, weights, at_once, output_masked = around
+    batch, sites, weights, at_once = around
     p, kernels = Pass(layer.x, layer.b_ih, layer.b_hh, batch, weights), KERNELS[cell.name]
     grad_out, grad_h_n, grad_c_n = (*grads, None)[:3]
     kept = keep == Keep.ALL  # otherwise the forward kept no gates
     last = {"grad_h_n": grad_h_n, "grad_c_n": grad_c_n}
-    h_apart = output_masked or output_differs(cell, weights.flags)
+    h_apart = output_differs(cell, weights.flags)
     states = _check_backward(cell, p, layer, h_apart, last, y, saved, keep)
     units, width, rows = layer.units, layer.h0.shape[1], batch.rows
     w_ih, w_hh = weights.masked("weight_ih", layer.w_ih), weights.masked("weight_hh", layer.w_hh)

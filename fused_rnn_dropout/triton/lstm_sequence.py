@@ -15,6 +15,7 @@ from .lstm_step import finish, pre_activation
 from .lstm_step_backward import at_gates, at_h
 from .masks import examples, state_masks
 from .passes import Backward, Forward
+from .philox import product_of
 from .rows import Batch
 from .sequence import dot, rows_of
 from .sites import Sites
@@ -52,6 +53,7 @@ def lstm_sequence_forward_kernel(
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -65,6 +67,7 @@ def lstm_sequence_forward_kernel(
         if REVERSE:
             t = steps - 1 - s
         row0, active = rows_of(layout, t, steps, batch)
+        product = product_of((step_offset + t).to(tl.uint32))
         row, from_, to = row0 + b, read + (s % 2) * batch * H, read + ((s + 1) % 2) * batch * H
         for u0 in range(0, H, UNITS):
             unit = u0 + tl.arange(0, UNITS)[None, :]
@@ -80,7 +83,7 @@ def lstm_sequence_forward_kernel(
                 g = dot(operand, tl.load(w + 2 * H * H, fits, other=0.0), g, PRECISION)
                 o = dot(operand, tl.load(w + 3 * H * H, fits, other=0.0), o, PRECISION)
 
-            drops = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
+            drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
             p = (row - chunk_row) * (4 * H) + unit
             i = pre_activation(pre, i, b_ih, b_hh, p, unit, inside)
             f = pre_activation(pre, f, b_ih, b_hh, p + H, unit + H, inside)
@@ -98,8 +101,8 @@ def lstm_sequence_forward_kernel(
             if cells is not None:
                 tl.store(cells + row * H + unit, new, inside)
             finish(
-                h_new, h, to, out, states, numbers, keys, thresholds, b, unit, row, example, stream, drops, inside,
-                H, FLAGS,
+                h_new, h, to, out, states, numbers, keys, thresholds, b, unit, row, example, product, stream, drops,
+                inside, H, COLUMN, FLAGS,
             )  # fmt: skip
         tl.debug_barrier()
 
@@ -114,8 +117,8 @@ def forward_steps(
         lstm_sequence_forward_kernel, triton.cdiv(batch.batch, tiles.rows),
         pre, w_hh, f.b_ih, f.b_hh, f.c, f.h, f.read, f.out, f.states, f.gates, f.beside, layout, *sites.tensors, begin,
         end, batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, REVERSE=batch.reverse,
-        PRECISION=precision, H=f.c.shape[1], FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k,
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        PRECISION=precision, H=f.c.shape[1], COLUMN=sites.column, FLAGS=sites.flags, ROWS=tiles.rows,
+        UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
@@ -144,6 +147,7 @@ def lstm_sequence_backward_kernel(
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -160,6 +164,7 @@ def lstm_sequence_backward_kernel(
         after_row0, sent = rows_of(layout, t + way, steps, batch)
         before_row0, continued = rows_of(layout, t - way, steps, batch)
         continued, row = tl.minimum(continued, active), row0 + b
+        product = product_of((step_offset + t).to(tl.uint32))
         for u0 in range(0, H, UNITS):
             unit = u0 + tl.arange(0, UNITS)[None, :]
             inside = (b < tl.maximum(active, sent)) & (unit < H)
@@ -169,10 +174,10 @@ def lstm_sequence_backward_kernel(
                 later = tl.load(dgates + (after_row0 + b) * (4 * H) + k, (b < sent) & (k < 4 * H), other=0.0)
                 w = tl.load(w_hh + k_ * H + unit, (k_ < 4 * H) & (unit < H), other=0.0)
                 sum_ = dot(later, w, sum_, PRECISION)
-            drops = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
+            drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
             dh_new = at_h(
-                sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, H,
-                FLAGS,
+                sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, product, stream, drops, active,
+                inside, H, COLUMN, FLAGS,
             )  # fmt: skip
             at_gates(
                 dh_new, gates, cells, c0, dc, dgates, None, numbers, b, unit, row, before_row0, continued, drops,
@@ -189,6 +194,6 @@ def backward_steps(
         lstm_sequence_backward_kernel, triton.cdiv(batch.batch, tiles.rows),
         w_hh, k.dout, k.dh, k.gates, k.beside, k.c0, k.dc, k.dgates, layout, *sites.tensors, batch.steps, batch.batch,
         sites.step_offset, sites.stream, REVERSE=batch.reverse, PRECISION=precision, H=k.dc.shape[1],
-        FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps,
+        COLUMN=sites.column, FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps,
         num_stages=tiles.stages,
     )  # fmt: skip

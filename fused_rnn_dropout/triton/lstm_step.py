@@ -14,7 +14,7 @@ from torch import Tensor
 from .cells import lstm_forward, sigmoid, tanh
 from .entry import operand
 from .launch import BLOCKS, launch, step_programs
-from .masks import elements, examples, state_masks, zone_h
+from .masks import drop_output, elements, examples, state_masks, zone_h
 from .passes import Forward, Pass
 from .rows import Batch
 from .sites import Sites, on
@@ -39,17 +39,18 @@ def pre_activation(pre, sum_, b_ih, b_hh, at_pre, at_bias, inside):
 
 @triton.jit
 def finish(
-    h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, stream, drops, inside,
-    P: tl.constexpr, FLAGS: tl.constexpr,
+    h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, product, stream, drops, inside,
+    P: tl.constexpr, COLUMN: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
     """Zoneout of h, and everything that h goes to."""
     old = tl.load(h + b * P + unit, inside, other=0.0)
     zoned = zone_h(old, h_new, drops, numbers, FLAGS)
     tl.store(h + b * P + unit, zoned, inside)
+    shown = zoned
     if on(FLAGS, "UNZONED"):
-        tl.store(out + row * P + unit, h_new, inside)
-    else:
-        tl.store(out + row * P + unit, zoned, inside)
+        shown = h_new
+    shown = drop_output(shown, numbers, keys, thresholds, unit, example, product, stream, COLUMN, FLAGS)
+    tl.store(out + row * P + unit, shown, inside)
     if states is not None:
         tl.store(states + row * P + unit, zoned, inside)
     seen = operand(zoned, numbers, keys, thresholds, unit, example, stream, False, FLAGS)
@@ -57,7 +58,7 @@ def finish(
 
 
 @triton.jit(
-    do_not_specialize=["active", "row0", "pre_row0", "step", "stream"],
+    do_not_specialize=["active", "row0", "pre_row0", "product", "stream"],
     do_not_specialize_on_alignment=["pre", "b_ih", "b_hh", *_SITES],
 )
 def lstm_forward_kernel(
@@ -80,16 +81,17 @@ def lstm_forward_kernel(
     active: tl.int64,
     row0: tl.int64,
     pre_row0: tl.int64,  # row0 in the chunk
-    step: tl.int64,  # absolute
+    product: tl.int64,  # of the absolute step: Sites.product()
     stream: tl.int64,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < active) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
 
     p, r = (pre_row0 + b) * (4 * H) + unit, rec + b * (4 * H) + unit
     i = pre_activation(pre, tl.load(r, inside, other=0.0), b_ih, b_hh, p, unit, inside)
@@ -112,8 +114,8 @@ def lstm_forward_kernel(
         tl.store(outputs + at, h_new, inside)
     else:
         finish(
-            h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, stream, drops, inside,
-            H, FLAGS,
+            h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, product, stream, drops,
+            inside, H, COLUMN, FLAGS,
         )  # fmt: skip
 
 
@@ -125,11 +127,12 @@ def forward_step(f: Forward, pre: Tensor, rec: Tensor, sites: Sites, batch: Batc
     launch(
         lstm_forward_kernel, step_programs(active, units),
         pre, rec, f.b_ih, f.b_hh, f.c, *of_h, f.outputs, f.gates, f.beside, *sites.tensors, active, row,
-        row - chunk_row, sites.step_offset + t, sites.stream, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+        row - chunk_row, sites.product(t), sites.stream, H=units, COLUMN=sites.column, FLAGS=sites.flags,
+        BLOCK=BLOCKS.step,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["active", "row0", "step", "stream"], do_not_specialize_on_alignment=_SITES)
+@triton.jit(do_not_specialize=["active", "row0", "product", "stream"], do_not_specialize_on_alignment=_SITES)
 def lstm_project_kernel(
     projected,  # S [active, P]: W_hr times what the projection reads
     h,  # S [B, P]
@@ -142,20 +145,21 @@ def lstm_project_kernel(
     example_ids,
     active: tl.int64,
     row0: tl.int64,
-    step: tl.int64,
+    product: tl.int64,
     stream: tl.int64,
     P: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     b, unit = elements(P, BLOCK)
     at, inside = b * P + unit, (b < active) & (unit < P)
     example = examples(example_ids, b, inside)
-    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
     h_new = tl.load(projected + at, inside, other=0.0)
     finish(
-        h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row0 + b, example, stream, drops, inside,
-        P, FLAGS,
+        h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row0 + b, example, product, stream, drops,
+        inside, P, COLUMN, FLAGS,
     )  # fmt: skip
 
 
@@ -163,8 +167,8 @@ def project_step(f: Forward, projected: Tensor, sites: Sites, batch: Batch, t: i
     active, width = batch.active(t), f.h.shape[1]
     launch(
         lstm_project_kernel, step_programs(active, width),
-        projected, f.h, f.read, f.out, f.states, *sites.tensors, active, batch.row(t), sites.step_offset + t,
-        sites.stream, P=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+        projected, f.h, f.read, f.out, f.states, *sites.tensors, active, batch.row(t), sites.product(t),
+        sites.stream, P=width, COLUMN=sites.column, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from .cells import lstm_backward, lstm_memory, lstm_output
 from .entry import through
 from .launch import BLOCKS, launch, step_programs
-from .masks import elements, enter, examples, split_h, state_masks
+from .masks import drop_output, elements, enter, examples, split_h, state_masks
 from .passes import Backward
 from .rows import Batch
 from .sites import MEMORY, Sites, on
@@ -23,8 +23,8 @@ _SITES = ["thresholds", "example_ids"]
 
 @triton.jit
 def at_h(
-    sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside,
-    P: tl.constexpr, FLAGS: tl.constexpr,
+    sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, product, stream, drops, active, inside,
+    P: tl.constexpr, COLUMN: tl.constexpr, FLAGS: tl.constexpr,
 ):  # fmt: skip
     """The gradient at the new h; what zoneout sends to the h before is carried in ``dh``.
 
@@ -37,6 +37,7 @@ def at_h(
     total += through(sum_, numbers, keys, thresholds, unit, example, stream, False, FLAGS)
     if dout is not None:
         grad = tl.load(dout + row * P + unit, inside & (b < active), other=0.0).to(S)
+        grad = drop_output(grad, numbers, keys, thresholds, unit, example, product, stream, COLUMN, FLAGS)
     else:
         grad = tl.zeros_like(total)
     if not on(FLAGS, "UNZONED"):
@@ -77,7 +78,7 @@ def at_gates(
 
 
 @triton.jit(
-    do_not_specialize=["active", "sent", "row0", "before_row0", "continued", "step", "stream"],
+    do_not_specialize=["active", "sent", "row0", "before_row0", "continued", "product", "stream"],
     do_not_specialize_on_alignment=["dout", "gates", "cells", "c0", *_SITES],
 )
 def lstm_backward_kernel(
@@ -98,20 +99,22 @@ def lstm_backward_kernel(
     row0: tl.int64,
     before_row0: tl.int64,
     continued: tl.int64,
-    step: tl.int64,
+    product: tl.int64,
     stream: tl.int64,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < tl.maximum(active, sent)) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
-        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, H, FLAGS
-    )
+        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, product, stream, drops, active, inside, H,
+        COLUMN, FLAGS,
+    )  # fmt: skip
     at_gates(
         dh_new, gates, cells, c0, dc, dgates, None, numbers, b, unit, row, before_row0, continued, drops,
         inside & (b < active), H, FLAGS,
@@ -119,7 +122,7 @@ def lstm_backward_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["active", "sent", "row0", "step", "stream"], do_not_specialize_on_alignment=["dout", *_SITES]
+    do_not_specialize=["active", "sent", "row0", "product", "stream"], do_not_specialize_on_alignment=["dout", *_SITES]
 )
 def lstm_unproject_kernel(
     rec,  # S [sent, P]
@@ -133,25 +136,27 @@ def lstm_unproject_kernel(
     active: tl.int64,
     sent: tl.int64,
     row0: tl.int64,
-    step: tl.int64,
+    product: tl.int64,
     stream: tl.int64,
     P: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     b, unit = elements(P, BLOCK)
     at, inside = b * P + unit, (b < tl.maximum(active, sent)) & (unit < P)
     row, example = row0 + b, examples(example_ids, b, inside)
-    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
-        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, P, FLAGS
-    )
+        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, product, stream, drops, active, inside, P,
+        COLUMN, FLAGS,
+    )  # fmt: skip
     tl.store(dprojected + row * P + unit, dh_new, inside & (b < active))
 
 
 @triton.jit(
-    do_not_specialize=["active", "row0", "before_row0", "continued", "step", "stream"],
+    do_not_specialize=["active", "row0", "before_row0", "continued", "product", "stream"],
     do_not_specialize_on_alignment=["gates", "cells", "c0", *_SITES],
 )
 def lstm_projected_backward_kernel(
@@ -170,7 +175,7 @@ def lstm_projected_backward_kernel(
     row0: tl.int64,
     before_row0: tl.int64,
     continued: tl.int64,
-    step: tl.int64,
+    product: tl.int64,
     stream: tl.int64,
     H: tl.constexpr,
     FLAGS: tl.constexpr,
@@ -178,7 +183,7 @@ def lstm_projected_backward_kernel(
 ):
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < active) & (unit < H)
-    drops = state_masks(keys, thresholds, unit, examples(example_ids, b, inside), step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, examples(example_ids, b, inside), product, stream, FLAGS)
     at_gates(
         tl.load(dh_new + at, inside, other=0.0), gates, cells, c0, dc, dgates, outputs, numbers, b, unit, row0 + b,
         before_row0, continued, drops, inside, H, FLAGS,
@@ -191,8 +196,8 @@ def backward_step(k: Backward, rec: Tensor, sites: Sites, batch: Batch, t: int) 
     launch(
         lstm_backward_kernel, step_programs(max(active, sent), units),
         rec, k.dout, k.dh, k.gates, k.beside, k.c0, k.dc, k.dgates, *sites.tensors, active, sent, batch.row(t),
-        batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
-        FLAGS=sites.flags, BLOCK=BLOCKS.step,
+        batch.row(batch.before(t)), batch.continued(t), sites.product(t), sites.stream, H=units,
+        COLUMN=sites.column, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
 
 
@@ -200,8 +205,8 @@ def unproject_step(k: Backward, rec: Tensor, dprojected: Tensor, sites: Sites, b
     active, sent, width = batch.active(t), batch.active(batch.after(t)), k.dh.shape[1]
     launch(
         lstm_unproject_kernel, step_programs(max(active, sent), width),
-        rec, k.dout, k.dh, dprojected, *sites.tensors, active, sent, batch.row(t), sites.step_offset + t, sites.stream,
-        P=width, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+        rec, k.dout, k.dh, dprojected, *sites.tensors, active, sent, batch.row(t), sites.product(t), sites.stream,
+        P=width, COLUMN=sites.column, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
 
 
@@ -211,6 +216,6 @@ def projected_backward_step(k: Backward, dh_new: Tensor, outputs: Tensor, sites:
     launch(
         lstm_projected_backward_kernel, step_programs(active, units),
         dh_new, k.gates, k.beside, k.c0, k.dc, k.dgates, outputs, *sites.tensors, active, batch.row(t),
-        batch.row(batch.before(t)), batch.continued(t), sites.step_offset + t, sites.stream, H=units,
+        batch.row(batch.before(t)), batch.continued(t), sites.product(t), sites.stream, H=units,
         FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip

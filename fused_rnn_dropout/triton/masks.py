@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .philox import FIELDS, SEQ, dropped_of_calls
+from .philox import FIELDS, SEQ, dropped_of_calls, product_of
 from .sites import (
     CELL,
     ENTRY_SCALE,
@@ -17,16 +17,22 @@ from .sites import (
     NUM_STATE_SITES,
     OLD_C,
     OLD_H,
+    OUTPUT,
+    OUTPUT_KEY,
+    OUTPUT_SCALE,
     P_CELL,
     P_HIDDEN,
+    P_OUTPUT,
     READ_SCALE,
     STATE_KEY,
     UPDATE,
     UPDATE_SCALE,
     ZONE_C,
     ZONE_H,
+    call_of,
     drawing,
     draws,
+    field_of,
     kind_of,
     number_of,
     on,
@@ -86,11 +92,12 @@ def _of_state(bits, unit, example, FLAGS: tl.constexpr, SITE: tl.constexpr):
 
 
 @triton.jit
-def state_masks(keys, thresholds, unit, example, step, stream, FLAGS: tl.constexpr):
-    """Which elements are dropped, or with zoneout keep their old value, at an absolute step: a mask of each state site.
+def state_masks(keys, thresholds, unit, example, product, stream, FLAGS: tl.constexpr):
+    """Which elements are dropped, or with zoneout keep their old value, at a step: a mask of each state site.
 
-    All sites draw at once, each in a row of calls. A mask per sequence is drawn again at each step, which costs less
-    than a pass over memory that holds it. The units of a block are eights that share calls (:func:`elements`).
+    All sites draw at once, each in a row of calls, which the absolute step enters as its ``product``. A mask per
+    sequence is drawn again at each step, which costs less than a pass over memory that holds it. The units of a block
+    are eights that share calls (:func:`elements`).
     """
     bits = unit.to(tl.uint32)  # not read where no site draws
     if drawing(FLAGS) > 0:
@@ -98,15 +105,15 @@ def state_masks(keys, thresholds, unit, example, step, stream, FLAGS: tl.constex
         k1 = tl.load(keys + STATE_KEY + 1).to(tl.uint32)
         of = tl.arange(0, power_of_two(drawing(FLAGS)))[:, None]
         fourth, limit = of.to(tl.uint32) * 0 + stream.to(tl.uint32), of.to(tl.int64) * 0
-        steps = of.to(tl.uint32) * 0 + SEQ
+        products = product_of(of.to(tl.uint32) * 0 + SEQ)
         for number in tl.static_range(drawing(FLAGS)):
             fourth = tl.where(of == number, fourth + kind_of(FLAGS, number), fourth)
             limit = tl.where(of == number, tl.load(thresholds + threshold_of(FLAGS, number)), limit)
             if per_step(FLAGS, number):
-                steps = tl.where(of == number, step.to(tl.uint32), steps)
+                products = tl.where(of == number, product.to(tl.uint64), products)
         wide: tl.constexpr = tl.uint32 if drawing(FLAGS) <= 4 else tl.uint64  # a byte for each site
         call, of_call = _calls(unit, example)
-        of_sites = dropped_of_calls(call[None, :], of_call[None, :], steps, fourth, limit, k0, k1)
+        of_sites = dropped_of_calls(call[None, :], of_call[None, :], products, fourth, limit, k0, k1)
         bits = tl.sum(of_sites.to(wide) << (of * FIELDS).to(wide), axis=0)
     drops = ()
     for site in tl.static_range(NUM_STATE_SITES):
@@ -120,7 +127,7 @@ def _once(key, threshold, unit, example, stream):
     k0, k1 = tl.load(key).to(tl.uint32), tl.load(key + 1).to(tl.uint32)
     call, of_call = _calls(unit, example)
     fourth = stream.to(tl.uint32)
-    bits = dropped_of_calls(call, of_call, fourth * 0 + SEQ, fourth, tl.load(threshold), k0, k1)
+    bits = dropped_of_calls(call, of_call, product_of(fourth * 0 + SEQ), fourth, tl.load(threshold), k0, k1)
     return _of_elements(bits, 0, unit, example)
 
 
@@ -148,6 +155,33 @@ def drop_hidden(
             example = example * 0 + SEQ
         dropped = _once(keys + HIDDEN_KEY, thresholds + P_HIDDEN, unit, example, stream + HIDDEN)
         value = tl.where(dropped, 0.0, tl.load(numbers + HIDDEN_SCALE) * value)
+    return value
+
+
+@triton.jit
+def drop_output(
+    value, numbers, keys, thresholds, unit, example, product, stream, COLUMN: tl.constexpr, FLAGS: tl.constexpr
+):  # fmt: skip
+    """Dropout of what a layer writes, or of its gradient.
+
+    Its mask goes on over both directions: element ``COLUMN`` is unit 0, which may lie within a call.
+    """
+    if sampled(FLAGS, "OUTPUT"):
+        if on(FLAGS, "OUTPUT_BATCH_SHARED"):
+            example = example * 0 + SEQ
+        if on(FLAGS, "OUTPUT_SEQUENCE"):
+            product = product_of((product * 0).to(tl.uint32) + SEQ)
+        fourth = ((stream.to(tl.uint32) >> 16) + 1 << 16) + OUTPUT  # in the name of the layer that reads
+        k0, k1 = tl.load(keys + OUTPUT_KEY).to(tl.uint32), tl.load(keys + OUTPUT_KEY + 1).to(tl.uint32)
+        threshold, of_step = tl.load(thresholds + P_OUTPUT), product.to(tl.uint64)
+        call, of_call = _calls(unit, example)
+        call += call_of(COLUMN)
+        bits = dropped_of_calls(call, of_call, of_step, fourth, threshold, k0, k1)
+        if field_of(COLUMN) > 0:
+            bits |= dropped_of_calls(call + 1, of_call, of_step, fourth, threshold, k0, k1) << FIELDS
+            bits = bits >> field_of(COLUMN)
+        dropped = _of_elements(bits, 0, unit, example)
+        value = tl.where(dropped, 0.0, tl.load(numbers + OUTPUT_SCALE) * value)
     return value
 
 

@@ -98,7 +98,7 @@ def _surroundings(call: LayerCall, direction: Direction) -> tuple[Layer, Surroun
     layer = Layer(call.x, *direction[2:])
     layer.check(call.row)
     check_floating(dtype=call.dtype)
-    device, flags = call.x.device, inner_flags(call.flags)
+    device, flags = call.x.device, inner_flags(call.flags, writes=True)
     batch = Batch(call.x, call.batch_sizes, layer.h0.shape[0], direction.reverse)
     check(call.schedule in _NUMBERS, f"schedule must be one of {sorted(_NUMBERS)}, got {call.schedule}")
     at_once = _NUMBERS[call.schedule] == SEQUENCE
@@ -113,18 +113,20 @@ def _surroundings(call: LayerCall, direction: Direction) -> tuple[Layer, Surroun
     rows = () if call.rng is None else call.rng.unbind(0)
     rngs = {group: row.contiguous() for group, row in zip(GROUPS, rows, strict=False)}
     where = (call.layer, direction.reverse)
+    column = layer.h0.shape[1] if direction.reverse and call.num_directions == 2 else 0
+    pairs = [rngs.get(group) for group in ("state", "hidden", "output")]
     sites = Sites.prepare(
-        thresholds, rngs.get("state"), rngs.get("hidden"), example_ids, call.dtype, flags, *where, call.step_offset
-    )
+        thresholds, *pairs, example_ids, call.dtype, flags, *where, call.step_offset, column
+    )  # fmt: skip
     weights = WeightMasks(rngs.get("weight"), thresholds, flags, *where, call.dtype)
-    return layer, Surroundings(batch, sites, weights, at_once, outer_site(call.flags, writes=True) is not None)
+    return layer, Surroundings(batch, sites, weights, at_once)
 
 
-def _masked(call: LayerCall, rows: Tensor, *, writes: bool) -> Tensor:
-    """What a layer reads or writes, of all directions, or its gradient, with the mask of its site: a kernel of its own,
-    since products are torch's.
+def _masked(call: LayerCall, rows: Tensor) -> Tensor:
+    """What a layer reads, for all directions, or its gradient, with the mask of its site: a kernel of its own, since
+    products are torch's.
     """
-    site = outer_site(call.flags, writes)
+    site = outer_site(call.flags, writes=False)
     if site is None:
         return rows
     assert call.rng is not None and call.thresholds is not None
@@ -134,7 +136,7 @@ def _masked(call: LayerCall, rows: Tensor, *, writes: bool) -> Tensor:
     ids = None if call.example_ids is None else call.example_ids.contiguous()
     return drop_rows(
         rows, batch, rng, call.thresholds.contiguous(), ids,
-        SITE_INDEX[site.name], stream_of(KIND[site.kind], call.layer + writes), site.sequence_flag not in bits, shared,
+        SITE_INDEX[site.name], stream_of(KIND[site.kind], call.layer), site.sequence_flag not in bits, shared,
         call.step_offset,
     )  # fmt: skip
 
@@ -147,10 +149,10 @@ def _columns(tensor: Tensor | None, call: LayerCall, index: int) -> Tensor | Non
 def _forward(call: LayerCall, keep: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
     call.check()
     directions = [_surroundings(call, direction) for direction in call.each()]
-    x = _masked(call, call.x, writes=False)
+    x = _masked(call, call.x)
     of_each = [run.forward(call.row, layer._replace(x=x), around, keep) for layer, around in directions]
     y, last = side_by_side([(out, *finals) for out, finals, _ in of_each])
-    return _masked(call, y, writes=True), last, [tensor for _, _, kept in of_each for tensor in kept]
+    return y, last, [tensor for _, _, kept in of_each for tensor in kept]
 
 
 @_on_its_device
@@ -188,11 +190,9 @@ def layer_backward(
     layer, around = directions[0]
     shape, of_states = around.batch.shape(call.num_directions * layer.h0.shape[1]), call.row.states
     check_shapes({"grad_y": (grad_y, shape), "y": (y, shape)})
-    if grad_y is not None:
-        grad_y = _masked(call, grad_y, writes=True)
     of_each = [needs_of(needs, index) for index in range(call.num_directions)]
     reads_x = call.keep == Keep.STATES or any(needed(own, "w_ih") for own in of_each)
-    x = _masked(call, call.x, writes=False) if reads_x else call.x
+    x = _masked(call, call.x) if reads_x else call.x
     dx: Tensor | None = None
     dstates: list[Tensor] = []
     dweights: list[Tensor] = []
@@ -211,5 +211,5 @@ def layer_backward(
         dstates += found[1]
         dweights += found[2]
     assert dx is not None
-    dx = _masked(call, dx, writes=False) if needs & NEEDS_X else dx
+    dx = _masked(call, dx) if needs & NEEDS_X else dx
     return dx, dstates, dweights

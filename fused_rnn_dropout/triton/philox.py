@@ -15,20 +15,45 @@ SEQ = tl.constexpr(sites.SEQ)
 LOW = tl.constexpr(sites.LOW)
 FIELDS = tl.constexpr(8)  # of a call, and so the neighbouring elements that it serves
 _DOMAIN = tl.constexpr(DOMAIN)
-_M0, _M1 = tl.constexpr(0xD2511F53), tl.constexpr(0xCD9E8D57)  # multipliers
+M0, M1 = tl.constexpr(0xD2511F53), tl.constexpr(0xCD9E8D57)  # multipliers
 _W0, _W1 = tl.constexpr(0x9E3779B9), tl.constexpr(0xBB67AE85)  # Weyl increments of the key
+
+
+@triton.jit
+def product_of(c):
+    """uint64: what the first round needs of the third counter word, uint32; common to all calls that have it."""
+    return c.to(tl.uint64) * M1
+
+
+@triton.jit
+def begin(a, b, product, k0, k1):
+    """The words after the first round but for the stream, which enters it by an exclusive or: common to all streams."""
+    p0 = a.to(tl.uint64) * M0
+    return (
+        (product >> 32).to(tl.uint32) ^ b ^ k0,
+        product.to(tl.uint32),
+        (p0 >> 32).to(tl.uint32) ^ k1,
+        p0.to(tl.uint32),
+    )
+
+
+@triton.jit
+def of_stream(x0, x1, x2, x3, stream, k0, k1):
+    """The four words of a stream, from what :func:`begin` returns."""
+    x2 ^= stream
+    for _ in tl.static_range(9):
+        k0, k1 = k0 + _W0, k1 + _W1
+        p0, p1 = x0.to(tl.uint64) * M0, x2.to(tl.uint64) * M1
+        x0, x1 = (p1 >> 32).to(tl.uint32) ^ x1 ^ k0, p1.to(tl.uint32)
+        x2, x3 = (p0 >> 32).to(tl.uint32) ^ x3 ^ k1, p0.to(tl.uint32)
+    return x0, x1, x2, x3
 
 
 @triton.jit
 def philox(a, b, c, stream, k0, k1):
     """The four words of the counter (a, b, c, stream), all uint32, scalars or tensors that broadcast."""
-    x0, x1, x2, x3 = a, b, c, stream
-    for _ in tl.static_range(10):
-        p0, p1 = x0.to(tl.uint64) * _M0, x2.to(tl.uint64) * _M1
-        x0, x1 = (p1 >> 32).to(tl.uint32) ^ x1 ^ k0, p1.to(tl.uint32)
-        x2, x3 = (p0 >> 32).to(tl.uint32) ^ x3 ^ k1, p0.to(tl.uint32)
-        k0, k1 = k0 + _W0, k1 + _W1
-    return x0, x1, x2, x3
+    x0, x1, x2, x3 = begin(a, b, product_of(c), k0, k1)
+    return of_stream(x0, x1, x2, x3, stream, k0, k1)
 
 
 @triton.jit
@@ -52,18 +77,20 @@ def _below(w0, w1, w2, w3, limit):
 
 
 @triton.jit
-def dropped_of_calls(call, row, step, stream, threshold, k0, k1):
+def dropped_of_calls(call, row, product, stream, threshold, k0, k1):
     """Which of their eight elements calls drop, bit f for field f; for zoneout, which keep their old value.
 
-    ``threshold`` is int64 in [0, 2**32], all else uint32; they broadcast. Where p = 1 the upper half is 2**16, which is
+    ``threshold`` is int64 in [0, 2**32], ``product`` that of the step (:func:`product_of`), all else uint32; they
+    broadcast. Where p = 1 the upper half is 2**16, which is
     above every field. The second call is made where some field of a program meets the upper half.
     """
     upper, lower = (threshold >> 16).to(tl.uint32), (threshold & 0xFFFF).to(tl.uint32)
-    w0, w1, w2, w3 = philox(call, row, step, stream, k0, k1)
+    x0, x1, x2, x3 = begin(call, row, product, k0, k1)
+    w0, w1, w2, w3 = of_stream(x0, x1, x2, x3, stream, k0, k1)
     found = _below(w0, w1, w2, w3, upper)
     ties = tl.where(lower > 0, _below(w0, w1, w2, w3, upper + 1) & ~found, 0)
     if tl.max(ties) > 0:
-        w0, w1, w2, w3 = philox(call, row, step, stream | LOW, k0, k1)
+        w0, w1, w2, w3 = of_stream(x0, x1, x2, x3, stream | LOW, k0, k1)
         found |= ties & _below(w0, w1, w2, w3, lower)
     return found
 

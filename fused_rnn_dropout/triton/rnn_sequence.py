@@ -15,6 +15,7 @@ from .lstm_step import finish, pre_activation
 from .lstm_step_backward import at_h
 from .masks import examples, state_masks
 from .passes import Backward, Forward
+from .philox import product_of
 from .rnn_step import at_gate
 from .rows import Batch
 from .sequence import dot, rows_of
@@ -52,6 +53,7 @@ def rnn_sequence_forward_kernel(
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -65,6 +67,7 @@ def rnn_sequence_forward_kernel(
         if REVERSE:
             t = steps - 1 - s
         row0, active = rows_of(layout, t, steps, batch)
+        product = product_of((step_offset + t).to(tl.uint32))
         row, from_, to = row0 + b, read + (s % 2) * batch * H, read + ((s + 1) % 2) * batch * H
         for u0 in range(0, H, UNITS):
             unit = u0 + tl.arange(0, UNITS)[None, :]
@@ -76,14 +79,14 @@ def rnn_sequence_forward_kernel(
                 w = tl.load(w_hh + unit * H + k_, (unit < H) & (k_ < H), other=0.0)
                 sum_ = dot(operand, w, sum_, PRECISION)
 
-            drops = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
+            drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
             a = pre_activation(pre, sum_, b_ih, b_hh, (row - chunk_row) * H + unit, unit, inside)
             candidate, h_new = rnn_forward(a, drops, numbers, RELU, FLAGS)
             if gates is not None:
                 tl.store(gates + row * H + unit, candidate, inside)
             finish(
-                h_new, h, to, out, states, numbers, keys, thresholds, b, unit, row, example, stream, drops, inside,
-                H, FLAGS,
+                h_new, h, to, out, states, numbers, keys, thresholds, b, unit, row, example, product, stream, drops,
+                inside, H, COLUMN, FLAGS,
             )  # fmt: skip
         tl.debug_barrier()
 
@@ -97,8 +100,8 @@ def forward_steps(
         rnn_sequence_forward_kernel, triton.cdiv(batch.batch, tiles.rows),
         pre, w_hh, f.b_ih, f.b_hh, f.h, f.read, f.out, f.states, f.gates, layout, *sites.tensors, begin, end,
         batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, RELU=relu, REVERSE=batch.reverse,
-        PRECISION=precision, H=f.h.shape[1], FLAGS=sites.flags, ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k,
-        num_warps=tiles.warps, num_stages=tiles.stages,
+        PRECISION=precision, H=f.h.shape[1], COLUMN=sites.column, FLAGS=sites.flags, ROWS=tiles.rows,
+        UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
 
 
@@ -125,6 +128,7 @@ def rnn_sequence_backward_kernel(
     REVERSE: tl.constexpr,
     PRECISION: tl.constexpr,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     ROWS: tl.constexpr,
     UNITS: tl.constexpr,
@@ -139,7 +143,7 @@ def rnn_sequence_backward_kernel(
             t, way = step, -1
         row0, active = rows_of(layout, t, steps, batch)
         after_row0, sent = rows_of(layout, t + way, steps, batch)
-        row = row0 + b
+        row, product = row0 + b, product_of((step_offset + t).to(tl.uint32))
         for u0 in range(0, H, UNITS):
             unit = u0 + tl.arange(0, UNITS)[None, :]
             inside = (b < tl.maximum(active, sent)) & (unit < H)
@@ -149,10 +153,10 @@ def rnn_sequence_backward_kernel(
                 later = tl.load(dgates + (after_row0 + b) * H + k, (b < sent) & (k < H), other=0.0)
                 w = tl.load(w_hh + k_ * H + unit, (k_ < H) & (unit < H), other=0.0)
                 sum_ = dot(later, w, sum_, PRECISION)
-            drops = state_masks(keys, thresholds, unit, example, step_offset + t, stream, FLAGS)
+            drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
             dh_new = at_h(
-                sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, H,
-                FLAGS,
+                sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, product, stream, drops, active,
+                inside, H, COLUMN, FLAGS,
             )  # fmt: skip
             at_gate(dh_new, gates, dgates, numbers, unit, row, drops, inside & (b < active), RELU, H, FLAGS)
         tl.debug_barrier()
@@ -165,6 +169,7 @@ def backward_steps(
     launch(
         rnn_sequence_backward_kernel, triton.cdiv(batch.batch, tiles.rows),
         w_hh, k.dout, k.dh, k.gates, k.dgates, layout, *sites.tensors, batch.steps, batch.batch, sites.step_offset,
-        sites.stream, RELU=relu, REVERSE=batch.reverse, PRECISION=precision, H=k.dh.shape[1], FLAGS=sites.flags,
+        sites.stream, RELU=relu, REVERSE=batch.reverse, PRECISION=precision, H=k.dh.shape[1], COLUMN=sites.column,
+        FLAGS=sites.flags,
         ROWS=tiles.rows, UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip

@@ -19,7 +19,7 @@ _SITES = ["thresholds", "example_ids"]
 
 
 @triton.jit(
-    do_not_specialize=["active", "row0", "pre_row0", "step", "stream"],
+    do_not_specialize=["active", "row0", "pre_row0", "product", "stream"],
     do_not_specialize_on_alignment=["pre", "b_ih", "b_hh", *_SITES],
 )
 def rnn_forward_kernel(
@@ -39,17 +39,18 @@ def rnn_forward_kernel(
     active: tl.int64,
     row0: tl.int64,
     pre_row0: tl.int64,  # row0 in the chunk
-    step: tl.int64,  # absolute
+    product: tl.int64,  # of the absolute step: Sites.product()
     stream: tl.int64,
     RELU: tl.constexpr,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < active) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
 
     sum_ = tl.load(rec + at, inside, other=0.0)
     a = pre_activation(pre, sum_, b_ih, b_hh, (pre_row0 + b) * H + unit, unit, inside)
@@ -57,8 +58,8 @@ def rnn_forward_kernel(
     if gates is not None:
         tl.store(gates + row * H + unit, candidate, inside)
     finish(
-        h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, stream, drops, inside, H,
-        FLAGS,
+        h_new, h, read, out, states, numbers, keys, thresholds, b, unit, row, example, product, stream, drops, inside,
+        H, COLUMN, FLAGS,
     )  # fmt: skip
 
 
@@ -69,7 +70,7 @@ def forward_step(
     launch(
         rnn_forward_kernel, step_programs(active, units),
         pre, rec, f.b_ih, f.b_hh, f.h, f.read, f.out, f.states, f.gates, *sites.tensors, active, row, row - chunk_row,
-        sites.step_offset + t, sites.stream, RELU=relu, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+        sites.product(t), sites.stream, RELU=relu, H=units, COLUMN=sites.column, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
 
 
@@ -110,7 +111,7 @@ def at_gate(
 
 
 @triton.jit(
-    do_not_specialize=["active", "sent", "row0", "step", "stream"],
+    do_not_specialize=["active", "sent", "row0", "product", "stream"],
     do_not_specialize_on_alignment=["dout", "gates", *_SITES],
 )
 def rnn_backward_kernel(
@@ -126,21 +127,23 @@ def rnn_backward_kernel(
     active: tl.int64,
     sent: tl.int64,
     row0: tl.int64,
-    step: tl.int64,
+    product: tl.int64,
     stream: tl.int64,
     RELU: tl.constexpr,
     H: tl.constexpr,
+    COLUMN: tl.constexpr,  # of the output: Sites.column
     FLAGS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     b, unit = elements(H, BLOCK)
     at, inside = b * H + unit, (b < tl.maximum(active, sent)) & (unit < H)
     row, example = row0 + b, examples(example_ids, b, inside)
-    drops = state_masks(keys, thresholds, unit, example, step, stream, FLAGS)
+    drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
     sum_ = tl.load(rec + at, inside & (b < sent), other=0.0)
     dh_new = at_h(
-        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, stream, drops, active, inside, H, FLAGS
-    )
+        sum_, dout, dh, numbers, keys, thresholds, b, unit, row, example, product, stream, drops, active, inside, H,
+        COLUMN, FLAGS,
+    )  # fmt: skip
     at_gate(dh_new, gates, dgates, numbers, unit, row, drops, inside & (b < active), RELU, H, FLAGS)
 
 
@@ -148,6 +151,6 @@ def backward_step(k: Backward, rec: Tensor, sites: Sites, batch: Batch, t: int, 
     active, sent, units = batch.active(t), batch.active(batch.after(t)), k.dh.shape[1]
     launch(
         rnn_backward_kernel, step_programs(max(active, sent), units),
-        rec, k.dout, k.dh, k.gates, k.dgates, *sites.tensors, active, sent, batch.row(t), sites.step_offset + t,
-        sites.stream, RELU=relu, H=units, FLAGS=sites.flags, BLOCK=BLOCKS.step,
+        rec, k.dout, k.dh, k.gates, k.dgates, *sites.tensors, active, sent, batch.row(t), sites.product(t),
+        sites.stream, RELU=relu, H=units, COLUMN=sites.column, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip

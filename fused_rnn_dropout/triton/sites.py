@@ -16,17 +16,19 @@ from torch import Tensor
 from ..fakes import compute_dtype
 from ..sites import FLAG, KIND, SITE_INDEX, STATE_SITES, stream
 from .launch import launch
-from .philox import derive_key, keep_rate, keep_scale
+from .philox import M1, derive_key, keep_rate, keep_scale
 
 P_HIDDEN = tl.constexpr(SITE_INDEX["hidden_dropout"])
 P_UPDATE = tl.constexpr(SITE_INDEX["update_dropout"])
 P_CELL = tl.constexpr(SITE_INDEX["cell_dropout"])
 P_ZONEOUT_C = tl.constexpr(SITE_INDEX["zoneout_c"])
 P_ZONEOUT_H = tl.constexpr(SITE_INDEX["zoneout_h"])
+P_OUTPUT = tl.constexpr(SITE_INDEX["output_dropout"])
 CELL = tl.constexpr(KIND["CELL"])
 HIDDEN = tl.constexpr(KIND["HIDDEN"])
+OUTPUT = tl.constexpr(KIND["OUTPUT"])
 
-# What a call's kernels read: numbers in the type that the cell computes in, and the words of two keys.
+# What a call's kernels read: numbers in the type that the cell computes in, and the words of three keys.
 HIDDEN_SCALE = tl.constexpr(0)
 UPDATE_SCALE = tl.constexpr(1)
 MEMORY_SCALE = tl.constexpr(2)  # of the new c (LSTM) or h (GRU); 1 in training, where its mask is binary
@@ -34,10 +36,12 @@ READ_SCALE = tl.constexpr(3)  # what reads the memory sees it times this: 1/q in
 ENTRY_SCALE = tl.constexpr(4)  # GRU: a caller's h, which is scaled, times this is the state
 OLD_C = tl.constexpr(5)  # zoneout's probability to keep the old value
 OLD_H = tl.constexpr(6)
-_NUMBERS = 7
+OUTPUT_SCALE = tl.constexpr(7)
+_NUMBERS = 8
 STATE_KEY = tl.constexpr(0)
 HIDDEN_KEY = tl.constexpr(2)
-_KEYS = 4
+OUTPUT_KEY = tl.constexpr(4)
+_KEYS = 6
 
 _STATE = {site.flag: site for site in STATE_SITES}
 UPDATE, MEMORY, ZONE_C, ZONE_H = (
@@ -114,6 +118,18 @@ def per_step(flags, number):
 
 
 @triton.constexpr_function
+def call_of(element):
+    """The call that serves an element of a row."""
+    return element // 8
+
+
+@triton.constexpr_function
+def field_of(element):
+    """Its field in that."""
+    return element % 8
+
+
+@triton.constexpr_function
 def power_of_two(n):
     """The least that is not below n, as every dimension of a block is one."""
     return 1 << (n - 1).bit_length()
@@ -129,8 +145,9 @@ def prepare_kernel(
     thresholds,  # [10]
     rng_state,  # [2], or None
     rng_hidden,  # [2], or None
-    numbers,  # [7]
-    keys,  # [4]
+    rng_output,  # [2], or None
+    numbers,  # [8]
+    keys,  # [6]
     FLAGS: tl.constexpr,
 ):
     """Scales and keys, once for all steps: a division in double precision has no place in a kernel per step."""
@@ -153,6 +170,7 @@ def prepare_kernel(
     tl.store(numbers + ENTRY_SCALE, entry)
     tl.store(numbers + OLD_C, 1.0 - keep_rate(tl.load(thresholds + P_ZONEOUT_C)))
     tl.store(numbers + OLD_H, 1.0 - keep_rate(tl.load(thresholds + P_ZONEOUT_H)))
+    tl.store(numbers + OUTPUT_SCALE, keep_scale(tl.load(thresholds + P_OUTPUT)))
     if drawing(FLAGS) > 0:
         k0, k1 = derive_key(rng_state)
         tl.store(keys + STATE_KEY, k0.to(tl.int64))
@@ -161,30 +179,37 @@ def prepare_kernel(
         k0, k1 = derive_key(rng_hidden)
         tl.store(keys + HIDDEN_KEY, k0.to(tl.int64))
         tl.store(keys + HIDDEN_KEY + 1, k1.to(tl.int64))
+    if sampled(FLAGS, "OUTPUT"):
+        k0, k1 = derive_key(rng_output)
+        tl.store(keys + OUTPUT_KEY, k0.to(tl.int64))
+        tl.store(keys + OUTPUT_KEY + 1, k1.to(tl.int64))
 
 
 class Sites(NamedTuple):
     """The sites of one layer and direction, as its kernels take them; tensors are None where no site is configured."""
 
     thresholds: Tensor | None  # [10]
-    numbers: Tensor | None  # [7], in the type that the cell computes in
-    keys: Tensor | None  # [4], int64
+    numbers: Tensor | None  # [8], in the type that the cell computes in
+    keys: Tensor | None  # [6], int64
     example_ids: Tensor | None  # [B], or None for 0 .. B-1
     stream: int  # of kind 0
     step_offset: int
     flags: int
+    column: int  # of the layer's output, of both directions, which is the direction's first
 
     @staticmethod
     def prepare(
         thresholds: Tensor | None,
         rng_state: Tensor | None,
         rng_hidden: Tensor | None,
+        rng_output: Tensor | None,
         example_ids: Tensor | None,
         dtype: torch.dtype,
         flags: int,
         layer: int,
         reverse: bool,
         step_offset: int,
+        column: int,
     ) -> Sites:
         # Sites of the weights act before the recurrence: they make no other kernels of it.
         flags &= ~(FLAG["WEIGHT_HH"] | FLAG["WEIGHT_IH"] | FLAG["WEIGHT_HR"] | FLAG["WEIGHT_ROW"])
@@ -194,7 +219,8 @@ class Sites(NamedTuple):
             assert thresholds is not None
             numbers = torch.empty(_NUMBERS, dtype=compute_dtype(dtype), device=thresholds.device)
             keys = torch.empty(_KEYS, dtype=torch.int64, device=thresholds.device)
-            launch(prepare_kernel, 1, thresholds, rng_state, rng_hidden, numbers, keys, FLAGS=flags, num_warps=1)
+            rngs = (rng_state, rng_hidden, rng_output)
+            launch(prepare_kernel, 1, thresholds, *rngs, numbers, keys, FLAGS=flags, num_warps=1)
         return Sites(
             thresholds if flags else None,
             numbers,
@@ -203,7 +229,13 @@ class Sites(NamedTuple):
             stream(0, layer, int(reverse)),
             step_offset,
             flags,
+            column,
         )
+
+    def product(self, t: int) -> int:
+        """That of ``philox.product_of`` for step t of the call, as int64 holds it."""
+        found = (self.step_offset + t) % 2**32 * M1.value
+        return found - 2**64 if found >= 2**63 else found
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..fakes import compute_dtype
 from ..sites import FLAG, KIND, SITE_INDEX, stream
 from .launch import BLOCKS, launch
-from .philox import FIELDS, SEQ, derive_key, dropped_of_calls, keep_scale, spread
+from .philox import FIELDS, SEQ, derive_key, dropped_of_calls, keep_scale, product_of, spread
 
 _P_WEIGHT = tl.constexpr(SITE_INDEX["weight_dropout"])
 
@@ -37,7 +37,7 @@ def mask_weight_kernel(
     threshold = tl.load(thresholds + _P_WEIGHT)
     scale = keep_scale(threshold).to(COMPUTE)
     fourth = stream.to(tl.uint32)
-    once = fourth * 0 + SEQ
+    once = product_of(fourth * 0 + SEQ)
 
     call = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     of_row = (call // calls).to(tl.uint32)

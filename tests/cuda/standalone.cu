@@ -180,7 +180,7 @@ class Program {
     const CellInfo& info = CELLS[cell()];
     LayerForwardStep<float> p{};
     p.cell = cell();
-    p.masks = masks();
+    p.masks = masks().at(0);
     p.step = alone(B);
     p.units = p.projected = H;
     p.gates = in("gates").f32();
@@ -209,7 +209,7 @@ class Program {
     const CellInfo& info = CELLS[cell()];
     LayerBackwardStep<float> p{};
     p.cell = cell();
-    p.masks = masks();
+    p.masks = masks().at(0);
     p.step = alone(B);
     p.units = p.projected = H;
     p.dout = in("dout").f32();

@@ -158,16 +158,15 @@ def test_bytes_by_hand() -> None:
         assert (moved(first, "enter"), moved(last, "leave")) == ([elements * 10], [elements * 12])
 
 
-@pytest.mark.parametrize("e", [4, 2])
 @pytest.mark.parametrize("name", ["alternating", "Triton, alternating", "Triton, sequence"])
-@pytest.mark.parametrize("cell", MODULES)
-def test_a_state_that_is_not_the_output_is_stored_too(cell: str, name: str, e: int) -> None:
-    shape = next(shape for shape in SHAPES if shape.name == "packed")
-    usual, apart = (SCHEDULES[name](Layer(cell, shape, e, states_apart)) for states_apart in (False, True))
-    for field in ("moved", "far"):
-        before, after = (sum(work.times * getattr(work, field) for work in part[0]) for part in (usual, apart))
-        assert after - before == Layer(cell, shape, e).rows * 512 * e  # once, forward; backward reads it for the output
-    assert usual[1] == apart[1]
+def test_a_mask_on_what_a_layer_writes_takes_no_pass(name: str) -> None:
+    """Rows are masked by themselves where the first layer reads them, and nowhere else."""
+    wide = next(shape for shape in SHAPES if shape.name == "wide")
+    of_input = 2 * 4 * wide.rows * wide.inputs
+    first, last = SCHEDULES[name](Layer("LSTM", wide, 4))
+    assert (moved(first, "drop_rows"), moved(last, "drop_rows")) == ([of_input], [of_input] * 2)
+    bits = [64 * 512 // 8] if name == "alternating" else []
+    assert (moved(first, "written_masks"), moved(last, "written_masks")) == (bits, bits)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +193,7 @@ def test_what_stores_states(cell: str, sites: dict, apart: bool) -> None:
             out = rnn(x)[0]
     assert (out.data_ptr() not in kept) == apart
     beside = shape.inputs + (shape.units if apart else 0)  # the output itself is the caller's anyway
-    assert explained.bytes_for_backward == Layer(cell, shape, 4, apart).kept + 4 * shape.rows * beside
+    assert explained.bytes_for_backward == Layer(cell, shape, 4).kept + 4 * shape.rows * beside
 
 
 def test_floors_are_bounded_by_what_they_are_made_of() -> None:

@@ -21,6 +21,8 @@ void alternating(const LayerForward<D>& p, const Surroundings& around) {
   D* const outputs = w_hr.data ? around.buffer<D>(B * H) : nullptr;
   D* const projected = w_hr.data ? around.buffer<D>(B * P) : nullptr;
 
+  const uint8_t* const written = call.written(sequence, P);
+
   call.multiply(call.matrix(p.x, N, p.inputs), false, w_ih, true, call.matrix(gates, N, GH));
   const Operand<D> first{
       .masks = call.masks(), .scaled = info.scaled(), .width = P, .states = nullptr, .h0 = p.h0, .operand = read};
@@ -28,7 +30,6 @@ void alternating(const LayerForward<D>& p, const Surroundings& around) {
 
   LayerForwardStep<D> step{};
   step.cell = p.cell;
-  step.masks = call.masks();
   step.units = H;
   step.projected = P;
   step.b_ih = p.b_ih;
@@ -44,11 +45,13 @@ void alternating(const LayerForward<D>& p, const Surroundings& around) {
   step.h_n = p.h_n;
   for (int64_t s = 0; s < sequence.steps; ++s) {
     const Step now = step.step = Step::of(sequence, sequence.time(s));
+    step.masks = call.masks().at(now.t);
     step.gates = gates + now.row * GH;
     step.apart = p.apart ? p.apart + now.row * H : nullptr;
     step.c_before = p.cells ? p.cells + now.row_before * H : c;
     step.c_after = p.cells ? p.cells + now.row * H : c;
     step.out = p.out + now.row * P;
+    step.written = call.written_at(written, now.row, P);
     step.states = p.states ? p.states + now.row * P : nullptr;
     // Apart from W x, which is there already: a cell may take the halves of a gate apart.
     call.multiply(call.matrix(read, now.active, P), false, w_hh, true, call.matrix(recurrent, now.active, GH));
@@ -90,6 +93,7 @@ class BackwardPass {
         through_(around.buffer<D>(B_ * P_)),
         dh_(info_.scaled() || (p.random.flags & FLAG_ZONEOUT_H) ? around.buffer<S>(B_ * P_) : nullptr),
         dc_(info_.has_c ? around.buffer<S>(B_ * H_) : nullptr),
+        written_(p.dout ? call_.written(sequence_, P_) : nullptr),
         dprojected_(room(w_hr_.data, N_, P_)),
         doutputs_(room(w_hr_.data, B_, H_)),
         outputs_(room(p.dw_hr, N_, H_)) {}
@@ -144,7 +148,6 @@ class BackwardPass {
   void steps() {
     LayerBackwardStep<D> step{};
     step.cell = p_.cell;
-    step.masks = call_.masks();
     step.units = H_;
     step.projected = P_;
     step.through = through_;
@@ -158,11 +161,13 @@ class BackwardPass {
     for (int64_t s = sequence_.steps - 1; s >= 0; --s) {
       const int64_t t = sequence_.time(s), after = sequence_.after(t);
       const Step now = step.step = Step::of(sequence_, t);
+      step.masks = call_.masks().at(t);
       // Rows that begin in the step after, which only a reversed packed batch has, leave for h_0.
       const int64_t sent = sequence_.exists(after) ? sequence_.active(after) : 0;
       if (sent) send(after, sent);
       leave_h(now.active, sent);
       step.dout = p_.dout ? p_.dout + now.row * P_ : nullptr;
+      step.written = call_.written_at(written_, now.row, P_);
       step.gates = gates_ + now.row * G_ * H_;
       step.apart = apart_ ? apart_ + now.row * H_ : nullptr;
       step.c_before = p_.cells ? p_.cells + now.row_before * H_ : nullptr;
@@ -265,6 +270,7 @@ class BackwardPass {
   D* const dgates_;                     // [N, width_]
   D* const through_;                    // [B, P]: what came through U
   S *const dh_, *const dc_;             // [B, P], [B, H]: carried
+  const uint8_t* const written_;        // the masks of the rows that p.dout is of
   const Matrix dprojected_, doutputs_;  // [N, P], [B, H]: with a projection, gradients at its product and its operand
   const Matrix outputs_;                // [N, H]: that operand
   const D *gates_ = p_.gates, *apart_ = p_.apart;
