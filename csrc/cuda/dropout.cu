@@ -1,7 +1,7 @@
 // Dropout of a layer's input or output: a linear map that is its own gradient. Where vectors divide the rows, a thread
 // takes neighbouring columns of a batch row, at most the eight that one Philox call serves; elsewhere a warp takes a
-// span of spans.h of a step's rows. It goes over several steps with them, so that a mask that is drawn once per sequence
-// is drawn once for all of those.
+// span of spans.h of a step's rows. It goes over several steps with them, so that a mask that is drawn once per
+// sequence is drawn once for all of those.
 #include "cuda/kernels.h"
 #include "cuda/spans.h"
 

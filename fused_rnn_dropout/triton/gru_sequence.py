@@ -23,13 +23,13 @@ _COUNTS = ["begin", "end", "steps", "batch", "chunk_row", "step_offset", "stream
 
 
 @triton.jit(
-    do_not_specialize=_COUNTS, do_not_specialize_on_alignment=["b_ih", "b_hh", "layout", "thresholds", "example_ids"]
+    do_not_specialize=_COUNTS, do_not_specialize_on_alignment=["layout", "thresholds", "example_ids"]
 )
 def gru_sequence_forward_kernel(
     pre,  # S [rows of a chunk, 3H]: W x
     w_hh,  # D [3H, H], masked
-    b_ih,  # [3H], or None
-    b_hh,  # [3H], or None
+    bias,  # S [3H], or None
+    bias_apart,  # S [H]: that of U_n h, or None
     h,  # S [B, H]: the state, carried
     read,  # D [2, B, H]: h as products read it, both halves filled
     out,  # D [N, H]
@@ -81,7 +81,7 @@ def gru_sequence_forward_kernel(
 
             drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
             p = (row - chunk_row) * (3 * H) + unit
-            r, z, n, u = pre_activations(pre, r, z, n, b_ih, b_hh, p, unit, inside, H)
+            r, z, n, u = pre_activations(pre, r, z, n, bias, bias_apart, p, unit, inside, H)
             old = tl.load(h + b * H + unit, inside, other=0.0)
             r, z, n, h_new = gru_forward(r, z, n, u, old, drops, numbers, FLAGS)
             finish(
@@ -104,7 +104,7 @@ def forward_steps(
     """Steps ``begin`` .. ``end`` in the order of the recurrence."""
     launch(
         gru_sequence_forward_kernel, triton.cdiv(batch.batch, tiles.rows),
-        pre, w_hh, f.b_ih, f.b_hh, f.h, f.read, f.out, f.states, f.gates, f.beside, layout, *sites.tensors, begin, end,
+        pre, w_hh, f.bias, f.bias_apart, f.h, f.read, f.out, f.states, f.gates, f.beside, layout, *sites.tensors, begin, end,
         batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, REVERSE=batch.reverse,
         PRECISION=precision, H=f.h.shape[1], COLUMN=sites.column, FLAGS=sites.flags, ROWS=tiles.rows,
         UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps, num_stages=tiles.stages,

@@ -126,15 +126,15 @@ class Surroundings(NamedTuple):
 def forward(cell: Cell, layer: Layer, around: Surroundings, keep: int) -> tuple[Tensor, list[Tensor], Kept]:
     """The output of one direction, its last states, and what is kept."""
     batch, sites, weights, at_once = around
-    p, kernels = Pass(layer.x, layer.b_ih, layer.b_hh, batch, weights), KERNELS[cell.name]
+    p, kernels = Pass(layer.x, layer.b_ih, layer.b_hh, cell.apart * layer.units, batch, weights), KERNELS[cell.name]
     units, width, rows = layer.units, layer.h0.shape[1], batch.rows
     w_ih, w_hh = weights.masked("weight_ih", layer.w_ih), weights.masked("weight_hh", layer.w_hh)
     w_hr = None if layer.w_hr is None else weights.masked("weight_hr", layer.w_hr)
     beside = p.sums if cell.has_c else p.values  # room for what is kept beside the gates
 
     f = Forward(
-        b_ih=p.b_ih,
-        b_hh=p.b_hh,
+        bias=p.bias,
+        bias_apart=p.bias_apart,
         c=p.sums(batch.batch, units) if cell.has_c else None,
         h=p.sums(batch.batch, width),
         read=p.values(2, batch.batch, width),
@@ -289,7 +289,7 @@ def backward(
         y: the output, where no h is kept apart from it.
     """
     batch, sites, weights, at_once = around
-    p, kernels = Pass(layer.x, layer.b_ih, layer.b_hh, batch, weights), KERNELS[cell.name]
+    p, kernels = Pass(layer.x, layer.b_ih, layer.b_hh, cell.apart * layer.units, batch, weights), KERNELS[cell.name]
     grad_out, grad_h_n, grad_c_n = (*grads, None)[:3]
     kept = keep == Keep.ALL  # otherwise the forward kept no gates
     last = {"grad_h_n": grad_h_n, "grad_c_n": grad_c_n}

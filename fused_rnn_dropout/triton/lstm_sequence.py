@@ -24,13 +24,12 @@ _COUNTS = ["begin", "end", "steps", "batch", "chunk_row", "step_offset", "stream
 
 
 @triton.jit(
-    do_not_specialize=_COUNTS, do_not_specialize_on_alignment=["b_ih", "b_hh", "layout", "thresholds", "example_ids"]
+    do_not_specialize=_COUNTS, do_not_specialize_on_alignment=["layout", "thresholds", "example_ids"]
 )
 def lstm_sequence_forward_kernel(
     pre,  # S [rows of a chunk, 4H]: W x
     w_hh,  # D [4H, H], masked
-    b_ih,  # [4H], or None
-    b_hh,  # [4H], or None
+    bias,  # S [4H], or None
     c,  # S [B, H]: the memory, carried
     h,  # S [B, H]: h, carried
     read,  # D [2, B, H]: h as products read it, both halves filled
@@ -85,10 +84,10 @@ def lstm_sequence_forward_kernel(
 
             drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
             p = (row - chunk_row) * (4 * H) + unit
-            i = pre_activation(pre, i, b_ih, b_hh, p, unit, inside)
-            f = pre_activation(pre, f, b_ih, b_hh, p + H, unit + H, inside)
-            g = pre_activation(pre, g, b_ih, b_hh, p + 2 * H, unit + 2 * H, inside)
-            o = pre_activation(pre, o, b_ih, b_hh, p + 3 * H, unit + 3 * H, inside)
+            i = pre_activation(pre, i, bias, p, unit, inside)
+            f = pre_activation(pre, f, bias, p + H, unit + H, inside)
+            g = pre_activation(pre, g, bias, p + 2 * H, unit + 2 * H, inside)
+            o = pre_activation(pre, o, bias, p + 3 * H, unit + 3 * H, inside)
             old = tl.load(c + b * H + unit, inside, other=0.0)
             i, f, g, o, new, h_new = lstm_forward(i, f, g, o, old, drops, numbers, FLAGS)
             tl.store(c + b * H + unit, new, inside)
@@ -115,7 +114,7 @@ def forward_steps(
     assert f.c is not None
     launch(
         lstm_sequence_forward_kernel, triton.cdiv(batch.batch, tiles.rows),
-        pre, w_hh, f.b_ih, f.b_hh, f.c, f.h, f.read, f.out, f.states, f.gates, f.beside, layout, *sites.tensors, begin,
+        pre, w_hh, f.bias, f.c, f.h, f.read, f.out, f.states, f.gates, f.beside, layout, *sites.tensors, begin,
         end, batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, REVERSE=batch.reverse,
         PRECISION=precision, H=f.c.shape[1], COLUMN=sites.column, FLAGS=sites.flags, ROWS=tiles.rows,
         UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps, num_stages=tiles.stages,

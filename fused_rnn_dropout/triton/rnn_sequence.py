@@ -25,13 +25,12 @@ _COUNTS = ["begin", "end", "steps", "batch", "chunk_row", "step_offset", "stream
 
 
 @triton.jit(
-    do_not_specialize=_COUNTS, do_not_specialize_on_alignment=["b_ih", "b_hh", "layout", "thresholds", "example_ids"]
+    do_not_specialize=_COUNTS, do_not_specialize_on_alignment=["layout", "thresholds", "example_ids"]
 )
 def rnn_sequence_forward_kernel(
     pre,  # S [rows of a chunk, H]: W x
     w_hh,  # D [H, H], masked
-    b_ih,  # [H], or None
-    b_hh,  # [H], or None
+    bias,  # S [H], or None
     h,  # S [B, H]: the state, carried
     read,  # D [2, B, H]: h as products read it, both halves filled
     out,  # D [N, H]
@@ -80,7 +79,7 @@ def rnn_sequence_forward_kernel(
                 sum_ = dot(operand, w, sum_, PRECISION)
 
             drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
-            a = pre_activation(pre, sum_, b_ih, b_hh, (row - chunk_row) * H + unit, unit, inside)
+            a = pre_activation(pre, sum_, bias, (row - chunk_row) * H + unit, unit, inside)
             candidate, h_new = rnn_forward(a, drops, numbers, RELU, FLAGS)
             if gates is not None:
                 tl.store(gates + row * H + unit, candidate, inside)
@@ -98,7 +97,7 @@ def forward_steps(
     """Steps ``begin`` .. ``end`` in the order of the recurrence."""
     launch(
         rnn_sequence_forward_kernel, triton.cdiv(batch.batch, tiles.rows),
-        pre, w_hh, f.b_ih, f.b_hh, f.h, f.read, f.out, f.states, f.gates, layout, *sites.tensors, begin, end,
+        pre, w_hh, f.bias, f.h, f.read, f.out, f.states, f.gates, layout, *sites.tensors, begin, end,
         batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, RELU=relu, REVERSE=batch.reverse,
         PRECISION=precision, H=f.h.shape[1], COLUMN=sites.column, FLAGS=sites.flags, ROWS=tiles.rows,
         UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps, num_stages=tiles.stages,

@@ -3,7 +3,8 @@
 //   g++ -std=c++20 -O1 -fno-tree-sra -fsanitize=kernel-address --param asan-instrumentation-with-call-threshold=0
 //       --param asan-stack=0 --param asan-globals=0 -DFRD_CUDA_ON_HOST -Icsrc -Itests/cuda -x c++ tests/cuda/traffic.cu
 //   ./a.out            prints a line for every array of every case:
-//                      case, array, "load" or "store", requests, sectors, bytes asked for, those that differ, all there are
+//                      case, array, "load" or "store", requests, sectors, bytes asked for, those that differ, all there
+//                      are
 //
 // The compiler puts a call before every access of memory; the functions that it calls are here. Lanes of a warp that
 // come to the same access the same number of times make one request, and a request touches sectors of 32 bytes, as on a
@@ -63,9 +64,9 @@ class Recorder {
     for (const auto& [key, found] : traffic_) {
       int64_t sectors = 0;
       for (const auto& [request, touched] : found.sectors) sectors += static_cast<int64_t>(touched.size());
-      std::printf("%s, %s, %s, %zu, %lld, %lld, %zu, %lld\n", title.c_str(), key.first.c_str(), key.second ? "store" : "load",
-                  found.sectors.size(), static_cast<long long>(sectors), static_cast<long long>(found.asked),
-                  found.bytes.size(), static_cast<long long>(found.all));
+      std::printf("%s, %s, %s, %zu, %lld, %lld, %zu, %lld\n", title.c_str(), key.first.c_str(),
+                  key.second ? "store" : "load", found.sectors.size(), static_cast<long long>(sectors),
+                  static_cast<long long>(found.asked), found.bytes.size(), static_cast<long long>(found.all));
     }
     arrays_.clear();
     traffic_.clear();

@@ -32,8 +32,8 @@ void alternating(const LayerForward<D>& p, const Surroundings& around) {
   step.cell = p.cell;
   step.units = H;
   step.projected = P;
-  step.b_ih = p.b_ih;
-  step.b_hh = p.b_hh;
+  step.bias = call.bias(p.b_ih, p.b_hh, GH, info.apart * H);
+  step.bias_apart = info.apart && p.b_hh ? p.b_hh + (GH - H) : nullptr;
   step.recurrent = recurrent;
   step.keep_gates = p.gates != nullptr;
   step.c0 = p.c0;
@@ -136,8 +136,8 @@ class BackwardPass {
     check(activate(Activate<D>{.cell = p_.cell,
                                .rows = N_,
                                .units = H_,
-                               .b_ih = p_.b_ih,
-                               .b_hh = p_.b_hh,
+                               .bias = call_.bias(p_.b_ih, p_.b_hh, G_ * H_, info_.apart * H_),
+                               .bias_apart = info_.apart && p_.b_hh ? p_.b_hh + (G_ - 1) * H_ : nullptr,
                                .gates = static_cast<D*>(gates.data),
                                .recurrent = dgates_,
                                .apart = apart},
