@@ -40,49 +40,6 @@ OPERANDS = {"forward": {"read", "h"}, "backward": {"dgates", "dh"}}
 WARP = 32
 
 
-def components(nodes: Collection[int], follows: list[set[int]]) -> list[set[int]]:
-    """The loops in a part of a graph, not those inside them: the sets of nodes that reach each other."""
-    reach: dict[int, set[int]] = {}
-    for node in nodes:
-        seen, stack = set[int](), [node]
-        while stack:
-            new = follows[stack.pop()] & set(nodes) - seen
-            seen |= new
-            stack.extend(new)
-        reach[node] = seen
-    found: list[set[int]] = []
-    for node in nodes:
-        if node in reach[node] and not any(node in loop for loop in found):
-            found.append({other for other in reach[node] if node in reach[other]})
-    return found
-
-
-class Loop(NamedTuple):
-    """A loop with one way in."""
-
-    blocks: set[int]
-    head: int
-    inner: list[set[int]]  # the loops right inside it
-
-    def inside(self, block: int) -> int | None:
-        """The number of the inner loop that a block belongs to."""
-        return next((number for number, blocks in enumerate(self.inner) if block in blocks), None)
-
-
-def loop_of(kernel: ptx.Kernel, blocks: set[int]) -> Loop:
-    heads = {
-        after
-        for before in range(len(kernel.blocks))
-        if before not in blocks
-        for after in kernel.follows[before] & blocks
-    }
-    if len(heads) != 1:
-        raise ValueError(f"{kernel.name}: a loop with {len(heads)} ways in")
-    (head,) = heads
-    once = [after - {head} for after in kernel.follows]
-    return Loop(blocks, head, components(blocks, once))
-
-
 def is_barrier(one: ptx.Instruction, threads: int) -> bool:
     """Whether all threads of a block wait here for each other, and see what each has written before."""
     if one.predicated:
@@ -115,7 +72,7 @@ def look_at(kernel: ptx.Kernel) -> Finding:
     read = {pointer for one in accesses if one.loads for pointer in of[one.number]}
     written = {pointer for one in accesses if one.stores for pointer in of[one.number]}
     steps = []
-    for blocks in components(range(len(kernel.blocks)), kernel.follows):
+    for blocks in ptx.components(range(len(kernel.blocks)), kernel.follows):
         inside = [one for one in accesses if at[one.number] in blocks]
         if {p for one in inside if one.loads for p in of[one.number]} & {
             p for one in inside if one.stores for p in of[one.number]
@@ -123,7 +80,7 @@ def look_at(kernel: ptx.Kernel) -> Finding:
             steps.append(blocks)
     if len(steps) != 1:
         raise ValueError(f"{kernel.name}: {len(steps)} loops read and write the same memory, not one")
-    loop, carried = loop_of(kernel, steps[0]), read & written
+    loop, carried = ptx.loop_of(kernel, steps[0]), read & written
     wrong = []
     for one in accesses:
         if not of[one.number] & carried:
@@ -142,7 +99,11 @@ def look_at(kernel: ptx.Kernel) -> Finding:
 
 
 def without_barrier(
-    kernel: ptx.Kernel, loop: Loop, of: dict[int, frozenset[str]], at: dict[int, int], accesses: list[ptx.Instruction]
+    kernel: ptx.Kernel,
+    loop: ptx.Loop,
+    of: dict[int, frozenset[str]],
+    at: dict[int, int],
+    accesses: list[ptx.Instruction],
 ) -> list[str]:
     """Pairs of accesses of the same memory in two steps that no barrier orders, a sentence for each."""
 
@@ -247,7 +208,9 @@ def main() -> int:
     parser.add_argument("--warps", action="append", type=int, choices=WARPS, help="default: all (repeatable)")
     parser.add_argument("--units", action="append", type=int, choices=UNITS, help="default: both (repeatable)")
     parser.add_argument("-k", metavar="TEXT", default="", help="only kernels whose names contain TEXT")
-    parser.add_argument("--sample", type=int, metavar="N", help="N of them, with each cell and way, target and warps at least once")
+    parser.add_argument(
+        "--sample", type=int, metavar="N", help="N of them, with each cell and way, target and warps at least once"
+    )
     parser.add_argument("--seed", metavar="TEXT", help="of the sample (default: the hash of the commit)")
     options = parser.parse_args()
     if options.sample is not None and options.sample < 1:

@@ -7,8 +7,9 @@ and that the first operand of everything else is where the result goes. What it 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 ENDS = ("ret", "exit", "trap")
 SPACES = ("global", "shared", "shared::cta", "shared::cluster", "local", "param", "const")
@@ -155,3 +156,51 @@ def _statements(body: str) -> Iterator[str]:
             part = part.removesuffix("}").strip() if part.count("}") > part.count("{") else part
             if part and not part.startswith("."):
                 yield part
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# Loops
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def components(nodes: Collection[int], follows: list[set[int]]) -> list[set[int]]:
+    """The loops in a part of a graph, not those inside them: the sets of nodes that reach each other."""
+    reach: dict[int, set[int]] = {}
+    for node in nodes:
+        seen, stack = set[int](), [node]
+        while stack:
+            new = follows[stack.pop()] & set(nodes) - seen
+            seen |= new
+            stack.extend(new)
+        reach[node] = seen
+    found: list[set[int]] = []
+    for node in nodes:
+        if node in reach[node] and not any(node in loop for loop in found):
+            found.append({other for other in reach[node] if node in reach[other]})
+    return found
+
+
+class Loop(NamedTuple):
+    """A loop with one way in."""
+
+    blocks: set[int]
+    head: int
+    inner: list[set[int]]  # the loops right inside it
+
+    def inside(self, block: int) -> int | None:
+        """The number of the inner loop that a block belongs to."""
+        return next((number for number, blocks in enumerate(self.inner) if block in blocks), None)
+
+
+def loop_of(kernel: Kernel, blocks: set[int]) -> Loop:
+    heads = {
+        after
+        for before in range(len(kernel.blocks))
+        if before not in blocks
+        for after in kernel.follows[before] & blocks
+    }
+    if len(heads) != 1:
+        raise ValueError(f"{kernel.name}: a loop with {len(heads)} ways in")
+    (head,) = heads
+    once = [after - {head} for after in kernel.follows]
+    return Loop(blocks, head, components(blocks, once))

@@ -49,7 +49,7 @@ def recurrent_sums(rec, inside, H: tl.constexpr):
 
 @triton.jit(
     do_not_specialize=["active", "row0", "pre_row0", "product", "stream"],
-    do_not_specialize_on_alignment=["pre", *_SITES],
+    do_not_specialize_on_alignment=_SITES,
 )
 def gru_forward_kernel(
     pre,  # S [rows of a chunk, 3H]: W x
@@ -126,7 +126,7 @@ def forward_step(f: Forward, pre: Tensor, rec: Tensor, sites: Sites, batch: Batc
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["total"], do_not_specialize_on_alignment=["pre", "rec"])
+@triton.jit(do_not_specialize=["total"])
 def gru_activate_kernel(
     pre,  # S [rows of a chunk, 3H]: W x
     rec,  # S [rows of a chunk, 3H]: U h
@@ -218,7 +218,7 @@ def at_h(
 
 @triton.jit(
     do_not_specialize=["active", "sent", "row0", "before_row0", "continued", "product", "stream"],
-    do_not_specialize_on_alignment=["dout", "gates", "resets", "states", "h0", *_SITES],
+    do_not_specialize_on_alignment=["h0", *_SITES],
 )
 def gru_backward_kernel(
     rec,  # S [sent, H]: what the step after sends through U, before hidden dropout

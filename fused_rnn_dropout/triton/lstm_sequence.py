@@ -23,12 +23,10 @@ from .sites import Sites
 _COUNTS = ["begin", "end", "steps", "batch", "chunk_row", "step_offset", "stream"]
 
 
-@triton.jit(
-    do_not_specialize=_COUNTS, do_not_specialize_on_alignment=["layout", "thresholds", "example_ids"]
-)
+@triton.jit(do_not_specialize=_COUNTS, do_not_specialize_on_alignment=["layout", "thresholds", "example_ids"])
 def lstm_sequence_forward_kernel(
     pre,  # S [rows of a chunk, 4H]: W x
-    w_hh,  # D [4H, H], masked
+    w_hh,  # D [H, 4H], masked: the transpose of U
     bias,  # S [4H], or None
     c,  # S [B, H]: the memory, carried
     h,  # S [B, H]: h, carried
@@ -76,11 +74,11 @@ def lstm_sequence_forward_kernel(
             for k0 in range(0, H, K):
                 k, k_ = k0 + tl.arange(0, K)[None, :], k0 + tl.arange(0, K)[:, None]
                 operand = tl.load(from_ + b * H + k, (b < active) & (k < H), other=0.0)
-                w, fits = w_hh + unit * H + k_, (unit < H) & (k_ < H)
+                w, fits = w_hh + k_ * (4 * H) + unit, (unit < H) & (k_ < H)
                 i = dot(operand, tl.load(w, fits, other=0.0), i, PRECISION)
-                f = dot(operand, tl.load(w + H * H, fits, other=0.0), f, PRECISION)
-                g = dot(operand, tl.load(w + 2 * H * H, fits, other=0.0), g, PRECISION)
-                o = dot(operand, tl.load(w + 3 * H * H, fits, other=0.0), o, PRECISION)
+                f = dot(operand, tl.load(w + H, fits, other=0.0), f, PRECISION)
+                g = dot(operand, tl.load(w + 2 * H, fits, other=0.0), g, PRECISION)
+                o = dot(operand, tl.load(w + 3 * H, fits, other=0.0), o, PRECISION)
 
             drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
             p = (row - chunk_row) * (4 * H) + unit
@@ -123,7 +121,7 @@ def forward_steps(
 
 @triton.jit(
     do_not_specialize=["steps", "batch", "step_offset", "stream"],
-    do_not_specialize_on_alignment=["dout", "gates", "cells", "c0", "layout", "thresholds", "example_ids"],
+    do_not_specialize_on_alignment=["c0", "layout", "thresholds", "example_ids"],
 )
 def lstm_sequence_backward_kernel(
     w_hh,  # D [4H, H], masked

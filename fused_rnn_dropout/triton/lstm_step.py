@@ -58,7 +58,7 @@ def finish(
 
 @triton.jit(
     do_not_specialize=["active", "row0", "pre_row0", "product", "stream"],
-    do_not_specialize_on_alignment=["pre", *_SITES],
+    do_not_specialize_on_alignment=_SITES,
 )
 def lstm_forward_kernel(
     pre,  # S [rows of a chunk, 4H]: W x
@@ -170,7 +170,7 @@ def project_step(f: Forward, projected: Tensor, sites: Sites, batch: Batch, t: i
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["total"], do_not_specialize_on_alignment=["pre", "rec"])
+@triton.jit(do_not_specialize=["total"])
 def lstm_activate_kernel(
     pre,  # S [rows of a chunk, 4H]: W x
     rec,  # S [rows of a chunk, 4H]: U h

@@ -24,12 +24,10 @@ from .sites import Sites
 _COUNTS = ["begin", "end", "steps", "batch", "chunk_row", "step_offset", "stream"]
 
 
-@triton.jit(
-    do_not_specialize=_COUNTS, do_not_specialize_on_alignment=["layout", "thresholds", "example_ids"]
-)
+@triton.jit(do_not_specialize=_COUNTS, do_not_specialize_on_alignment=["layout", "thresholds", "example_ids"])
 def rnn_sequence_forward_kernel(
     pre,  # S [rows of a chunk, H]: W x
-    w_hh,  # D [H, H], masked
+    w_hh,  # D [H, H], masked: the transpose of U
     bias,  # S [H], or None
     h,  # S [B, H]: the state, carried
     read,  # D [2, B, H]: h as products read it, both halves filled
@@ -75,7 +73,7 @@ def rnn_sequence_forward_kernel(
             for k0 in range(0, H, K):
                 k, k_ = k0 + tl.arange(0, K)[None, :], k0 + tl.arange(0, K)[:, None]
                 operand = tl.load(from_ + b * H + k, (b < active) & (k < H), other=0.0)
-                w = tl.load(w_hh + unit * H + k_, (unit < H) & (k_ < H), other=0.0)
+                w = tl.load(w_hh + k_ * H + unit, (unit < H) & (k_ < H), other=0.0)
                 sum_ = dot(operand, w, sum_, PRECISION)
 
             drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
@@ -106,7 +104,7 @@ def forward_steps(
 
 @triton.jit(
     do_not_specialize=["steps", "batch", "step_offset", "stream"],
-    do_not_specialize_on_alignment=["dout", "gates", "layout", "thresholds", "example_ids"],
+    do_not_specialize_on_alignment=["layout", "thresholds", "example_ids"],
 )
 def rnn_sequence_backward_kernel(
     w_hh,  # D [H, H], masked

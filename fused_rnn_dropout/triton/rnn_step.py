@@ -20,7 +20,7 @@ _SITES = ["thresholds", "example_ids"]
 
 @triton.jit(
     do_not_specialize=["active", "row0", "pre_row0", "product", "stream"],
-    do_not_specialize_on_alignment=["pre", *_SITES],
+    do_not_specialize_on_alignment=_SITES,
 )
 def rnn_forward_kernel(
     pre,  # S [rows of a chunk, H]: W x
@@ -73,7 +73,7 @@ def forward_step(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["total"], do_not_specialize_on_alignment=["pre", "rec"])
+@triton.jit(do_not_specialize=["total"])
 def rnn_activate_kernel(
     pre,  # S [rows of a chunk, H]: W x
     rec,  # S [rows of a chunk, H]: U h
@@ -110,7 +110,7 @@ def at_gate(
 
 @triton.jit(
     do_not_specialize=["active", "sent", "row0", "product", "stream"],
-    do_not_specialize_on_alignment=["dout", "gates", *_SITES],
+    do_not_specialize_on_alignment=_SITES,
 )
 def rnn_backward_kernel(
     rec,  # S [sent, H]: what the step after sends through U, before hidden dropout

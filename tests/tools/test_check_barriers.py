@@ -66,9 +66,9 @@ def test_a_barrier_between_steps_is_found() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    ["barrier.sync \t0;", "ld.shared.b32 \t%r8, [%r9];\n\tbar.sync \t0;", "@%p4 bra \t$L__BB0_3;\n$L__BB0_3:\n\tbar.sync \t0;"],
+    ["barrier.sync 0;", "ld.shared.b32 %r8, [%r9];\n bar.sync 0;", "@%p4 bra $L__BB0_3;\n$L__BB0_3:\n bar.sync 0;"],
     ids=["another word", "not the first", "where two ways meet"],
-)  # fmt: skip
+)
 def test_other_barriers_that_do(other: str) -> None:
     assert look_at(PTX.replace(BARRIER, other)).wrong == []
 
@@ -84,7 +84,7 @@ def test_other_barriers_that_do(other: str) -> None:
         (BARRIER, "bar.arrive 0, 128;", "no barrier from st.global.v2.b32"),
         (BARRIER, "@%p4 bra $L__BB0_3;\n bar.sync 0;\n$L__BB0_3:", "no barrier from st.global.v2.b32"),
         (BARRIER, "bar.sync 0;\n st.global.b32 [%rd3], %r1;", "no barrier from st.global.b32 to ld.global.v2.b32"),
-        ("ld.global.v2.b32", "cp.async.ca.shared.global [ %r9 + 0 ], [ %rd4 + 0 ], 8;\n ld.global.nc.b32", "such a load"),
+        ("ld.global.v2.b32", "ld.global.nc.v2.b32", "does not reach such a load"),
         (BARRIER, "cp.async.bulk.shared::cta.global [%r9], [%rd4], 16;\n bar.sync 0;", "an asynchronous copy"),
         ("ret;", "st.global.b32 [%rd3], %r1;\n ret;", "outside the loop over steps"),
     ],
@@ -92,6 +92,16 @@ def test_other_barriers_that_do(other: str) -> None:
 def test_what_is_wrong_is_said(old: str, new: str, said: str) -> None:
     assert old in PTX
     assert said in "; ".join(look_at(PTX.replace(old, new)).wrong)
+
+
+def test_an_asynchronous_copy_is_a_load() -> None:
+    """As Triton fetches what the next block of a product reads."""
+    load = "@%p1 ld.global.v2.b32 { %r2, %r3 }, [ %rd4 + 0 ];"
+    assert load in PTX
+    copied = PTX.replace(load, "cp.async.ca.shared.global [ %r9 + 0 ], [ %rd4 + 0 ], 0x8, %r8;")
+    assert look_at(copied).wrong == []
+    said = "; ".join(look_at(copied.replace(BARRIER, "")).wrong)
+    assert "no barrier from st.global.v2.b32 to cp.async.ca.shared.global of the next step: steps_param_0" in said
 
 
 def test_two_steps_in_one_turn_of_the_loop() -> None:
@@ -130,8 +140,9 @@ def test_what_cannot_be_judged_is_refused(old: str, new: str, said: str) -> None
 
 def run(folder: Path, kernel: str) -> subprocess.CompletedProcess:
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    script = [sys.executable, "tools/check_barriers.py", "-k", kernel, "--target", "cuda:90", "--warps", "4", "--units", "200"]  # fmt: skip
     environment["PYTHONPATH"] = str(folder)
+    some = ["-k", kernel, "--target", "cuda:90", "--warps", "4", "--units", "200"]
+    script = [sys.executable, "tools/check_barriers.py", *some]
     return subprocess.run(script, capture_output=True, text=True, env=environment, cwd=folder)
 
 
