@@ -64,11 +64,8 @@ def run(steps: int, batch: int, sizes: list[int] | None, offset: int, index: int
             for width in (UNITS, PROJECTED)[: 2 if schedule is ALTERNATING and cell.projects else 1]:
                 states = [state(batch, width, index)] + [state(batch, UNITS, index)] * cell.has_c
                 gates = cell.gates * UNITS
-                weights = [
-                    zeros(gates, INPUTS, index=index),
-                    zeros(gates, width, index=index),
-                    *[torch.zeros(gates)] * 2,
-                ]
+                weights = [zeros(gates, columns, index=index) for columns in (INPUTS, width)]
+                weights += [torch.zeros(gates)] * 2
                 weights += [torch.zeros(width, UNITS)] * (width != UNITS)
                 call = LayerCall(
                     cell.number, x, states, weights, batch_sizes, torch.arange(batch), pairs, thresholds, torch.float32,
