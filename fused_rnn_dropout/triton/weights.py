@@ -73,7 +73,7 @@ class WeightMasks:
 
     def _apply(self, name: str, matrix: Tensor, dtype: torch.dtype) -> Tensor:
         if not self.flags & FLAG["MASKS_ON"] or not self.flags & FLAG[name.upper()]:
-            return matrix.to(dtype).contiguous()
+            return aligned(matrix.to(dtype))
         assert self.rng is not None and self.thresholds is not None
         by_row = bool(self.flags & FLAG["WEIGHT_ROW"])
         kind = KIND[f"{name.upper()}_ROWS" if by_row else name.upper()]
