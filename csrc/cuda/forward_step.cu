@@ -8,13 +8,15 @@
 namespace frd::cuda {
 namespace {
 
-// With four gates a thread needs all the registers that a bound leaves it. With three it needs less, and a bound would
-// only have it take more. With one it needs least, and without a bound the compiler leaves it so few that some spill.
-template <class Equations>
-inline constexpr unsigned BOUND = CELLS[Equations::CELL].gates != 3 ? LEAST_BLOCKS : 0;
+// As many blocks as fit without a spill: left alone, the compiler takes so few registers that some spill, or so many
+// that a block fewer fits.
+template <class Equations, class D>
+inline constexpr unsigned BOUND = CELLS[Equations::CELL].gates != 3 ? LEAST_BLOCKS
+                                  : sizeof(State<D>) == 8           ? 6
+                                                                    : 7;
 
 template <class Equations, int N, bool TOGETHER, class D>
-__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations>)
+__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations, D>)
     forward_step_kernel(LayerForwardStep<D> p) {
   using S = State<D>;
   constexpr CellInfo INFO = CELLS[Equations::CELL];

@@ -21,10 +21,11 @@ __global__ void prepare_kernel(Random random, SiteDraws draws, Prepared<S>* prep
     call.thresholds[i] = static_cast<uint64_t>(p < 0 ? 0 : p > most ? most : p);
   }
   call.factors.state = state_sites<Math<S>>(random.flags, call.thresholds);
-  call.factors.written = S(random.written.on ? keep_scale(call.thresholds[random.written.threshold]) : 1);
   call.factors.hidden = S(keep_scale(call.thresholds[SITE_HIDDEN_DROPOUT]));
   call.weight_scale = keep_scale(call.thresholds[SITE_WEIGHT_DROPOUT]);
   *prepared = call;
+  // A row of a table that the compiler does not know lies in memory.
+  if (random.written.on) prepared->factors.written = S(keep_scale(prepared->thresholds[random.written.threshold]));
   for (int i = 0; i < draws.count; ++i) {
     const SiteDraw draw = draws.at[i];
     const uint64_t threshold = prepared->thresholds[draw.threshold];

@@ -114,9 +114,9 @@ def _surroundings(call: LayerCall, direction: Direction) -> tuple[Layer, Surroun
     rngs = {group: row.contiguous() for group, row in zip(GROUPS, rows, strict=False)}
     where = (call.layer, direction.reverse)
     column = layer.h0.shape[1] if direction.reverse and call.num_directions == 2 else 0
-    pairs = [rngs.get(group) for group in ("state", "hidden", "output")]
     sites = Sites.prepare(
-        thresholds, *pairs, example_ids, call.dtype, flags, *where, call.step_offset, column
+        thresholds, rngs.get("state"), rngs.get("hidden"), rngs.get("output"), example_ids, call.dtype, flags, *where,
+        call.step_offset, column,
     )  # fmt: skip
     weights = WeightMasks(rngs.get("weight"), thresholds, flags, *where, call.dtype)
     return layer, Surroundings(batch, sites, weights, at_once)

@@ -84,7 +84,7 @@ def test_on_a_gpu_too(target: Target, cell: str, sites: str, packed: bool) -> No
         compare(rnn, x, states, lengths if packed else None, **target.drawn(batch))
 
 
-@on(CPU)
+@on(CPU, CUDA_HOST)
 @pytest.mark.parametrize("sites", ["all", "all_step"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_beside_the_sites_inside_a_step(target: Target, cell: str, sites: str) -> None:
@@ -140,7 +140,7 @@ def test_only_gradients_that_somebody_asks_for(target: Target, cell: str) -> Non
         assert_equal(got, {name: value for name, value in want.items() if name not in left})
 
 
-@on(CPU)
+@on(CPU, CUDA_HOST)
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_output_alone_is_masked(target: Target, cell: str) -> None:
     """Neither h_n nor the h of the next step is, and so nothing else differs from a layer without the site."""
@@ -185,7 +185,7 @@ def test_eval_masks_nothing_and_mc_does(target: Target, cell: str) -> None:
     assert_equal(call(rnn, x, states, **given), trained)
 
 
-@on(CPU)
+@on(CPU, CUDA_HOST)
 @pytest.mark.parametrize("cell", CELLS)
 def test_no_other_operator_runs_and_no_more_is_kept(target: Target, cell: str) -> None:
     rnn = target.module(cell, all_sites(cell), dtype=torch.float32)
