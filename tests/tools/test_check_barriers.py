@@ -8,12 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import barriers
+import ptx
 import pytest
 import sampling
-
-if sys.platform != "linux":
-    pytest.skip("Triton is for Linux", allow_module_level=True)
-pytest.importorskip("triton")
 
 PTX = """
 .visible .entry steps(
@@ -52,11 +50,8 @@ BARRIER = "bar.sync \t0; // of a step"
 
 
 def look_at(text: str):
-    import check_barriers
-    import ptx
-
     (kernel,) = ptx.kernels(text)
-    return check_barriers.look_at(kernel)
+    return barriers.look_at(kernel)
 
 
 def test_a_barrier_between_steps_is_found() -> None:
@@ -139,6 +134,7 @@ def test_what_cannot_be_judged_is_refused(old: str, new: str, said: str) -> None
 
 
 def run(folder: Path, kernel: str) -> subprocess.CompletedProcess:
+    pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment["PYTHONPATH"] = str(folder)
     some = ["-k", kernel, "--target", "cuda:90", "--warps", "4", "--units", "200"]
