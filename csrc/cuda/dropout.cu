@@ -10,9 +10,13 @@ namespace {
 
 constexpr int64_t STEPS_OF_A_THREAD = 8;  // of a mask per sequence
 
+// Of warps that take spans: without a bound the compiler aims at twelve, and spills the few registers that are over.
+inline constexpr unsigned SPAN_BLOCKS = 10;
+
 // N: columns of a thread, or 1 where warps take spans.
 template <int N, class D>
-__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) drop_rows_kernel(DropRows p, Steps steps, int64_t together) {
+__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, N > 1 ? 0 : SPAN_BLOCKS)
+    drop_rows_kernel(DropRows p, Steps steps, int64_t together) {
   using S = State<D>;
   FRD_SHARED(Key, key, 1);
   FRD_SHARED(uint64_t, threshold, 1);
