@@ -112,8 +112,9 @@ def compat(session: nox.Session) -> None:
 
 @step
 def triton(session: nox.Session) -> None:
-    """Triton's kernels, compiled for every target, within their budgets."""
+    """Triton's kernels, compiled for every target, within their budgets; the barriers between steps in their code."""
     session.run(PYTHON, "tools/compile_triton.py", *sampled(session, "--sample", "100"))
+    session.run(PYTHON, "tools/check_barriers.py", *sampled(session, "--sample", "12"))
 
 
 @step

@@ -86,7 +86,8 @@ SEQUENCE = {
 OPTIONS = {"num_warps": SMALL.warps, "num_stages": SMALL.stages}
 
 # Parameters by what they hold; every other pointer holds values in the dtype of the results.
-WIDE = {"pre", "rec", "c", "h", "cells", "dh", "dc", "carried", "state", "numbers", "projected", "dh_new"}
+WIDE = {"pre", "rec", "c", "h", "cells", "dh", "dc", "carried", "state", "numbers", "projected", "dh_new",
+        "bias", "bias_apart"}  # fmt: skip
 INTEGERS = {"keys", "thresholds", "example_ids", "rng", "rng_state", "rng_hidden", "layout"}
 
 

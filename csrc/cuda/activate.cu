@@ -18,15 +18,14 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS) activate_kernel(Activ
     S a[G]{}, apart{};
     FRD_UNROLL
     for (int k = 0; k < G; ++k) {
-      const int64_t at = k * H + u;
       const S of_input = widen<S>(gates[k * H]), of_state = widen<S>(recurrent[k * H]);
       if (INFO.apart && k + 1 == G) {
-        a[k] = of_input + (p.b_ih ? p.b_ih[at] : S(0));
-        apart = of_state + (p.b_hh ? p.b_hh[at] : S(0));
+        a[k] = of_input;
+        apart = of_state + (p.bias ? p.bias_apart[u] : S(0));
       } else {
         a[k] = of_input + of_state;
-        if (p.b_ih) a[k] += p.b_ih[at] + p.b_hh[at];
       }
+      if (p.bias) a[k] += p.bias[k * H + u];
       // Nothing but what is apart ties a gate to another: elsewhere each is activated by itself, which leaves its
       // registers to the next.
       if (INFO.apart) continue;

@@ -34,15 +34,12 @@ __global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, FORWARD_BOUND<Equatio
     FRD_UNROLL
     for (int k = 0; k < G; ++k) {
       a[k] = load_as<S>(units, gates + k * H);
-      Pack<S, N> recurrent = load_as<S>(units, p.recurrent + (b * G + k) * H + u);
-      // Where the last gate takes U h apart, each half of a gate gets its bias before they are added.
-      if (!INFO.apart) add<N>(a[k], recurrent);
-      if (p.b_ih) {
-        add<N>(a[k], load(units, p.b_ih + k * H + u));
-        add<N>(INFO.apart ? recurrent : a[k], load(units, p.b_hh + k * H + u));
-      }
-      if (INFO.apart && k + 1 < G) add<N>(a[k], recurrent);
-      if (INFO.apart && k + 1 == G) apart = recurrent;
+      const Pack<S, N> recurrent = load_as<S>(units, p.recurrent + (b * G + k) * H + u);
+      const bool takes_apart = INFO.apart && k + 1 == G;
+      if (takes_apart) apart = recurrent;
+      if (!takes_apart) add<N>(a[k], recurrent);
+      if (p.bias) add<N>(a[k], load(units, p.bias + k * H + u));
+      if (takes_apart && p.bias) add<N>(apart, load(units, p.bias_apart + u));
     }
     const Pack<uint8_t, N> bits = bits_of(p.masks, units, b);
     const bool enters = b >= p.step.continued, ends = b >= p.step.continuing;
@@ -89,8 +86,9 @@ cudaError_t forward_step(LayerForwardStep<D> p, cudaStream_t stream) {
   if (p.step.active == 0) return cudaSuccess;
   constexpr int N = WIDE<D>;
   if (CELLS[p.cell].projects && p.outputs) p.masks = p.masks.before_h();  // zoneout of h is project_step's then
-  const bool wide = wide_enough<N>(p.units, p.b_ih, p.b_hh, p.gates, p.recurrent, p.apart, p.c0, p.c_before, p.c_after,
-                                   p.c_n, p.outputs, p.h0, p.h, p.read, p.out, p.states, p.h_n, p.masks.bits);
+  const bool wide =
+      wide_enough<N>(p.units, p.bias, p.bias_apart, p.gates, p.recurrent, p.apart, p.c0, p.c_before, p.c_after, p.c_n,
+                     p.outputs, p.h0, p.h, p.read, p.out, p.states, p.h_n, p.masks.bits);
   return EveryCell::with<State<D>>(p.cell, [&](auto equations) {
     using Equations = decltype(equations);
     const auto run = [&](auto kernel, int64_t units) {

@@ -74,6 +74,18 @@ struct MaskedWeight {
 };
 cudaError_t masked_weight(const MaskedWeight& p, cudaStream_t stream);
 
+// The biases of W x and of U h as one, for the gates whose halves are added: rows [0, together). The rest keeps the
+// first, since the second has another place.
+template <class S>
+struct SumBiases {
+  const S* b_ih;  // [rows]
+  const S* b_hh;  // [rows]
+  int64_t rows, together;
+  S* bias;  // [rows]
+};
+template <class S>
+cudaError_t sum_biases(const SumBiases<S>& p, cudaStream_t stream);
+
 // --------------------------------------------------------------------------------------------------------------------
 // A step
 // --------------------------------------------------------------------------------------------------------------------
@@ -86,8 +98,8 @@ struct LayerForwardStep {
   StateMasks<S> masks;  // of the step, as below
   Step step;
   int64_t units, projected;  // H; P, or H where there is no projection
-  const S* b_ih;             // [GH], or null
-  const S* b_hh;             // [GH], or null
+  const S* bias;             // [GH]: of sum_biases, or null
+  const S* bias_apart;       // [H]: of what the last gate takes apart, or null
   D* gates;                  // [active, GH]: in, W x; out, activated, where they are kept
   const D* recurrent;        // [active, GH]: U h
   bool keep_gates;
@@ -186,11 +198,11 @@ struct Activate {
   using S = State<D>;
   Cell cell;
   int64_t rows, units;
-  const S* b_ih;       // [GH], or null
-  const S* b_hh;       // [GH], or null
-  D* gates;            // [rows, GH]: in, W x; out, activated
-  const D* recurrent;  // [rows, GH]: U h
-  D* apart;            // [rows, H]: what the last gate takes apart
+  const S* bias;        // [GH], or null, as in a step
+  const S* bias_apart;  // [H], or null
+  D* gates;             // [rows, GH]: in, W x; out, activated
+  const D* recurrent;   // [rows, GH]: U h
+  D* apart;             // [rows, H]: what the last gate takes apart
 };
 template <class D>
 cudaError_t activate(const Activate<D>& p, cudaStream_t stream);

@@ -96,6 +96,14 @@ class Call {
     return made;
   }
 
+  // What the steps add to W x + U h: of sum_biases; null without biases.
+  const S* bias(const S* b_ih, const S* b_hh, int64_t rows, int64_t apart) const {
+    if (!b_ih) return nullptr;
+    S* const sum = around_.buffer<S>(rows);
+    check(sum_biases(SumBiases<S>{b_ih, b_hh, rows, rows - apart, sum}, around_.stream));
+    return sum;
+  }
+
   // Where the products leave the gradient of a weight, for finish() to turn into `target`.
   Matrix gradient(const Weight& w, Gradient target) const {
     D* const data = w.type == type_of<D> ? static_cast<D*>(target) : around_.buffer<D>(w.rows * w.columns);

@@ -196,10 +196,11 @@ def alternating(layer: Layer) -> tuple[list[Work], list[Work]]:
     first = [
         *_input_site(layer, layer.pieces),
         *_once(layer),
+        _kernel("sum_biases", G * H, 3 * s, 0),
         _product(layer, "W x", N, I, G * H),
         _kernel("first_operand", B * H, s + 1 + e, 0),
         *_steps(layer, sizes, "U h", H, G * H, e),
-        *_pointwise(sizes, H, "step", forward, far[0], 2 * G * s),
+        *_pointwise(sizes, H, "step", forward, far[0], (G + row.apart) * s),
     ]
     sums = 2 if N > COLUMN_SUM_ROWS else 1  # the second pass sums what the blocks of the first one leave
     columns = ((G - 1) * H, H, G * H) if row.apart else (G * H,)
@@ -288,7 +289,7 @@ def triton_alternating(layer: Layer) -> tuple[list[Work], list[Work]]:
     far = (G * s + kept + s * row.has_c + 2 * e, e + kept + before + kept)
     first = [
         *_steps(layer, sizes, "U h", H, G * H, s),
-        *_pointwise(sizes, H, "step", forward, far[0], 2 * G * s),
+        *_pointwise(sizes, H, "step", forward, far[0], (G + row.apart) * s),
     ]
     last = [*_steps(layer, sizes, "through U", G * H, H, s), *_pointwise(sizes, H, "step", backward, far[1])]
     return _triton(layer, (first, last))

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import BLOCKS, launch
+from .launch import BLOCKS, aligned, launch
 from .masks import examples
 from .philox import FIELDS, SEQ, derive_key, dropped_of_calls, keep_scale, product_of, spread
 from .rows import Batch
@@ -19,7 +19,7 @@ from .rows import Batch
 
 @triton.jit(
     do_not_specialize=["row0", "rows", "batch", "step0", "stream"],
-    do_not_specialize_on_alignment=["source", "rng", "thresholds", "example_ids"],
+    do_not_specialize_on_alignment=["rng", "thresholds", "example_ids"],
 )
 def drop_rows_kernel(
     source,  # [N, WIDTH]
@@ -77,7 +77,7 @@ def drop_rows(
     step_offset: int,
 ) -> Tensor:
     """x (T, B, width) or packed (N, width), masked and scaled, in its own dtype."""
-    x = x.contiguous()
+    x = aligned(x)
     target = torch.empty_like(x)
     width = x.shape[-1]
     compute = tl.float64 if x.dtype == torch.float64 else tl.float32

@@ -139,7 +139,7 @@ def leave_state(
 
 @triton.jit(
     do_not_specialize=["row0", "rows", "batch", "shift", "edge", "edge_row", "edge_rows", "stream"],
-    do_not_specialize_on_alignment=["states", "h0", "thresholds", "example_ids"],
+    do_not_specialize_on_alignment=["h0", "thresholds", "example_ids"],
 )
 def operands_kernel(
     states,  # [N, WIDTH]: after each step

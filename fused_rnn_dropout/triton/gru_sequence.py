@@ -22,14 +22,12 @@ from .sites import Sites
 _COUNTS = ["begin", "end", "steps", "batch", "chunk_row", "step_offset", "stream"]
 
 
-@triton.jit(
-    do_not_specialize=_COUNTS, do_not_specialize_on_alignment=["b_ih", "b_hh", "layout", "thresholds", "example_ids"]
-)
+@triton.jit(do_not_specialize=_COUNTS, do_not_specialize_on_alignment=["layout", "thresholds", "example_ids"])
 def gru_sequence_forward_kernel(
     pre,  # S [rows of a chunk, 3H]: W x
-    w_hh,  # D [3H, H], masked
-    b_ih,  # [3H], or None
-    b_hh,  # [3H], or None
+    w_hh,  # D [H, 3H], masked: the transpose of U
+    bias,  # S [3H], or None
+    bias_apart,  # S [H]: that of U_n h, or None
     h,  # S [B, H]: the state, carried
     read,  # D [2, B, H]: h as products read it, both halves filled
     out,  # D [N, H]
@@ -74,14 +72,14 @@ def gru_sequence_forward_kernel(
             for k0 in range(0, H, K):
                 k, k_ = k0 + tl.arange(0, K)[None, :], k0 + tl.arange(0, K)[:, None]
                 operand = tl.load(from_ + b * H + k, (b < active) & (k < H), other=0.0)
-                w, fits = w_hh + unit * H + k_, (unit < H) & (k_ < H)
+                w, fits = w_hh + k_ * (3 * H) + unit, (unit < H) & (k_ < H)
                 r = dot(operand, tl.load(w, fits, other=0.0), r, PRECISION)
-                z = dot(operand, tl.load(w + H * H, fits, other=0.0), z, PRECISION)
-                n = dot(operand, tl.load(w + 2 * H * H, fits, other=0.0), n, PRECISION)
+                z = dot(operand, tl.load(w + H, fits, other=0.0), z, PRECISION)
+                n = dot(operand, tl.load(w + 2 * H, fits, other=0.0), n, PRECISION)
 
             drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
             p = (row - chunk_row) * (3 * H) + unit
-            r, z, n, u = pre_activations(pre, r, z, n, b_ih, b_hh, p, unit, inside, H)
+            r, z, n, u = pre_activations(pre, r, z, n, bias, bias_apart, p, unit, inside, H)
             old = tl.load(h + b * H + unit, inside, other=0.0)
             r, z, n, h_new = gru_forward(r, z, n, u, old, drops, numbers, FLAGS)
             finish(
@@ -104,8 +102,8 @@ def forward_steps(
     """Steps ``begin`` .. ``end`` in the order of the recurrence."""
     launch(
         gru_sequence_forward_kernel, triton.cdiv(batch.batch, tiles.rows),
-        pre, w_hh, f.b_ih, f.b_hh, f.h, f.read, f.out, f.states, f.gates, f.beside, layout, *sites.tensors, begin, end,
-        batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, REVERSE=batch.reverse,
+        pre, w_hh, f.bias, f.bias_apart, f.h, f.read, f.out, f.states, f.gates, f.beside, layout, *sites.tensors,
+        begin, end, batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, REVERSE=batch.reverse,
         PRECISION=precision, H=f.h.shape[1], COLUMN=sites.column, FLAGS=sites.flags, ROWS=tiles.rows,
         UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps, num_stages=tiles.stages,
     )  # fmt: skip
@@ -113,7 +111,7 @@ def forward_steps(
 
 @triton.jit(
     do_not_specialize=["steps", "batch", "step_offset", "stream"],
-    do_not_specialize_on_alignment=["dout", "gates", "resets", "states", "h0", "layout", "thresholds", "example_ids"],
+    do_not_specialize_on_alignment=["h0", "layout", "thresholds", "example_ids"],
 )
 def gru_sequence_backward_kernel(
     w_hh,  # D [3H, H], masked

@@ -27,17 +27,16 @@ _SITES = ["thresholds", "example_ids"]
 
 
 @triton.jit
-def pre_activations(pre, sum_r, sum_z, sum_n, b_ih, b_hh, at_pre, unit, inside, H: tl.constexpr):
+def pre_activations(pre, sum_r, sum_z, sum_n, bias, bias_apart, at_pre, unit, inside, H: tl.constexpr):
     """Of r and z; the input part of n; u = U_n h + b_hn. The sums are U h of each gate."""
     r = tl.load(pre + at_pre, inside, other=0.0) + sum_r
     z = tl.load(pre + at_pre + H, inside, other=0.0) + sum_z
     n, u = tl.load(pre + at_pre + 2 * H, inside, other=0.0), sum_n
-    if b_ih is not None:
-        S: tl.constexpr = r.dtype
-        r += tl.load(b_ih + unit, inside, other=0.0).to(S) + tl.load(b_hh + unit, inside, other=0.0).to(S)
-        z += tl.load(b_ih + unit + H, inside, other=0.0).to(S) + tl.load(b_hh + unit + H, inside, other=0.0).to(S)
-        n += tl.load(b_ih + unit + 2 * H, inside, other=0.0).to(S)
-        u += tl.load(b_hh + unit + 2 * H, inside, other=0.0).to(S)
+    if bias is not None:
+        r += tl.load(bias + unit, inside, other=0.0)
+        z += tl.load(bias + unit + H, inside, other=0.0)
+        n += tl.load(bias + unit + 2 * H, inside, other=0.0)
+        u += tl.load(bias_apart + unit, inside, other=0.0)
     return r, z, n, u
 
 
@@ -50,13 +49,13 @@ def recurrent_sums(rec, inside, H: tl.constexpr):
 
 @triton.jit(
     do_not_specialize=["active", "row0", "pre_row0", "product", "stream"],
-    do_not_specialize_on_alignment=["pre", "b_ih", "b_hh", *_SITES],
+    do_not_specialize_on_alignment=_SITES,
 )
 def gru_forward_kernel(
     pre,  # S [rows of a chunk, 3H]: W x
     rec,  # S [active, 3H]: U h
-    b_ih,  # [3H], or None
-    b_hh,  # [3H], or None
+    bias,  # S [3H], or None
+    bias_apart,  # S [H]: that of U_n h, or None
     h,  # S [B, H]: the state, carried
     read,  # D [B, H]: h as the next product reads it
     out,  # D [N, H]
@@ -84,7 +83,7 @@ def gru_forward_kernel(
 
     sum_r, sum_z, sum_n = recurrent_sums(rec + b * (3 * H) + unit, inside, H)
     p = (pre_row0 + b) * (3 * H) + unit
-    r, z, n, u = pre_activations(pre, sum_r, sum_z, sum_n, b_ih, b_hh, p, unit, inside, H)
+    r, z, n, u = pre_activations(pre, sum_r, sum_z, sum_n, bias, bias_apart, p, unit, inside, H)
     old = tl.load(h + at, inside, other=0.0)
     r, z, n, h_new = gru_forward(r, z, n, u, old, drops, numbers, FLAGS)
     finish(h_new, old, h, read, out, states, numbers, keys, thresholds, at, row * H + unit, unit, example, product,
@@ -121,18 +120,18 @@ def forward_step(f: Forward, pre: Tensor, rec: Tensor, sites: Sites, batch: Batc
     active, units, row = batch.active(t), f.h.shape[1], batch.row(t)
     launch(
         gru_forward_kernel, step_programs(active, units),
-        pre, rec, f.b_ih, f.b_hh, f.h, f.read, f.out, f.states, f.gates, f.beside, *sites.tensors, active, row,
+        pre, rec, f.bias, f.bias_apart, f.h, f.read, f.out, f.states, f.gates, f.beside, *sites.tensors, active, row,
         row - chunk_row, sites.product(t), sites.stream, H=units, COLUMN=sites.column, FLAGS=sites.flags,
         BLOCK=BLOCKS.step,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["total"], do_not_specialize_on_alignment=["pre", "rec", "b_ih", "b_hh"])
+@triton.jit(do_not_specialize=["total"])
 def gru_activate_kernel(
     pre,  # S [rows of a chunk, 3H]: W x
     rec,  # S [rows of a chunk, 3H]: U h
-    b_ih,  # [3H], or None
-    b_hh,  # [3H], or None
+    bias,  # S [3H], or None
+    bias_apart,  # S [H]: that of U_n h, or None
     gates,  # D [rows of a chunk, 3H], activated
     resets,  # D [rows of a chunk, H]
     total: tl.int64,  # rows of the chunk * H
@@ -143,7 +142,7 @@ def gru_activate_kernel(
     row, unit, inside = at // H, at % H, at < total
     place = row * (3 * H) + unit
     sum_r, sum_z, sum_n = recurrent_sums(rec + place, inside, H)
-    r, z, n, u = pre_activations(pre, sum_r, sum_z, sum_n, b_ih, b_hh, place, unit, inside, H)
+    r, z, n, u = pre_activations(pre, sum_r, sum_z, sum_n, bias, bias_apart, place, unit, inside, H)
     r = sigmoid(r)
     tl.store(gates + place, r, inside)
     tl.store(gates + place + H, sigmoid(z), inside)
@@ -159,8 +158,8 @@ def activate(p: Pass, pre: Tensor, rec: Tensor, gates: Tensor, resets: Tensor) -
         triton.cdiv(total, BLOCKS.step),
         pre,
         rec,
-        p.b_ih,
-        p.b_hh,
+        p.bias,
+        p.bias_apart,
         gates,
         resets,
         total,
@@ -219,7 +218,7 @@ def at_h(
 
 @triton.jit(
     do_not_specialize=["active", "sent", "row0", "before_row0", "continued", "product", "stream"],
-    do_not_specialize_on_alignment=["dout", "gates", "resets", "states", "h0", *_SITES],
+    do_not_specialize_on_alignment=["h0", *_SITES],
 )
 def gru_backward_kernel(
     rec,  # S [sent, H]: what the step after sends through U, before hidden dropout

@@ -25,6 +25,16 @@ def launch(kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
         kernel[(programs,)](*args, enable_fp_fusion=True, **constants)
 
 
+def aligned(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor``, dense, from a multiple of 16 bytes on: a copy where it is neither.
+
+    Kernels are compiled for such addresses, since only then do they move several numbers at a time; an address of
+    another kind would have each of them compiled once more.
+    """
+    tensor = tensor.contiguous()
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
+
+
 def eights(width: int) -> int:
     """Elements of a row of ``width`` as blocks have them: eight neighbours share a call of Philox, so that each row
     begins with a whole one.

@@ -21,7 +21,7 @@ from ..sites import output_differs
 from . import gru_sequence, gru_step, lstm_sequence, lstm_step, lstm_step_backward, rnn_sequence, rnn_step
 from .checks import check, check_device, check_floating, check_saved, check_shapes
 from .entry import enter_state, leave_state, operands
-from .launch import TILES, precision, rows_of_chunk
+from .launch import TILES, aligned, precision, rows_of_chunk
 from .passes import Backward, Forward, Pass
 from .products import new_product, product, row_sum
 from .rows import Batch
@@ -126,15 +126,15 @@ class Surroundings(NamedTuple):
 def forward(cell: Cell, layer: Layer, around: Surroundings, keep: int) -> tuple[Tensor, list[Tensor], Kept]:
     """The output of one direction, its last states, and what is kept."""
     batch, sites, weights, at_once = around
-    p, kernels = Pass(layer.x, layer.b_ih, layer.b_hh, batch, weights), KERNELS[cell.name]
+    p, kernels = Pass(layer.x, layer.b_ih, layer.b_hh, cell.apart * layer.units, batch, weights), KERNELS[cell.name]
     units, width, rows = layer.units, layer.h0.shape[1], batch.rows
     w_ih, w_hh = weights.masked("weight_ih", layer.w_ih), weights.masked("weight_hh", layer.w_hh)
     w_hr = None if layer.w_hr is None else weights.masked("weight_hr", layer.w_hr)
     beside = p.sums if cell.has_c else p.values  # room for what is kept beside the gates
 
     f = Forward(
-        b_ih=p.b_ih,
-        b_hh=p.b_hh,
+        bias=p.bias,
+        bias_apart=p.bias_apart,
         c=p.sums(batch.batch, units) if cell.has_c else None,
         h=p.sums(batch.batch, width),
         read=p.values(2, batch.batch, width),
@@ -151,6 +151,7 @@ def forward(cell: Cell, layer: Layer, around: Surroundings, keep: int) -> tuple[
     enter_state(layer.h0, f.h, read, sites, memory=cell.scaled, scaled=cell.scaled)
     layout = layout_of(batch, p.x.device) if at_once else None
     if at_once:
+        w_hh = w_hh.t().contiguous()  # as those kernels read it: sequence.py
         f.read[1].copy_(read)  # rows that begin later, in a reversed packed batch, may find either half
     rec = p.sums(0 if at_once else batch.batch, cell.gates * units)
     projected = None if w_hr is None else p.sums(batch.batch, width)
@@ -213,9 +214,9 @@ def _check_backward(
     check_shapes({name: (grads.get(name), shape) for name, shape in shapes.items()})
     if apart or y is None:
         check_saved("states", kept.states, p.dtype, (rows, width))
-        return kept.states.contiguous()
+        return aligned(kept.states)
     check_saved("y", y, p.dtype, tuple(p.batch.shape(width)))
-    return y.contiguous().view(rows, width)
+    return aligned(y).view(rows, width)
 
 
 def _over_all_steps(
@@ -289,7 +290,7 @@ def backward(
         y: the output, where no h is kept apart from it.
     """
     batch, sites, weights, at_once = around
-    p, kernels = Pass(layer.x, layer.b_ih, layer.b_hh, batch, weights), KERNELS[cell.name]
+    p, kernels = Pass(layer.x, layer.b_ih, layer.b_hh, cell.apart * layer.units, batch, weights), KERNELS[cell.name]
     grad_out, grad_h_n, grad_c_n = (*grads, None)[:3]
     kept = keep == Keep.ALL  # otherwise the forward kept no gates
     last = {"grad_h_n": grad_h_n, "grad_c_n": grad_c_n}
@@ -298,7 +299,7 @@ def backward(
     units, width, rows = layer.units, layer.h0.shape[1], batch.rows
     w_ih, w_hh = weights.masked("weight_ih", layer.w_ih), weights.masked("weight_hh", layer.w_hh)
     w_hr = None if layer.w_hr is None else weights.masked("weight_hr", layer.w_hr)
-    beside, gates = saved.beside.contiguous(), saved.gates.contiguous()
+    beside, gates = aligned(saved.beside), aligned(saved.gates)
     h0, c0 = layer.h0.contiguous(), None if layer.c0 is None else layer.c0.contiguous()
 
     operand = None
@@ -313,7 +314,7 @@ def backward(
     at_input, at_recurrent = dgates[:, : cell.gates * units], dgates[:, cell.apart * units :]
     dh = p.carried(grad_h_n, width)
     k = Backward(
-        dout=None if grad_out is None else grad_out.contiguous(),
+        dout=None if grad_out is None else aligned(grad_out),
         dh=sites.read(dh) if cell.scaled else dh,
         dc=p.carried(grad_c_n, units) if cell.has_c else None,
         gates=gates,

@@ -23,14 +23,11 @@ from .sites import Sites
 _COUNTS = ["begin", "end", "steps", "batch", "chunk_row", "step_offset", "stream"]
 
 
-@triton.jit(
-    do_not_specialize=_COUNTS, do_not_specialize_on_alignment=["b_ih", "b_hh", "layout", "thresholds", "example_ids"]
-)
+@triton.jit(do_not_specialize=_COUNTS, do_not_specialize_on_alignment=["layout", "thresholds", "example_ids"])
 def lstm_sequence_forward_kernel(
     pre,  # S [rows of a chunk, 4H]: W x
-    w_hh,  # D [4H, H], masked
-    b_ih,  # [4H], or None
-    b_hh,  # [4H], or None
+    w_hh,  # D [H, 4H], masked: the transpose of U
+    bias,  # S [4H], or None
     c,  # S [B, H]: the memory, carried
     h,  # S [B, H]: h, carried
     read,  # D [2, B, H]: h as products read it, both halves filled
@@ -77,18 +74,18 @@ def lstm_sequence_forward_kernel(
             for k0 in range(0, H, K):
                 k, k_ = k0 + tl.arange(0, K)[None, :], k0 + tl.arange(0, K)[:, None]
                 operand = tl.load(from_ + b * H + k, (b < active) & (k < H), other=0.0)
-                w, fits = w_hh + unit * H + k_, (unit < H) & (k_ < H)
+                w, fits = w_hh + k_ * (4 * H) + unit, (unit < H) & (k_ < H)
                 i = dot(operand, tl.load(w, fits, other=0.0), i, PRECISION)
-                f = dot(operand, tl.load(w + H * H, fits, other=0.0), f, PRECISION)
-                g = dot(operand, tl.load(w + 2 * H * H, fits, other=0.0), g, PRECISION)
-                o = dot(operand, tl.load(w + 3 * H * H, fits, other=0.0), o, PRECISION)
+                f = dot(operand, tl.load(w + H, fits, other=0.0), f, PRECISION)
+                g = dot(operand, tl.load(w + 2 * H, fits, other=0.0), g, PRECISION)
+                o = dot(operand, tl.load(w + 3 * H, fits, other=0.0), o, PRECISION)
 
             drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
             p = (row - chunk_row) * (4 * H) + unit
-            i = pre_activation(pre, i, b_ih, b_hh, p, unit, inside)
-            f = pre_activation(pre, f, b_ih, b_hh, p + H, unit + H, inside)
-            g = pre_activation(pre, g, b_ih, b_hh, p + 2 * H, unit + 2 * H, inside)
-            o = pre_activation(pre, o, b_ih, b_hh, p + 3 * H, unit + 3 * H, inside)
+            i = pre_activation(pre, i, bias, p, unit, inside)
+            f = pre_activation(pre, f, bias, p + H, unit + H, inside)
+            g = pre_activation(pre, g, bias, p + 2 * H, unit + 2 * H, inside)
+            o = pre_activation(pre, o, bias, p + 3 * H, unit + 3 * H, inside)
             old = tl.load(c + b * H + unit, inside, other=0.0)
             i, f, g, o, new, h_new = lstm_forward(i, f, g, o, old, drops, numbers, FLAGS)
             tl.store(c + b * H + unit, new, inside)
@@ -115,7 +112,7 @@ def forward_steps(
     assert f.c is not None
     launch(
         lstm_sequence_forward_kernel, triton.cdiv(batch.batch, tiles.rows),
-        pre, w_hh, f.b_ih, f.b_hh, f.c, f.h, f.read, f.out, f.states, f.gates, f.beside, layout, *sites.tensors, begin,
+        pre, w_hh, f.bias, f.c, f.h, f.read, f.out, f.states, f.gates, f.beside, layout, *sites.tensors, begin,
         end, batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, REVERSE=batch.reverse,
         PRECISION=precision, H=f.c.shape[1], COLUMN=sites.column, FLAGS=sites.flags, ROWS=tiles.rows,
         UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps, num_stages=tiles.stages,
@@ -124,7 +121,7 @@ def forward_steps(
 
 @triton.jit(
     do_not_specialize=["steps", "batch", "step_offset", "stream"],
-    do_not_specialize_on_alignment=["dout", "gates", "cells", "c0", "layout", "thresholds", "example_ids"],
+    do_not_specialize_on_alignment=["c0", "layout", "thresholds", "example_ids"],
 )
 def lstm_sequence_backward_kernel(
     w_hh,  # D [4H, H], masked

@@ -28,12 +28,11 @@ _SITES = ["thresholds", "example_ids"]
 
 
 @triton.jit
-def pre_activation(pre, sum_, b_ih, b_hh, at_pre, at_bias, inside):
+def pre_activation(pre, sum_, bias, at_pre, at_bias, inside):
     """W x + U h + b of one gate, from ``sum_`` = U h."""
     value = tl.load(pre + at_pre, inside, other=0.0) + sum_
-    if b_ih is not None:
-        S: tl.constexpr = value.dtype
-        value += tl.load(b_ih + at_bias, inside, other=0.0).to(S) + tl.load(b_hh + at_bias, inside, other=0.0).to(S)
+    if bias is not None:
+        value += tl.load(bias + at_bias, inside, other=0.0)
     return value
 
 
@@ -59,13 +58,12 @@ def finish(
 
 @triton.jit(
     do_not_specialize=["active", "row0", "pre_row0", "product", "stream"],
-    do_not_specialize_on_alignment=["pre", "b_ih", "b_hh", *_SITES],
+    do_not_specialize_on_alignment=_SITES,
 )
 def lstm_forward_kernel(
     pre,  # S [rows of a chunk, 4H]: W x
     rec,  # S [active, 4H]: U h
-    b_ih,  # [4H], or None
-    b_hh,  # [4H], or None
+    bias,  # S [4H], or None
     c,  # S [B, H]: the memory, carried
     h,  # S [B, H]: h, carried; with a projection None, as every argument but `outputs` down to `states`
     read,  # D [B, H]: h as the next product reads it
@@ -94,10 +92,10 @@ def lstm_forward_kernel(
     drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
 
     p, r = (pre_row0 + b) * (4 * H) + unit, rec + b * (4 * H) + unit
-    i = pre_activation(pre, tl.load(r, inside, other=0.0), b_ih, b_hh, p, unit, inside)
-    f = pre_activation(pre, tl.load(r + H, inside, other=0.0), b_ih, b_hh, p + H, unit + H, inside)
-    g = pre_activation(pre, tl.load(r + 2 * H, inside, other=0.0), b_ih, b_hh, p + 2 * H, unit + 2 * H, inside)
-    o = pre_activation(pre, tl.load(r + 3 * H, inside, other=0.0), b_ih, b_hh, p + 3 * H, unit + 3 * H, inside)
+    i = pre_activation(pre, tl.load(r, inside, other=0.0), bias, p, unit, inside)
+    f = pre_activation(pre, tl.load(r + H, inside, other=0.0), bias, p + H, unit + H, inside)
+    g = pre_activation(pre, tl.load(r + 2 * H, inside, other=0.0), bias, p + 2 * H, unit + 2 * H, inside)
+    o = pre_activation(pre, tl.load(r + 3 * H, inside, other=0.0), bias, p + 3 * H, unit + 3 * H, inside)
     old = tl.load(c + at, inside, other=0.0)
     i, f, g, o, new, h_new = lstm_forward(i, f, g, o, old, drops, numbers, FLAGS)
 
@@ -126,7 +124,7 @@ def forward_step(f: Forward, pre: Tensor, rec: Tensor, sites: Sites, batch: Batc
     of_h = (f.h, f.read, f.out, f.states) if f.outputs is None else (None,) * 4
     launch(
         lstm_forward_kernel, step_programs(active, units),
-        pre, rec, f.b_ih, f.b_hh, f.c, *of_h, f.outputs, f.gates, f.beside, *sites.tensors, active, row,
+        pre, rec, f.bias, f.c, *of_h, f.outputs, f.gates, f.beside, *sites.tensors, active, row,
         row - chunk_row, sites.product(t), sites.stream, H=units, COLUMN=sites.column, FLAGS=sites.flags,
         BLOCK=BLOCKS.step,
     )  # fmt: skip
@@ -172,12 +170,11 @@ def project_step(f: Forward, projected: Tensor, sites: Sites, batch: Batch, t: i
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["total"], do_not_specialize_on_alignment=["pre", "rec", "b_ih", "b_hh"])
+@triton.jit(do_not_specialize=["total"])
 def lstm_activate_kernel(
     pre,  # S [rows of a chunk, 4H]: W x
     rec,  # S [rows of a chunk, 4H]: U h
-    b_ih,  # [4H], or None
-    b_hh,  # [4H], or None
+    bias,  # S [4H], or None
     gates,  # D [rows of a chunk, 4H], activated
     total: tl.int64,
     H: tl.constexpr,
@@ -185,7 +182,7 @@ def lstm_activate_kernel(
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     column, inside = at % (4 * H), at < total
-    value = pre_activation(pre, tl.load(rec + at, inside, other=0.0), b_ih, b_hh, at, column, inside)
+    value = pre_activation(pre, tl.load(rec + at, inside, other=0.0), bias, at, column, inside)
     value = tl.where((column >= 2 * H) & (column < 3 * H), tanh(value), sigmoid(value))
     tl.store(gates + at, value, inside)
 
@@ -198,8 +195,7 @@ def activate(p: Pass, pre: Tensor, rec: Tensor, gates: Tensor) -> None:
         triton.cdiv(total, BLOCKS.step),
         pre,
         rec,
-        p.b_ih,
-        p.b_hh,
+        p.bias,
         gates,
         total,
         H=gates.shape[1] // 4,

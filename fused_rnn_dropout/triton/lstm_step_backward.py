@@ -79,7 +79,7 @@ def at_gates(
 
 @triton.jit(
     do_not_specialize=["active", "sent", "row0", "before_row0", "continued", "product", "stream"],
-    do_not_specialize_on_alignment=["dout", "gates", "cells", "c0", *_SITES],
+    do_not_specialize_on_alignment=["c0", *_SITES],
 )
 def lstm_backward_kernel(
     rec,  # S [sent, H]: what the step after sends through U, before hidden dropout
@@ -121,9 +121,7 @@ def lstm_backward_kernel(
     )  # fmt: skip
 
 
-@triton.jit(
-    do_not_specialize=["active", "sent", "row0", "product", "stream"], do_not_specialize_on_alignment=["dout", *_SITES]
-)
+@triton.jit(do_not_specialize=["active", "sent", "row0", "product", "stream"], do_not_specialize_on_alignment=_SITES)
 def lstm_unproject_kernel(
     rec,  # S [sent, P]
     dout,  # [N, P], or None
@@ -157,7 +155,7 @@ def lstm_unproject_kernel(
 
 @triton.jit(
     do_not_specialize=["active", "row0", "before_row0", "continued", "product", "stream"],
-    do_not_specialize_on_alignment=["gates", "cells", "c0", *_SITES],
+    do_not_specialize_on_alignment=["c0", *_SITES],
 )
 def lstm_projected_backward_kernel(
     dh_new,  # S [active, H]: the gradient at what the projection read

@@ -14,13 +14,21 @@ from .weights import WeightMasks
 class Pass:
     """The input and the biases of a layer as its kernels read them, and room for what they write."""
 
-    def __init__(self, x: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, batch: Batch, weights: WeightMasks) -> None:
+    def __init__(
+        self, x: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, apart: int, batch: Batch, weights: WeightMasks
+    ) -> None:
+        """``apart``: how many of the last rows of U h a cell takes apart from W x."""
         self.batch = batch
         self.dtype = weights.dtype  # of values: results, and what products read
         self.compute = compute_dtype(self.dtype)  # of the state, of pre-activations, of sums
         self.x = x.reshape(batch.rows, x.shape[-1]).to(self.dtype)
-        self.b_ih = None if b_ih is None else b_ih.contiguous()
-        self.b_hh = None if b_hh is None else b_hh.contiguous()
+        self.bias = self.bias_apart = None
+        if b_ih is not None and b_hh is not None:  # summed once, so that no step reads both
+            first, second = b_ih.to(self.compute), b_hh.to(self.compute)
+            self.bias = first + second
+            if apart:
+                self.bias[-apart:] = first[-apart:]
+                self.bias_apart = second[-apart:].clone()
 
     def values(self, *shape: int) -> Tensor:
         return self.x.new_empty(shape)
@@ -37,8 +45,8 @@ class Pass:
 class Forward(NamedTuple):
     """What the steps of a forward pass read and write. D is the dtype of values, S of sums; N rows, G gates."""
 
-    b_ih: Tensor | None  # [G * H]
-    b_hh: Tensor | None
+    bias: Tensor | None  # S [G * H]: of W x and of U h, but for what a cell takes apart
+    bias_apart: Tensor | None  # S [H]: of that
     c: Tensor | None  # S [B, H], carried; of a cell that has it
     h: Tensor  # S [B, P], carried
     read: Tensor  # D [2, B, P]: h as products read it. Steps one by one use the first half alone

@@ -24,14 +24,11 @@ from .sites import Sites
 _COUNTS = ["begin", "end", "steps", "batch", "chunk_row", "step_offset", "stream"]
 
 
-@triton.jit(
-    do_not_specialize=_COUNTS, do_not_specialize_on_alignment=["b_ih", "b_hh", "layout", "thresholds", "example_ids"]
-)
+@triton.jit(do_not_specialize=_COUNTS, do_not_specialize_on_alignment=["layout", "thresholds", "example_ids"])
 def rnn_sequence_forward_kernel(
     pre,  # S [rows of a chunk, H]: W x
-    w_hh,  # D [H, H], masked
-    b_ih,  # [H], or None
-    b_hh,  # [H], or None
+    w_hh,  # D [H, H], masked: the transpose of U
+    bias,  # S [H], or None
     h,  # S [B, H]: the state, carried
     read,  # D [2, B, H]: h as products read it, both halves filled
     out,  # D [N, H]
@@ -76,11 +73,11 @@ def rnn_sequence_forward_kernel(
             for k0 in range(0, H, K):
                 k, k_ = k0 + tl.arange(0, K)[None, :], k0 + tl.arange(0, K)[:, None]
                 operand = tl.load(from_ + b * H + k, (b < active) & (k < H), other=0.0)
-                w = tl.load(w_hh + unit * H + k_, (unit < H) & (k_ < H), other=0.0)
+                w = tl.load(w_hh + k_ * H + unit, (unit < H) & (k_ < H), other=0.0)
                 sum_ = dot(operand, w, sum_, PRECISION)
 
             drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
-            a = pre_activation(pre, sum_, b_ih, b_hh, (row - chunk_row) * H + unit, unit, inside)
+            a = pre_activation(pre, sum_, bias, (row - chunk_row) * H + unit, unit, inside)
             candidate, h_new = rnn_forward(a, drops, numbers, RELU, FLAGS)
             if gates is not None:
                 tl.store(gates + row * H + unit, candidate, inside)
@@ -98,7 +95,7 @@ def forward_steps(
     """Steps ``begin`` .. ``end`` in the order of the recurrence."""
     launch(
         rnn_sequence_forward_kernel, triton.cdiv(batch.batch, tiles.rows),
-        pre, w_hh, f.b_ih, f.b_hh, f.h, f.read, f.out, f.states, f.gates, layout, *sites.tensors, begin, end,
+        pre, w_hh, f.bias, f.h, f.read, f.out, f.states, f.gates, layout, *sites.tensors, begin, end,
         batch.steps, batch.batch, chunk_row, sites.step_offset, sites.stream, RELU=relu, REVERSE=batch.reverse,
         PRECISION=precision, H=f.h.shape[1], COLUMN=sites.column, FLAGS=sites.flags, ROWS=tiles.rows,
         UNITS=tiles.units, K=tiles.k, num_warps=tiles.warps, num_stages=tiles.stages,
@@ -107,7 +104,7 @@ def forward_steps(
 
 @triton.jit(
     do_not_specialize=["steps", "batch", "step_offset", "stream"],
-    do_not_specialize_on_alignment=["dout", "gates", "layout", "thresholds", "example_ids"],
+    do_not_specialize_on_alignment=["layout", "thresholds", "example_ids"],
 )
 def rnn_sequence_backward_kernel(
     w_hh,  # D [H, H], masked

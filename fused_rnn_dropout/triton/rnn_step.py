@@ -20,13 +20,12 @@ _SITES = ["thresholds", "example_ids"]
 
 @triton.jit(
     do_not_specialize=["active", "row0", "pre_row0", "product", "stream"],
-    do_not_specialize_on_alignment=["pre", "b_ih", "b_hh", *_SITES],
+    do_not_specialize_on_alignment=_SITES,
 )
 def rnn_forward_kernel(
     pre,  # S [rows of a chunk, H]: W x
     rec,  # S [active, H]: U h
-    b_ih,  # [H], or None
-    b_hh,  # [H], or None
+    bias,  # S [H], or None
     h,  # S [B, H]: the state, carried
     read,  # D [B, H]: h as the next product reads it
     out,  # D [N, H]
@@ -53,7 +52,7 @@ def rnn_forward_kernel(
     drops = state_masks(keys, thresholds, unit, example, product, stream, FLAGS)
 
     sum_ = tl.load(rec + at, inside, other=0.0)
-    a = pre_activation(pre, sum_, b_ih, b_hh, (pre_row0 + b) * H + unit, unit, inside)
+    a = pre_activation(pre, sum_, bias, (pre_row0 + b) * H + unit, unit, inside)
     candidate, h_new = rnn_forward(a, drops, numbers, RELU, FLAGS)
     if gates is not None:
         tl.store(gates + row * H + unit, candidate, inside)
@@ -69,17 +68,16 @@ def forward_step(
     active, units, row = batch.active(t), f.h.shape[1], batch.row(t)
     launch(
         rnn_forward_kernel, step_programs(active, units),
-        pre, rec, f.b_ih, f.b_hh, f.h, f.read, f.out, f.states, f.gates, *sites.tensors, active, row, row - chunk_row,
+        pre, rec, f.bias, f.h, f.read, f.out, f.states, f.gates, *sites.tensors, active, row, row - chunk_row,
         sites.product(t), sites.stream, RELU=relu, H=units, COLUMN=sites.column, FLAGS=sites.flags, BLOCK=BLOCKS.step,
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["total"], do_not_specialize_on_alignment=["pre", "rec", "b_ih", "b_hh"])
+@triton.jit(do_not_specialize=["total"])
 def rnn_activate_kernel(
     pre,  # S [rows of a chunk, H]: W x
     rec,  # S [rows of a chunk, H]: U h
-    b_ih,  # [H], or None
-    b_hh,  # [H], or None
+    bias,  # S [H], or None
     gates,  # D [rows of a chunk, H]: the candidate
     total: tl.int64,
     RELU: tl.constexpr,
@@ -88,7 +86,7 @@ def rnn_activate_kernel(
 ):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < total
-    a = pre_activation(pre, tl.load(rec + at, inside, other=0.0), b_ih, b_hh, at, at % H, inside)
+    a = pre_activation(pre, tl.load(rec + at, inside, other=0.0), bias, at, at % H, inside)
     tl.store(gates + at, rnn_candidate(a, RELU), inside)
 
 
@@ -97,7 +95,7 @@ def activate(p: Pass, pre: Tensor, rec: Tensor, gates: Tensor, *, relu: bool) ->
     total = gates.numel()
     launch(
         rnn_activate_kernel, triton.cdiv(total, BLOCKS.step),
-        pre, rec, p.b_ih, p.b_hh, gates, total, RELU=relu, H=gates.shape[1], BLOCK=BLOCKS.step,
+        pre, rec, p.bias, gates, total, RELU=relu, H=gates.shape[1], BLOCK=BLOCKS.step,
     )  # fmt: skip
 
 
@@ -112,7 +110,7 @@ def at_gate(
 
 @triton.jit(
     do_not_specialize=["active", "sent", "row0", "product", "stream"],
-    do_not_specialize_on_alignment=["dout", "gates", *_SITES],
+    do_not_specialize_on_alignment=_SITES,
 )
 def rnn_backward_kernel(
     rec,  # S [sent, H]: what the step after sends through U, before hidden dropout

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from ..fakes import compute_dtype
 from ..sites import FLAG, KIND, SITE_INDEX, stream
-from .launch import BLOCKS, launch
+from .launch import BLOCKS, aligned, launch
 from .philox import FIELDS, SEQ, derive_key, dropped_of_calls, keep_scale, product_of, spread
 
 _P_WEIGHT = tl.constexpr(SITE_INDEX["weight_dropout"])
 
 
-@triton.jit(do_not_specialize=["rows", "stream"], do_not_specialize_on_alignment=["source", "rng", "thresholds"])
+@triton.jit(do_not_specialize=["rows", "stream"], do_not_specialize_on_alignment=["rng", "thresholds"])
 def mask_weight_kernel(
     source,  # [rows, COLUMNS]
     target,  # [rows, COLUMNS]
@@ -73,11 +73,11 @@ class WeightMasks:
 
     def _apply(self, name: str, matrix: Tensor, dtype: torch.dtype) -> Tensor:
         if not self.flags & FLAG["MASKS_ON"] or not self.flags & FLAG[name.upper()]:
-            return matrix.to(dtype).contiguous()
+            return aligned(matrix.to(dtype))
         assert self.rng is not None and self.thresholds is not None
         by_row = bool(self.flags & FLAG["WEIGHT_ROW"])
         kind = KIND[f"{name.upper()}_ROWS" if by_row else name.upper()]
-        matrix = matrix.contiguous()
+        matrix = aligned(matrix)
         target = torch.empty_like(matrix, dtype=dtype)
         rows, columns = matrix.shape
         calls = rows * triton.cdiv(columns, FIELDS.value)

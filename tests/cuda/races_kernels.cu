@@ -9,6 +9,7 @@
 #undef FRD_INSTANTIATE
 #include "../../csrc/cuda/backward_step.cu"
 #undef FRD_INSTANTIATE
+#include "../../csrc/cuda/biases.cu"
 #include "../../csrc/cuda/column_sums.cu"
 #undef FRD_INSTANTIATE
 #include "../../csrc/cuda/dropout.cu"

@@ -7,6 +7,7 @@ keys the calls of one shape need, and how many those of many shapes do.
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -40,10 +41,16 @@ def state(batch: int, width: int, index: int) -> torch.Tensor:
     return torch.zeros(3, batch, width)[index]
 
 
+def zeros(*shape: int, index: int) -> torch.Tensor:
+    """Dense; of an odd ``index`` at an address that no two numbers' size divides."""
+    numel = math.prod(shape)
+    return torch.zeros(numel + 1)[index % 2 : index % 2 + numel].view(shape)
+
+
 def run(steps: int, batch: int, sizes: list[int] | None, offset: int, index: int) -> None:
     """Every kernel of both cells, forward and backward."""
     rows = sum(sizes) if sizes else steps * batch
-    x = torch.zeros((rows, INPUTS) if sizes else (steps, batch, INPUTS))
+    x = zeros(*((rows, INPUTS) if sizes else (steps, batch, INPUTS)), index=index)
     batch_sizes = torch.tensor(sizes) if sizes else None
     rng, thresholds = torch.zeros(2, dtype=torch.int64), torch.zeros(10, dtype=torch.int64)
     operators.words(rng, torch.arange(batch), torch.arange(steps), UNITS, 0)
@@ -57,7 +64,8 @@ def run(steps: int, batch: int, sizes: list[int] | None, offset: int, index: int
             for width in (UNITS, PROJECTED)[: 2 if schedule is ALTERNATING and cell.projects else 1]:
                 states = [state(batch, width, index)] + [state(batch, UNITS, index)] * cell.has_c
                 gates = cell.gates * UNITS
-                weights = [torch.zeros(gates, INPUTS), torch.zeros(gates, width), *[torch.zeros(gates)] * 2]
+                weights = [zeros(gates, columns, index=index) for columns in (INPUTS, width)]
+                weights += [torch.zeros(gates)] * 2
                 weights += [torch.zeros(width, UNITS)] * (width != UNITS)
                 call = LayerCall(
                     cell.number, x, states, weights, batch_sizes, torch.arange(batch), pairs, thresholds, torch.float32,
@@ -65,7 +73,7 @@ def run(steps: int, batch: int, sizes: list[int] | None, offset: int, index: int
                 )  # fmt: skip
                 y, last, kept = operators.layer_forward(*call)
                 h_apart = Kept(*kept).states.dim() == 2
-                operators.layer_backward(y, last, *call, None if h_apart else y, kept, 31)
+                operators.layer_backward(zeros(*y.shape, index=index), last, *call, None if h_apart else y, kept, 31)
 
 
 jit.JITFunction.run = record

@@ -33,8 +33,8 @@ void alternating(const LayerForward<D>& p, const Surroundings& around) {
   step.cell = p.cell;
   step.units = H;
   step.projected = P;
-  step.b_ih = p.b_ih;
-  step.b_hh = p.b_hh;
+  step.bias = call.bias(p.b_ih, p.b_hh, GH, info.apart * H);
+  step.bias_apart = info.apart && p.b_hh ? p.b_hh + (GH - H) : nullptr;
   step.recurrent = recurrent;
   step.keep_gates = p.gates != nullptr;
   step.c0 = p.c0;
