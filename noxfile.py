@@ -21,6 +21,7 @@ import nox
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "tools"))
 import compile_cuda
+import cuda12 as cuda12_toolkit
 import lanes
 import sampling
 
@@ -131,8 +132,11 @@ def exchange(session: nox.Session) -> None:
 
 @step
 def cuda12(session: nox.Session) -> None:
-    """CUDA's sources under CUDA 12."""
-    session.run("bash", "tools/check_cuda12.sh", env={"PYTHON": PYTHON})
+    """CUDA's sources under CUDA 12: the host's side parsed, machine code of every kernel near its budget."""
+    share = sampled(session, "--sample", "1", "--jobs", "1")
+    session.run(PYTHON, "tools/cuda12.py", "--check")
+    sources = sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
+    session.run(PYTHON, "tools/compile_cuda.py", *share, *sources, env={"CUDA_HOME": str(cuda12_toolkit.HOME)})
 
 
 @step
