@@ -111,7 +111,8 @@ def extension(major: str, toolkit: Path, cxx: Sequence[str], nvcc: Sequence[str]
             "cxx": [*cxx, "-DUSE_CUDA"],
             "nvcc": ["-O3", "-std=c++20", "--threads=2", *COMPRESSION[major], *nvcc, "-DUSE_CUDA"],
         },
-        extra_link_args=[f"-l:libcudart.so.{major}", *link],
+        # -s: the table of symbols would name nvcc's temporary files, which are others each time.
+        extra_link_args=[f"-l:libcudart.so.{major}", "-Wl,-s", *link],
     )
     # pip's toolkit has no libcudart.so without a version. Whether torch asks for it at all is torch's own affair.
     made.libraries = [name for name in made.libraries if name != "cudart"]

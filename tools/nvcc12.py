@@ -8,8 +8,9 @@ the options that these give, and refuses others:
     nvcc [options] -cubin SOURCE.cu -o CUBIN -arch=sm_90
     nvcc --version | --dryrun
 
-As with nvcc, the device's side is compiled by CUDA's own front end and NVVM, here inside NVRTC, to PTX, and that by ptxas
-to machine code. clang compiles the host's side, with the machine code inside, and registers each kernel under its name.
+As with nvcc, the device's side is compiled by CUDA's own front end and NVVM, here inside NVRTC, to PTX, and that by
+ptxas to machine code. clang compiles the host's side, with the machine code inside, and registers each kernel under its
+name.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """Makes what is published of one commit, from a clean clone, and checks each file: python -m tools.release
 
-    dist/fused_rnn_dropout-VERSION.tar.gz                                     the sdist
-    dist/fused_rnn_dropout-VERSION-cp310-abi3-manylinux_2_28_x86_64.whl       with the kernels for the CPU, CUDA 12 and 13
-    dist/fused_rnn_dropout-VERSION-cp310-abi3-manylinux_2_28_aarch64.whl      with those for the CPU
+    dist/fused_rnn_dropout-VERSION.tar.gz                                   the sdist
+    dist/fused_rnn_dropout-VERSION-cp310-abi3-manylinux_2_28_x86_64.whl     kernels for the CPU, CUDA 12 and CUDA 13
+    dist/fused_rnn_dropout-VERSION-cp310-abi3-manylinux_2_28_aarch64.whl    those for the CPU
     dist/SHA256SUMS
 
 It works in build/release/COMMIT and can be run again after it was interrupted: a step that is done is not done twice.
 The interpreter needs a CUDA build of torch, setuptools >= 77, ninja and the extra `release`, the machine g++, binutils,
-git, nvcc of CUDA 13, clang 19 and Debian's compiler for aarch64. What is done before it and after it is in RELEASING.md.
+git, nvcc of CUDA 13, clang 19 and Debian's compiler for aarch64. What is done before and after is in RELEASING.md.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -146,7 +147,7 @@ class Release:
         self.build(self.fresh("built"))
 
     def again(self) -> None:
-        """Sdist and wheel a second time, elsewhere, byte for byte the same."""
+        """Sdist and wheel a second time, byte for byte the same."""
         self.build(self.fresh("built-again"))
         wheel_checks.same_bytes(self.only("built/*.whl"), self.only("built-again/*.whl"))
         first = self.only("sdist/*.tar.gz")
@@ -210,11 +211,16 @@ class Release:
     # ------------------------------------------------------------------------------------------------------------------
 
     def build(self, folder: Path, **more: str) -> None:
-        """A wheel of the sdist into ``folder``, from a copy of its own, since a build leaves files behind."""
-        copy = self.fresh(f"{folder.name}-from")
-        shutil.copytree(self.sources, copy, dirs_exist_ok=True)
+        """A wheel of the sdist into ``folder``, from a copy of its own, since a build leaves files behind.
+
+        nvcc makes the names of kernels of the path of their source, so the copy lies in the same place for every clone.
+        """
+        copy = Path(tempfile.gettempdir(), f"fused_rnn_dropout-{self.commit[:12]}")
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(self.sources, copy)
         options = ("--no-deps", "--no-build-isolation", "--no-index", "-q", "--wheel-dir", folder)
         self.python("-m", "pip", "wheel", *options, copy, **more)
+        shutil.rmtree(copy)
 
     def renamed(self, folder: str, to: str, platform: str) -> None:
         """The wheel of one folder under a platform's name into another."""

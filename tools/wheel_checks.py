@@ -71,7 +71,7 @@ def fatbins(library: Path) -> list[list[tuple[str, int]]]:
         if data[at : at + 4] == bytes(4):  # between two sources, for alignment
             at += 4
             continue
-        magic, _, head, size = struct.unpack_from("<IHHQ", data, at)
+        magic, _, head, size = struct.unpack_from("<IHHQ", data.ljust(at + 16, b"\0"), at)
         if magic != 0xBA55ED50 or at + head + size > len(data):
             raise Refused(f"{library.name} has no fatbin at byte {at} of its section of them")
         at, end, images = at + head, at + head + size, []

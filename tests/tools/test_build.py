@@ -117,8 +117,8 @@ def test_which_toolkit_a_library_is_built_with(tmp_path, monkeypatch):
         monkeypatch.setenv("FRD_CUDA", wish)
         assert gpu_libraries.libraries() == ({major: tmp_path / major for major in majors}, None)
     monkeypatch.delenv("CUDA12_HOME")
+    monkeypatch.setenv("FRD_CUDA", "13,12")
     with pytest.raises(SystemExit, match="FRD_CUDA=13,12, but the nvcc in .* is of CUDA 13.0, and CUDA 12 is wanted"):
-        monkeypatch.setenv("FRD_CUDA", "13,12")
         gpu_libraries.libraries()
     monkeypatch.setenv("FRD_CUDA", "")
     assert gpu_libraries.libraries()[0] == {}
