@@ -60,13 +60,14 @@ def tests(session: nox.Session) -> None:
 
 @step
 def lint(session: nox.Session) -> None:
-    """ruff, mypy and clang-format."""
+    """ruff, mypy and clang-format; zizmor for the recipes of CI."""
     session.run(PYTHON, "-m", "ruff", "check", ".")
     session.run(PYTHON, "-m", "ruff", "format", "--check", ".")
     session.run(PYTHON, "-m", "mypy")
     sources = [path for folder in ("csrc", "tests/cpu", "tests/cuda") for path in Path(folder).rglob("*")]
     cxx = sorted(str(path) for path in sources if path.suffix in (".h", ".cpp", ".cu"))
     session.run(".venv/bin/clang-format", "--dry-run", "-Werror", *cxx)
+    session.run(".venv/bin/zizmor", "--offline", "--no-progress", ".github/workflows")
 
 
 @step
