@@ -107,7 +107,7 @@ def build_arguments() -> dict:
     return {
         "version": versions.of_build(len(libraries) - 1, released),
         "ext_modules": libraries,
-        "cmdclass": {"build_ext": gpu_libraries.build_ext()},
+        "cmdclass": {"build_ext": gpu_libraries.build_ext(libraries)},
         "options": {
             "bdist_wheel": {"py_limited_api": WHEEL_TAG},
             # setuptools compares only dates, and would pack a library that was built with other flags. ninja, which

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -116,12 +116,12 @@ def extension(major: str, toolkit: Path, cxx: Sequence[str], nvcc: Sequence[str]
     )
     # pip's toolkit has no libcudart.so without a version. Whether torch asks for it at all is torch's own affair.
     made.libraries = [name for name in made.libraries if name != "cudart"]
-    made.toolkit = str(toolkit)
+    made.major, made.toolkit = major, str(toolkit)
     return made
 
 
-def build_ext() -> type:
-    """torch's command, that builds each library with its own toolkit.
+def build_ext(extensions: Iterable[Any]) -> type:
+    """torch's command, that builds each of these with its own toolkit.
 
     torch refuses a toolkit of another major version than its own. The stable ABI leaves nothing in a library for which
     that would matter, so one torch serves for both.
@@ -131,11 +131,13 @@ def build_ext() -> type:
 
     if not torch.cuda.is_available():
         os.environ.setdefault("TORCH_CUDA_ARCH_LIST", ARCHITECTURES)
+    of_torch = (torch.version.cuda or "").split(".")[0]
+    if any(getattr(each, "major", of_torch) != of_torch for each in extensions):
+        cpp_extension._check_cuda_version = lambda *_: None
 
     class BuildExtension(cpp_extension.BuildExtension):
         def build_extension(self, ext: Any) -> None:
             cpp_extension.CUDA_HOME = getattr(ext, "toolkit", None)
             super().build_extension(ext)
 
-    cpp_extension._check_cuda_version = lambda *_: None
     return BuildExtension
