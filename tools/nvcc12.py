@@ -31,14 +31,43 @@ IGNORED = {"-c", "--expt-relaxed-constexpr", "--threads=2"}
 """Options of nvcc for what happens here anyhow, or that say how and not what."""
 
 # NVRTC takes what has no execution space for the device's, so that it compiles launchers too and throws them away: no
-# kernel calls them. These are the functions that they call.
+# kernel calls them. What they call is declared here, and in the headers of which only the host's side uses something.
 BEFORE = """
 #include <cuda_runtime.h>
 cudaError_t cudaLaunchKernel(const void*, dim3, dim3, void**, size_t, cudaStream_t);
 cudaError_t cudaLaunchCooperativeKernel(const void*, dim3, dim3, void**, size_t, cudaStream_t);
+template <class T> cudaError_t cudaFuncSetAttribute(T*, cudaFuncAttribute, int);
 cudaError_t cudaGetLastError();
+const char* cudaGetErrorString(cudaError_t);
 #line 1
 """
+OF_THE_HOST = {
+    "algorithm": """
+namespace std {
+template <class T> constexpr const T& min(const T& a, const T& b) { return b < a ? b : a; }
+template <class T> constexpr const T& max(const T& a, const T& b) { return a < b ? b : a; }
+}
+""",
+    "memory": "",
+    "stdexcept": """
+#include <string>
+namespace std { struct runtime_error { runtime_error(const string&); }; }
+""",
+    "string": """
+#pragma once
+namespace std {
+struct string {
+  string();
+  string(const char*);
+  bool empty() const;
+  string& operator+=(const string&);
+};
+string operator+(const string&, const string&);
+template <class T> string to_string(T);
+}
+""",
+    "vector": "#pragma once\nnamespace std { template <class T> struct vector; }\n",
+}
 
 # Of the standard library NVRTC has nothing. CUDA's own has the same in another namespace.
 STANDARD = {
@@ -46,6 +75,7 @@ STANDARD = {
     for name in ("cmath", "cstddef", "cstdint", "type_traits", "utility")
 }
 STANDARD["cstddef"] += "using cuda::std::size_t;\n"
+HEADERS = {**STANDARD, **OF_THE_HOST}
 
 
 class Refused(SystemExit):
@@ -86,8 +116,10 @@ def understood(arguments: list[str]) -> Call:
             call.cubin = True
         elif word == "-o":
             call.output = Path(rest.pop(0))
-        elif word in ("-MD", "-MF"):
-            call.host += [word, *([rest.pop(0)] if word == "-MF" else [])]
+        elif word in ("-MD", "--generate-dependencies-with-compile"):
+            call.host.append("-MD")
+        elif word in ("-MF", "--dependency-output"):
+            call.host += ["-MF", rest.pop(0)]
         elif name == "-arch":
             call.code.append(code_of(value))
         elif name == "-gencode":
@@ -144,9 +176,9 @@ class Nvrtc:
         """Raises Refused with the compiler's words."""
         program = ctypes.c_void_p()
         text = BEFORE + source.read_text("utf-8")
-        count = len(STANDARD)
-        names = (ctypes.c_char_p * count)(*(name.encode() for name in STANDARD))
-        headers = (ctypes.c_char_p * count)(*(header.encode() for header in STANDARD.values()))
+        count = len(HEADERS)
+        names = (ctypes.c_char_p * count)(*(name.encode() for name in HEADERS))
+        headers = (ctypes.c_char_p * count)(*(header.encode() for header in HEADERS.values()))
         self.call("CreateProgram", ctypes.byref(program), text.encode(), str(source).encode(), count, headers, names)
         try:
             given = (ctypes.c_char_p * len(options))(*map(str.encode, options))

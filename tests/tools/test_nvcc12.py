@@ -29,6 +29,11 @@ def test_what_torch_asks_for() -> None:
     assert call.host == ["-MD", "-MF", "a.o.d", "-fPIC", "-O3"]
 
 
+def test_an_older_torch_asks_in_long_words() -> None:
+    call = understood("--generate-dependencies-with-compile --dependency-output d -c -c a.cu -o a.o -arch=sm_80")
+    assert call.host == ["-MD", "-MF", "d"] and call.source == Path("a.cu")
+
+
 def test_what_the_budgets_ask_for() -> None:
     call = understood("-O3 -std=c++20 -Icsrc -Xptxas -v -arch=sm_86 -cubin a.cu -o a.cubin")
     assert call.cubin and call.code == [("sm", 86)] and call.ptxas == ["-v"]
