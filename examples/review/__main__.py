@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +12,7 @@ import torch
 from fused_rnn_dropout.program import run_program
 
 from ..language_model.data import CorpusError
-from . import check, grid, results, runner, tables
+from . import check, grid, results, runner, speed, tables
 from .summary import Summary
 
 _PROGRAM = "python -m examples.review"
@@ -40,6 +40,9 @@ def parser() -> argparse.ArgumentParser:
     plot.add_argument("--out", type=Path, default=_DOCS, metavar="DIR", help="(default: %(default)s)")
     table = commands.add_parser("table", help="print the tables; with a page, put them between its markers")
     table.add_argument("page", type=Path, nargs="?", help="docs/review.md, or one with the same markers")
+    quick = commands.add_parser("speed", help="time an update with the fused layers and with a Python loop")
+    quick.add_argument("page", type=Path, nargs="?", help="put the table between the markers of this page")
+    quick.add_argument("--budget", type=float, default=20, metavar="S", help="seconds for a row (default: %(default)s)")
     return made
 
 
@@ -76,16 +79,29 @@ def _of_plot(options: argparse.Namespace, chosen: grid.Grid) -> int:
     return 0
 
 
+def _put(put: Callable[[Path], None], page: Path) -> None:
+    try:
+        put(page)
+    except ValueError as error:  # its markers
+        raise results.ResultsError(str(error)) from error
+
+
 def _of_table(options: argparse.Namespace, chosen: grid.Grid) -> int:
     summary = Summary(results.of_grid(results.load(options.results), chosen.rows).values())
     if options.page:
-        try:
-            tables.into_page(summary, chosen, options.page)
-        except ValueError as error:
-            raise results.ResultsError(str(error)) from error
+        _put(lambda page: tables.into_page(summary, chosen, page), options.page)
     else:
         print("\n\n".join((tables.state(summary, chosen), tables.named(summary, chosen),
                            tables.sweeps(summary, chosen), tables.claims(summary, chosen))))  # fmt: skip
+    return 0
+
+
+def _of_speed(options: argparse.Namespace, chosen: grid.Grid) -> int:
+    found = speed.page(chosen, options.budget, lambda row: print(f"  {row} ...", file=sys.stderr, flush=True))
+    if options.page:
+        _put(lambda page: speed.into_page(found, page), options.page)
+    else:
+        print(found)
     return 0
 
 
@@ -93,9 +109,9 @@ def _run(arguments: Sequence[str] | None) -> int:
     options = parser().parse_args(arguments)
     torch.set_num_threads(1)  # so that two runners go side by side, and a sum never depends on the number of cores
     chosen = grid.tiny() if options.tiny else grid.study()
-    does = {"run": _of_run, "check": _of_check, "plot": _of_plot, "table": _of_table}[options.command]
+    commands = {"run": _of_run, "check": _of_check, "plot": _of_plot, "table": _of_table, "speed": _of_speed}
     try:
-        return does(options, chosen)
+        return commands[options.command](options, chosen)
     except (CorpusError, results.ResultsError, ImportError, OSError) as error:
         print(f"{_PROGRAM}: error: {error}", file=sys.stderr)
         return 2

@@ -6,13 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from fused_rnn_dropout import __version__
 from fused_rnn_dropout.cells import MODULES
 from fused_rnn_dropout.program import run_program
 
-from . import compare, floor, gpu, memory, plots, single
+from . import arguments, compare, floor, gpu, memory, plots, single
 from .contenders import BY_NAME, TASKS, contenders_of
 from .machine import command_line
 from .profile import profile
@@ -23,20 +22,6 @@ from .shapes import QUICK, SHAPES
 PROGRAM = "python -m bench"
 
 
-def _choice(kind: str, allowed: Sequence[str]) -> Any:
-    """A type for argparse: names with commas between them."""
-
-    def parse(text: str) -> tuple[str, ...]:
-        names = tuple(text.split(","))
-        wrong = [name for name in names if name not in allowed]
-        if wrong:
-            raise argparse.ArgumentTypeError(f"no such {kind}: {', '.join(wrong)}; allowed are {', '.join(allowed)}")
-        return names
-
-    parse.__name__ = f"names of a {kind}"
-    return parse
-
-
 def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog=program, description="Measures the library side by side with others.")
     made.add_argument("--version", action="version", version=f"fused_rnn_dropout {__version__}")
@@ -44,12 +29,12 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     single.add(commands)
     compare.add(commands)
     shapes, contenders = [shape.name for shape in SHAPES], list(BY_NAME)
-    made.add_argument("--shapes", type=_choice("shape", shapes), help=", ".join(shapes))
-    made.add_argument("--cells", type=_choice("cell", MODULES), default=MODULES)
-    made.add_argument("--tasks", type=_choice("task", TASKS), default=TASKS, help=", ".join(TASKS))
+    made.add_argument("--shapes", type=arguments.names("shape", shapes), help=", ".join(shapes))
+    made.add_argument("--cells", type=arguments.names("cell", MODULES), default=MODULES)
+    made.add_argument("--tasks", type=arguments.names("task", TASKS), default=TASKS, help=", ".join(TASKS))
     made.add_argument(
         "--contenders",
-        type=_choice("contender", contenders),
+        type=arguments.names("contender", contenders),
         help="; ".join(f"{contender.name}: {contender.meaning}" for contender in BY_NAME.values()),
     )
     made.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="where to measure (default: cpu)")
@@ -73,15 +58,15 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     pages.add_argument("results", type=Path)
     pages.add_argument("root", type=Path, nargs="?", default=Path("."), help="the checkout (default: here)")
     taken_apart = commands.add_parser("profile", help="where the time of our own calls goes")
-    taken_apart.add_argument("--shapes", type=_choice("shape", shapes), default=tuple(shapes))
-    taken_apart.add_argument("--cells", type=_choice("cell", MODULES), default=MODULES)
+    taken_apart.add_argument("--shapes", type=arguments.names("shape", shapes), default=tuple(shapes))
+    taken_apart.add_argument("--cells", type=arguments.names("cell", MODULES), default=MODULES)
     taken_apart.add_argument("--task", choices=TASKS, default="train")
     taken_apart.add_argument("--threads", type=int, default=2)
     least = commands.add_parser("floor", help="what a GPU cannot do without, by arithmetic alone; needs no GPU")
     least.add_argument("page", type=Path, nargs="?", help="put the tables between the markers of this page")
-    least.add_argument("--shapes", type=_choice("shape", shapes), default=tuple(shapes))
-    least.add_argument("--cells", type=_choice("cell", MODULES), default=MODULES)
-    least.add_argument("--dtypes", type=_choice("dtype", tuple(floor.BYTES)), default=tuple(floor.BYTES))
+    least.add_argument("--shapes", type=arguments.names("shape", shapes), default=tuple(shapes))
+    least.add_argument("--cells", type=arguments.names("cell", MODULES), default=MODULES)
+    least.add_argument("--dtypes", type=arguments.names("dtype", tuple(floor.BYTES)), default=tuple(floor.BYTES))
     return made
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any, NamedTuple
 
+from fused_rnn_dropout.cells import MODULES
+
 from .measure import Interval, ratio_of
 from .run import find
 from .shapes import Shape
@@ -77,7 +79,7 @@ class Criterion(NamedTuple):
         return value >= self.bar if self.at_least else value <= self.bar
 
 
-_BOTH, _LSTM, _GRU = ("LSTM", "GRU"), ("LSTM",), ("GRU",)
+_EACH, _LSTM, _GRU = MODULES, ("LSTM",), ("GRU",)
 _ANY = ("large", "small", "other")
 
 CRITERIA = (
@@ -87,18 +89,18 @@ CRITERIA = (
         "weight, input, output sites / nn.LSTM, train", _LSTM, ("large",), ratio("train", "weights", "torch"), 1.05
     ),
     Criterion("every site / nn.GRU without, train", _GRU, _ANY, ratio("train", "all", "torch"), 0.80),
-    Criterion("every site / ours without, train", _BOTH, _ANY, ratio("train", "all", "none"), 1.06),
+    Criterion("every site / ours without, train", _EACH, _ANY, ratio("train", "all", "none"), 1.06),
     Criterion("ours without / nn.LSTM without, train", _LSTM, _ANY, ratio("train", "none", "torch"), 1.03),
-    Criterion("Python loop / ours, train", _BOTH, ("large",), ratio("train", "loop", "all"), 2.5, True),
+    Criterion("Python loop / ours, train", _EACH, ("large",), ratio("train", "loop", "all"), 2.5, True),
     Criterion(
-        "Python loop / ours, train", _BOTH, ("small",), ratio("train", "loop", "all"), 6.0, True, ("small", "latency")
+        "Python loop / ours, train", _EACH, ("small",), ratio("train", "loop", "all"), 6.0, True, ("small", "latency")
     ),
-    Criterion("Python loop / ours, train", _BOTH, ("small",), ratio("train", "loop", "all"), 50.0, True, ("pixels",)),
-    Criterion("packed / padded times useful fraction, train", _BOTH, ("packed",), packed, 1.15),
+    Criterion("Python loop / ours, train", _EACH, ("small",), ratio("train", "loop", "all"), 50.0, True, ("pixels",)),
+    Criterion("packed / padded times useful fraction, train", _EACH, ("packed",), packed, 1.15),
     Criterion("share of the sgemm rate, train", _LSTM, ("large",), sgemm_share, 0.80, True, ("awd-wide", "wide")),
-    Criterion("two threads over one, train", _BOTH, ("large",), scaling, 1.75, True),
-    Criterion("peak memory, every site / torch", _BOTH, ("large",), peak("all"), 1.0),
-    Criterion("peak memory, recompute / torch", _BOTH, ("large",), peak("recompute"), 0.5),
+    Criterion("two threads over one, train", _EACH, ("large",), scaling, 1.75, True),
+    Criterion("peak memory, every site / torch", _EACH, ("large",), peak("all"), 1.0),
+    Criterion("peak memory, recompute / torch", _EACH, ("large",), peak("recompute"), 0.5),
     Criterion("every site / nn.LSTM, eval", _LSTM, ("large",), ratio("eval", "all", "torch"), 1.05),
     Criterion("every site / nn.LSTM, eval", _LSTM, ("small",), ratio("eval", "all", "torch"), 0.80),
 )

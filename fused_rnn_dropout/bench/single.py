@@ -20,6 +20,7 @@ from fused_rnn_dropout.site_text import spec_of
 from fused_rnn_dropout.sites import SITE, SITES, make_spec, sites_of
 
 from . import gpu
+from .arguments import names
 from .contenders import TASKS, Contender, layer
 from .loops import LOOP_CELLS, LOOP_SITES, Loop, WeightDrop
 from .machine import command_line
@@ -173,16 +174,6 @@ def _sites(text: str) -> dict[str, Spec]:
     return found
 
 
-def _names(kind: str, allowed: Sequence[str]) -> Any:
-    def parse(text: str) -> tuple[str, ...]:
-        names = tuple(dict.fromkeys(text.split(",")))
-        if wrong := [name for name in names if name not in allowed]:
-            raise argparse.ArgumentTypeError(f"there is no {kind} {', '.join(wrong)}; allowed are {', '.join(allowed)}")
-        return names
-
-    return parse
-
-
 def add(commands: Any) -> None:
     """Adds ``run`` to the bench's commands."""
     parser = commands.add_parser(
@@ -212,10 +203,10 @@ def add(commands: Any) -> None:
         "--dtype", type=_dtype, default="float32", metavar="DTYPE", help=f"{', '.join(_SHORT)} (default: fp32)"
     )  # fmt: skip
     more(
-        "--against", type=_names("rival", tuple(RIVALS)), default=("nn",), metavar="NAME,...",
+        "--against", type=names("rival", tuple(RIVALS)), default=("nn",), metavar="NAME,...",
         help="; ".join(f"{rival.name}: {rival.meaning}" for rival in RIVALS.values()) + " (default: nn)",
     )  # fmt: skip
-    more("--tasks", type=_names("task", TASKS), default=TASKS, help=f"(default: {','.join(TASKS)})")
+    more("--tasks", type=names("task", TASKS), default=TASKS, help=f"(default: {','.join(TASKS)})")
     more("--graphs", action="store_true", help="on cuda, forward and backward also as the replay of a CUDA graph")
     more("--tf32", action="store_true", help="on cuda, let everyone round float32 products to TF32")
     more("--threads", type=int, default=torch.get_num_threads(), help="of torch (default: %(default)s)")

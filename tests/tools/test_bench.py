@@ -652,7 +652,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 def test_bad_options(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["--shapes", "huge"])
-    assert "no such shape: huge" in capsys.readouterr().err
+    assert "there is no shape huge; allowed are" in capsys.readouterr().err
     assert main(["--rounds", "1"]) == 1
     assert "--rounds at least 2" in capsys.readouterr().err
 

@@ -17,7 +17,7 @@ import torch
 import fused_rnn_dropout as frd
 from examples.language_model.train import evaluate
 from examples.review import __main__ as program
-from examples.review import check, claims, grid, plots, results, runner, tables, training
+from examples.review import check, claims, grid, plots, results, runner, speed, tables, training
 from examples.review.sections import SECTIONS
 from examples.review.summary import Estimate, Summary
 from fused_rnn_dropout.program import INTERRUPTED
@@ -339,6 +339,29 @@ def test_tables_between_the_markers_of_a_page(tmp_path):
     assert "`weight_dropout by row 0.5`" in text, "what was not run is said"
     page.write_text("no markers")
     assert program.main(["--results", str(path), "table", str(page)]) == 2
+
+
+def test_speed_beside_a_python_loop(tmp_path, capsys):
+    """Every named row that the loop can compute, and what the whole grid would take."""
+    page = tmp_path / "page.md"
+    page.write_text("{}old{}\n".format(*speed.MARKERS))
+    assert program.main(["--tiny", "speed", "--budget", "0.1", str(page)]) == 0
+    text = page.read_text()
+    rows = [one for one in text.splitlines() if one.startswith(("| none ", "| weight_dropout "))]
+    assert "old" not in text and len(rows) == len(TINY.named) == 2
+    for row in rows:
+        ours, *ratios = (cell.split("(")[0] for cell in row.strip("|").split("|")[1:])
+        assert float(ours) > 0 and len(ratios) == 3 and all(float(ratio) > 0 for ratio in ratios)
+    assert f"The updates of all {len(list(TINY.cells()))} cells" in text
+    page.write_text("no markers")
+    assert program.main(["--tiny", "speed", "--budget", "0.1", str(page)]) == 2
+    assert speed.MARKERS[0] in capsys.readouterr().err
+
+
+def test_speed_leaves_out_what_the_loop_has_not():
+    found = {row.name for row in STUDY.named if speed.comparable(row)}
+    assert {"none", "awd sites", "hidden_dropout 0.3", "zoneout c 0.15, h 0.15", "update_dropout 0.5"} <= found
+    assert not found & {"hidden_dropout untied 0.3", "cell_dropout 0.3", "output per step 0.5"}
 
 
 def sweep_lines(name: str, best: dict[float, float], base: str = "none") -> list[results.Line]:
