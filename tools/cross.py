@@ -13,6 +13,14 @@ MACHINE = "aarch64"
 COMPILER = "aarch64-linux-gnu"
 PLATFORM = f"manylinux_2_28_{MACHINE}"
 
+AUDITWHEEL = f"""
+import platform
+platform.machine = lambda: "{MACHINE}"
+from auditwheel.main import main
+raise SystemExit(main())
+"""
+"""auditwheel, which knows the platforms of the processor alone that it believes to run on."""
+
 
 def obstacle() -> str | None:
     """Why nothing can be built for it here; None where it can."""

@@ -191,7 +191,7 @@ class Release:
         for folder in ("built-aarch64", "built-aarch64-again"):
             self.build(self.fresh(folder), **cross.environment(torch))
         wheel_checks.same_bytes(self.only("built-aarch64/*.whl"), self.only("built-aarch64-again/*.whl"))
-        self.renamed("built-aarch64", "repaired-aarch64", cross.PLATFORM)
+        self.renamed("built-aarch64", "repaired-aarch64", cross.PLATFORM, ("-c", cross.AUDITWHEEL))
         self.checked("repaired-aarch64", cross.PLATFORM, ("_C",), torch)
 
     def publish(self) -> None:
@@ -222,11 +222,11 @@ class Release:
         self.python("-m", "pip", "wheel", *options, copy, **more)
         shutil.rmtree(copy)
 
-    def renamed(self, folder: str, to: str, platform: str) -> None:
+    def renamed(self, folder: str, to: str, platform: str, auditwheel: Sequence[str] = ("-m", "auditwheel")) -> None:
         """The wheel of one folder under a platform's name into another."""
         excluded = [word for pattern in NOT_OURS for word in ("--exclude", pattern)]
         options = ("--only-plat", "--plat", platform, *excluded, "-w", self.fresh(to))
-        self.python("-m", "auditwheel", "repair", *options, self.only(f"{folder}/*.whl"))
+        self.python(*auditwheel, "repair", *options, self.only(f"{folder}/*.whl"))
 
     def checked(self, folder: str, platform: str, libraries: Sequence[str], torch: Path) -> None:
         """What every wheel must be; ``torch``: the folder of the one that it was built against."""
