@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import struct
 import subprocess
@@ -259,9 +260,23 @@ def test_the_smaller_ten_lines_are_readmes() -> None:
     readme = (ROOT / "README.md").read_text("utf-8").split("```python\n")[1].split("```")[0]
 
     def words(text: str) -> list[str]:
-        import re
-
         code = re.sub(r"#.*", "", text)
         return re.findall(r"[a-z_]+", code.replace("out.sum().backward()", ""))
 
     assert words(readme) == words(release.TEN_LINES)
+
+
+@pytest.mark.skipif(not (ROOT / ".github").exists(), reason="an sdist has no recipes")
+def test_the_recipe_runs_what_the_page_says() -> None:
+    page = (ROOT / "RELEASING.md").read_text("utf-8")
+    recipe = (ROOT / ".github" / "workflows" / "release.yml").read_text("utf-8")
+    commands = (
+        "bash tools/release_environments.sh",
+        ".venv/bin/python -m tools.release --under build/newest/bin/python",
+    )
+    for command in commands:
+        assert f"\n    {command}\n" in page and f"run: {command}\n" in recipe
+    (of_page,) = re.findall(r"^    apt-get install (.*)$", page, re.M)
+    (of_recipe,) = re.findall(r"apt-get install -y --no-install-recommends (.*)$", recipe, re.M)
+    assert set(of_page.split()) - {"git"} == set(of_recipe.split())
+    assert (ROOT / "tools" / "release_environments.sh").exists()
