@@ -21,6 +21,7 @@ import nox
 
 sys.path.insert(0, str(Path(__file__).resolve().parent / "tools"))
 import compile_cuda
+import cuda12 as cuda12_toolkit
 import lanes
 import sampling
 
@@ -59,13 +60,14 @@ def tests(session: nox.Session) -> None:
 
 @step
 def lint(session: nox.Session) -> None:
-    """ruff, mypy and clang-format."""
+    """ruff, mypy and clang-format; zizmor for the recipes of CI."""
     session.run(PYTHON, "-m", "ruff", "check", ".")
     session.run(PYTHON, "-m", "ruff", "format", "--check", ".")
     session.run(PYTHON, "-m", "mypy")
     sources = [path for folder in ("csrc", "tests/cpu", "tests/cuda") for path in Path(folder).rglob("*")]
     cxx = sorted(str(path) for path in sources if path.suffix in (".h", ".cpp", ".cu"))
     session.run(".venv/bin/clang-format", "--dry-run", "-Werror", *cxx)
+    session.run(".venv/bin/zizmor", "--offline", "--no-progress", ".github/workflows")
 
 
 @step
@@ -132,8 +134,11 @@ def exchange(session: nox.Session) -> None:
 
 @step
 def cuda12(session: nox.Session) -> None:
-    """CUDA's sources under CUDA 12."""
-    session.run("bash", "tools/check_cuda12.sh", env={"PYTHON": PYTHON})
+    """CUDA's sources under CUDA 12: the host's side parsed, machine code of every kernel near its budget."""
+    share = sampled(session, "--sample", "1", "--jobs", "1")
+    session.run(PYTHON, "tools/cuda12.py", "--check")
+    sources = sorted(str(path) for path in Path("csrc/cuda").glob("*.cu"))
+    session.run(PYTHON, "tools/compile_cuda.py", *share, *sources, env={"CUDA_HOME": str(cuda12_toolkit.HOME)})
 
 
 @step

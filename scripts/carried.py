@@ -39,7 +39,8 @@ def digest(path: Path) -> str:
 
 def sources() -> str:
     """Of all that the libraries are made from: names and contents."""
-    files = [ROOT / "setup.py", *(path for path in (ROOT / "csrc").rglob("*") if path.is_file())]
+    files = [ROOT / "setup.py", ROOT / "_build" / "gpu_libraries.py"]
+    files += [path for path in (ROOT / "csrc").rglob("*") if path.is_file()]
     lines = [f"{path.relative_to(ROOT).as_posix()} {digest(path)}" for path in sorted(files)]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 

@@ -8,6 +8,9 @@ local memory, or have an atomic. Tensor-core products, asynchronous copies and m
 csrc/cuda/ptx.h, through the kernels of tests/cuda/selftest.cu. A figure that is worse, a kernel without a budget and a
 budget without a kernel are errors (exit status 1).
 
+A compiler of another major version of CUDA than the table's, as tools/cuda12.py makes one, allots otherwise: there a
+kernel may use a few registers more, and its wide loads and stores are not counted. What no kernel may do stays.
+
 --update writes the figures found into the table. It takes no spill and no atomic, and it drops no opcode that the table
 asks for: that is done by hand.
 
@@ -42,6 +45,8 @@ FLAGS = ("-O3", "-std=c++20", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cuda'}", 
 
 THREADS = 128  # of the block that block_of_rows() in csrc/cuda/rows.h makes
 OTHER_THREADS = {"column_sums_kernel": 256, "prepare_kernel": 1}
+
+MORE_REGISTERS = 16  # by a compiler of another major version than the table's
 
 WIDE = ("LDG.E.64", "LDG.E.128", "STG.E.64", "STG.E.128")
 CLAIMED = ("HMMA", "LDGSTS", "LDSM")
@@ -286,7 +291,10 @@ def forbidden(found: dict[str, dict[int, Figures]], of_selftest: set[str]) -> li
     return wrong
 
 
-def over_budget(kernel: str, target: int, figures: Figures, budget: dict[str, Any]) -> list[str]:
+def over_budget(
+    kernel: str, target: int, figures: Figures, budget: dict[str, Any], more_registers: int = 0
+) -> list[str]:
+    """``more_registers``: of a compiler that is not the table's; its blocks and opcodes are not compared."""
     blocks, limit = occupancy(TARGETS[target], budget["threads"], figures.registers, figures.shared)
     wrong = []
 
@@ -294,12 +302,22 @@ def over_budget(kernel: str, target: int, figures: Figures, budget: dict[str, An
         if found < allowed if at_least else found > allowed:
             wrong.append(f"{kernel} on sm_{target}: {name} {found}, budget {allowed}{remark}")
 
-    check("registers", figures.registers, of_target(budget["registers"], target), False)
+    check("registers", figures.registers, of_target(budget["registers"], target) + more_registers, False)
     check("bytes of shared memory", figures.shared, of_target(budget["shared"], target), False)
+    if more_registers:
+        return wrong
     check("blocks per multiprocessor", blocks, of_target(budget["blocks"], target), True, f", limited by {limit}")
     for opcode, least in budget["opcodes"].items():
         check(opcode, figures.opcodes[opcode], of_target(least, target), True)
     return wrong
+
+
+def major_of(compiler: str) -> str:
+    """The major version of CUDA in the last line that an nvcc says of itself."""
+    found = re.search(r"cuda_(\d+)\.|V(\d+)\.", compiler)
+    if found is None:
+        raise SystemExit(f"no version of CUDA in {compiler!r}")
+    return found[1] or found[2]
 
 
 def write_table(table: dict[str, Any]) -> None:
@@ -352,13 +370,14 @@ def main() -> int:
     else:
         if version != table["compiler"]:
             print(f"note: this compiler is {version}, the table is of {table['compiler']}")
+        more_registers = 0 if major_of(version) == major_of(table["compiler"]) else MORE_REGISTERS
         for kernel, by_target in sorted(found.items()):
             if kernel not in budgets:
                 if kernel not in of_selftest:
                     wrong.append(f"{kernel} has no budget: tools/compile_cuda.py --update gives it one")
                 continue
             for target, figures in sorted(by_target.items()):
-                wrong += over_budget(kernel, target, figures, budgets[kernel])
+                wrong += over_budget(kernel, target, figures, budgets[kernel], more_registers)
         if not options.sources:
             wrong += [
                 f"{kernel} has a budget, but no source has it" for kernel in sorted(budgets.keys() - found.keys())

@@ -1,12 +1,13 @@
 """Makes what is published of one commit, from a clean clone, and checks each file: python -m tools.release
 
-    dist/fused_rnn_dropout-VERSION.tar.gz                                    the sdist
-    dist/fused_rnn_dropout-VERSION-cp310-abi3-manylinux_2_28_x86_64.whl      CPU kernels, Triton backend, reference
+    dist/fused_rnn_dropout-VERSION.tar.gz                                   the sdist
+    dist/fused_rnn_dropout-VERSION-cp310-abi3-manylinux_2_28_x86_64.whl     kernels for the CPU, CUDA 12 and CUDA 13
+    dist/fused_rnn_dropout-VERSION-cp310-abi3-manylinux_2_28_aarch64.whl    those for the CPU
     dist/SHA256SUMS
 
 It works in build/release/COMMIT and can be run again after it was interrupted: a step that is done is not done twice.
-The interpreter needs torch, setuptools >= 77, ninja and the extra `release`, the machine g++, binutils and git. What
-is done before it and after it is in RELEASING.md.
+The interpreter needs a CUDA build of torch, setuptools >= 77, ninja and the extra `release`, the machine g++, binutils,
+git, nvcc of CUDA 13, clang 19 and Debian's compiler for aarch64. What is done before and after is in RELEASING.md.
 """
 
 from __future__ import annotations
@@ -20,15 +21,18 @@ import shutil
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
-from . import wheel_checks
+from . import cross, cuda12, wheel_checks
 from .wheel_checks import Refused
 
 ROOT = Path(__file__).resolve().parents[1]
 PLATFORM = "manylinux_2_28_x86_64"
+LIBRARIES = ("_C", "_cuda12", "_cuda13")
 NOT_OURS = ("libtorch*.so", "libc10*.so", "libcudart.so.*")
 """Libraries that come with torch and not with the wheel."""
 
@@ -45,6 +49,17 @@ frd.revert(model)
 """
 """README's, smaller."""
 
+LOADED = """
+import torch
+from fused_rnn_dropout import library
+major = (torch.version.cuda or "").split(".")[0]
+wanted = ["_C.abi3.so", *([f"_cuda{major}.abi3.so"] if major else [])]
+found = [path.name for path in library.library_paths()]
+assert found == wanted, f"torch {torch.__version__} loads {found}, not {wanted}: {library._no_cuda}"
+print(bool(major))
+"""
+"""That the library for this torch's CUDA is loaded, and no other."""
+
 
 class Release:
     """A release of one commit, and where it is made.
@@ -53,19 +68,24 @@ class Release:
         commit: its full name.
         seconds: when it was committed, which is the date of every file.
         dist: where the files go in the end.
+        under: further interpreters to use the wheel with, each with a torch of its own.
     """
 
-    def __init__(self, commit: str, seconds: int, dist: Path) -> None:
+    def __init__(self, commit: str, seconds: int, dist: Path, under: Sequence[Path] = ()) -> None:
         self.commit, self.dist = commit, dist
+        self.pythons = [Path(sys.executable), *under]
         self.work = ROOT / "build" / "release" / commit
         self.environment = {
             **os.environ,
             "SOURCE_DATE_EPOCH": str(seconds),
             "PYTHONHASHSEED": "0",
-            "FRD_CUDA": "0",
+            "FRD_CUDA": "12,13",
+            "FRD_RELEASE": "1",
+            "CUDA12_HOME": str(cuda12.HOME),
             "PATH": os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"])),
         }
-        self.environment.pop("FRD_EXTRA_CXXFLAGS", None)
+        for name in ("FRD_EXTRA_CXXFLAGS", "TORCH_CUDA_ARCH_LIST", "CC", "CXX"):
+            self.environment.pop(name, None)
         self.seconds = seconds
 
     def run(self, *command: str | Path, cwd: Path | None = None, **more: str) -> str:
@@ -111,12 +131,23 @@ class Release:
         with tarfile.open(path) as packed:
             packed.extractall(self.fresh("unpacked"), filter="data")
 
+    def toolkits(self) -> None:
+        """What the compilers need, and that all libraries can be built."""
+        if obstacle := cross.obstacle():
+            raise Refused(obstacle)
+        cuda12.toolkit()
+        said = self.python("setup.py", "--version", cwd=self.sources)
+        wanted = f"libraries: {', '.join(f'fused_rnn_dropout.{name}' for name in LIBRARIES)}"
+        if wanted not in said:
+            raise Refused(f"setup.py does not say {wanted!r}:\n{said}")
+        cross.torch(self.fresh("aarch64-torch"), version("torch").split("+")[0])
+
     def wheel(self) -> None:
         """Built from the sdist, which so must hold all that building reads."""
         self.build(self.fresh("built"))
 
     def again(self) -> None:
-        """Sdist and wheel a second time, elsewhere, byte for byte the same."""
+        """Sdist and wheel a second time, byte for byte the same."""
         self.build(self.fresh("built-again"))
         wheel_checks.same_bytes(self.only("built/*.whl"), self.only("built-again/*.whl"))
         first = self.only("sdist/*.tar.gz")
@@ -127,24 +158,16 @@ class Release:
 
     def repair(self) -> None:
         """The platform's name, after a look at what the libraries need of a system."""
-        excluded = [word for pattern in NOT_OURS for word in ("--exclude", pattern)]
-        made = self.fresh("repaired")
-        options = ("--only-plat", "--plat", PLATFORM, *excluded, "-w", made)
-        self.python("-m", "auditwheel", "repair", *options, self.only("built/*.whl"))
+        self.renamed("built", "repaired", PLATFORM)
 
     def check(self) -> None:
-        """ABI, symbols, contents, sizes, metadata."""
-        wheel, sdist = self.only("repaired/*.whl"), self.only("sdist/*.tar.gz")
-        if f"-cp310-abi3-{PLATFORM}" not in wheel.name:
-            raise Refused(f"{wheel.name} should be of cp310-abi3-{PLATFORM}")
-        self.python("-m", "abi3audit", "--strict", wheel)
-        self.python("-m", "twine", "check", "--strict", wheel, sdist)
-        wheel_checks.contents(wheel, self.sources, ["_C"])
-        wheel_checks.size(wheel, "wheel")
+        """ABI, symbols, machine code, contents, sizes, metadata."""
+        self.checked("repaired", PLATFORM, LIBRARIES, Path(torch_folder()))
+        for library in (self.work / "repaired-unpacked").rglob("_cuda*.so"):
+            wheel_checks.architectures(library)
+        sdist = self.only("sdist/*.tar.gz")
+        self.python("-m", "twine", "check", "--strict", sdist)
         wheel_checks.size(sdist, "sdist")
-        self.python("-m", "zipfile", "-e", wheel, self.fresh("libraries"))
-        for library in (self.work / "libraries").rglob("*.so*"):
-            wheel_checks.symbols(library, Path(torch_folder()) / "lib" / "libc10.so")
 
     def use(self) -> None:
         """README's lines, the self check and the bench, from the wheel alone and without a compiler on the PATH."""
@@ -152,16 +175,29 @@ class Release:
         self.python(
             "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", site, self.only("repaired/*.whl")
         )
-        more = {"PYTHONPATH": str(site), "PATH": str(Path(sys.executable).parent)}
-        self.python("-c", TEN_LINES, cwd=self.work, **more)
-        self.python("-m", "fused_rnn_dropout", "doctor", cwd=self.work, **more)
-        shape = ("--shape", "5,3,4,6", "--rounds", "2", "--tasks", "train", "--output", self.work / "bench.json")
-        self.run(site / "bin" / "fused-rnn-dropout", "bench", "run", *shape, cwd=self.work, **more)
+        for python in self.pythons:
+            more = {"PYTHONPATH": str(site), "PATH": str(python.parent)}
+            self.run(python, "-c", TEN_LINES, cwd=self.work, **more)
+            self.run(python, "-m", "fused_rnn_dropout", "doctor", cwd=self.work, **more)
+            shape = ("--shape", "5,3,4,6", "--rounds", "2", "--tasks", "train", "--output", self.work / "bench.json")
+            self.run(python, "-m", "fused_rnn_dropout", "bench", "run", *shape, cwd=self.work, **more)
+            if self.run(python, "-c", LOADED, cwd=self.work, **more).split()[-1] == "True":
+                more["PATH"] = self.environment["PATH"]  # for nm
+                self.run(python, ROOT / "tools/check_cuda_build.py", "--check", cwd=self.work, **more)
+
+    def aarch64(self) -> None:
+        """The CPU's kernels for manylinux_2_28 aarch64, by a cross build; the same bytes twice."""
+        torch = self.work / "aarch64-torch" / "torch"
+        for folder in ("built-aarch64", "built-aarch64-again"):
+            self.build(self.fresh(folder), **cross.environment(torch))
+        wheel_checks.same_bytes(self.only("built-aarch64/*.whl"), self.only("built-aarch64-again/*.whl"))
+        self.renamed("built-aarch64", "repaired-aarch64", cross.PLATFORM, ("-c", cross.AUDITWHEEL))
+        self.checked("repaired-aarch64", cross.PLATFORM, ("_C",), torch)
 
     def publish(self) -> None:
         """Into dist/, with checksums."""
         self.dist.mkdir(parents=True, exist_ok=True)
-        files = [self.only("sdist/*.tar.gz"), self.only("repaired/*.whl")]
+        files = [self.only("sdist/*.tar.gz"), self.only("repaired/*.whl"), self.only("repaired-aarch64/*.whl")]
         if strangers := sorted(
             {path.name for path in self.dist.iterdir()} - {path.name for path in files} - {"SHA256SUMS"}
         ):
@@ -174,12 +210,38 @@ class Release:
 
     # ------------------------------------------------------------------------------------------------------------------
 
-    def build(self, folder: Path) -> None:
-        """A wheel of the sdist into ``folder``, from a copy of its own, since a build leaves files behind."""
-        copy = self.fresh(f"{folder.name}-from")
-        shutil.copytree(self.sources, copy, dirs_exist_ok=True)
+    def build(self, folder: Path, **more: str) -> None:
+        """A wheel of the sdist into ``folder``, from a copy of its own, since a build leaves files behind.
+
+        nvcc makes the names of kernels of the path of their source, so the copy lies in the same place for every clone.
+        """
+        copy = Path(tempfile.gettempdir(), f"fused_rnn_dropout-{self.commit[:12]}")
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(self.sources, copy)
         options = ("--no-deps", "--no-build-isolation", "--no-index", "-q", "--wheel-dir", folder)
-        self.python("-m", "pip", "wheel", *options, copy)
+        self.python("-m", "pip", "wheel", *options, copy, **more)
+        shutil.rmtree(copy)
+
+    def renamed(self, folder: str, to: str, platform: str, auditwheel: Sequence[str] = ("-m", "auditwheel")) -> None:
+        """The wheel of one folder under a platform's name into another."""
+        excluded = [word for pattern in NOT_OURS for word in ("--exclude", pattern)]
+        options = ("--only-plat", "--plat", platform, *excluded, "-w", self.fresh(to))
+        self.python(*auditwheel, "repair", *options, self.only(f"{folder}/*.whl"))
+
+    def checked(self, folder: str, platform: str, libraries: Sequence[str], torch: Path) -> None:
+        """What every wheel must be; ``torch``: the folder of the one that it was built against."""
+        wheel = self.only(f"{folder}/*.whl")
+        if not wheel.name.endswith(f"-cp310-abi3-{platform}.whl") or "+" in wheel.name:
+            raise Refused(f"{wheel.name} should be of cp310-abi3-{platform}, and without a label in its version")
+        self.python("-m", "abi3audit", "--strict", wheel)
+        self.python("-m", "twine", "check", "--strict", wheel)
+        wheel_checks.contents(wheel, self.sources, libraries)
+        wheel_checks.size(wheel, "wheel")
+        unpacked = self.fresh(f"{folder}-unpacked")
+        self.python("-m", "zipfile", "-e", wheel, unpacked)
+        for library in unpacked.rglob("*.so*"):
+            wheel_checks.symbols(library, torch / "lib" / "libc10.so")
+            wheel_checks.asked_of_the_loader(library)
 
     def fresh(self, name: str) -> Path:
         folder = self.work / name
@@ -188,7 +250,10 @@ class Release:
         return folder
 
     def steps(self) -> list[Callable[[], None]]:
-        return [self.sdist, self.wheel, self.repair, self.check, self.again, self.use, self.publish]
+        return [
+            self.sdist, self.toolkits, self.wheel, self.repair, self.check, self.use, self.aarch64, self.again,
+            self.publish,
+        ]  # fmt: skip
 
 
 def dateless(data: bytes, seconds: int) -> bytes:
@@ -222,7 +287,7 @@ def git(*arguments: str) -> str:
     return done.stdout.strip()
 
 
-def release(dist: Path, anew: bool) -> None:
+def release(dist: Path, anew: bool, under: Sequence[Path] = ()) -> None:
     """Goes through the steps that are not done yet.
 
     Raises:
@@ -230,7 +295,7 @@ def release(dist: Path, anew: bool) -> None:
     """
     if changed := git("status", "--porcelain"):
         raise Refused(f"the working tree is not clean, and a release is of one commit:\n{changed}")
-    made = Release(git("rev-parse", "HEAD"), int(git("log", "-1", "--format=%ct")), dist)
+    made = Release(git("rev-parse", "HEAD"), int(git("log", "-1", "--format=%ct")), dist, under)
     if anew:
         shutil.rmtree(made.work, ignore_errors=True)
     made.work.mkdir(parents=True, exist_ok=True)
@@ -254,9 +319,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tools.release", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dist", type=Path, default=ROOT / "dist", help="where the files go (default: dist)")
     parser.add_argument("--anew", action="store_true", help="forget the steps that are done")
+    parser.add_argument("--under", action="append", default=[], type=Path, metavar="PYTHON",
+                        help="use the wheel with the torch of this interpreter too (repeatable)")  # fmt: skip
     options = parser.parse_args(arguments)
     try:
-        release(options.dist, options.anew)
+        release(options.dist, options.anew, [path.absolute() for path in options.under])
     except Refused as refused:
         print(f"error: {refused}", file=sys.stderr)
         return 1

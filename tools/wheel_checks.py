@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
+import tempfile
 import zipfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +17,7 @@ UNDEFINED = (
     (r"(aoti_)?torch_\w+", "torch's stable C ABI"),
     (r"\w+@(GLIBC|GLIBCXX|CXXABI|GCC)_[\d.]+", "the system's, whose versions auditwheel compares with the platform's"),
     (r"_ITM_\w+|__gmon_start__", "weak; nobody has to have them"),
+    (r"_*cuda\w+@libcudart\.so\.1[23]", "of the CUDA runtime that torch brings, whose major version is the library's"),
 )
 """Symbols that a library may leave undefined, and whose they are."""
 
@@ -26,6 +29,12 @@ OF_C10 = (
     "_ZSt28__throw_bad_array_new_lengthv",
 )
 """Parts of libstdc++ of GCC 9 to 11, which torch's libc10 brings along for systems with an older one."""
+
+SYSTEM = ("libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libc.so.6", "libpthread.so.0", "ld-linux-aarch64.so.1")
+"""Libraries that every system of manylinux has."""
+
+ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
+"""Whose machine code a library for a GPU holds, and the last one's PTX for those to come."""
 
 MOST_BYTES = {"wheel": 4 * 2**20, "sdist": 8 * 2**20}
 
@@ -45,6 +54,61 @@ def strangers(symbols: Iterable[str]) -> list[str]:
     """Those that are on no list."""
     known = re.compile("|".join(f"(?:{pattern})" for pattern, _ in UNDEFINED))
     return [symbol for symbol in symbols if not known.fullmatch(symbol) and symbol not in OF_C10]
+
+
+def fatbins(library: Path) -> list[list[tuple[str, int]]]:
+    """Of each source compiled for a GPU what the library holds of it: ("machine code" or "PTX", architecture).
+
+    Raises:
+        Refused: its section of that does not look as it should.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        section = Path(name, "section")
+        subprocess.run(["objcopy", "-O", "binary", "--only-section=.nv_fatbin", library, section], check=True)
+        data = section.read_bytes() if section.exists() else b""
+    found, at = [], 0
+    while at < len(data):
+        if data[at : at + 4] == bytes(4):  # between two sources, for alignment
+            at += 4
+            continue
+        magic, _, head, size = struct.unpack_from("<IHHQ", data.ljust(at + 16, b"\0"), at)
+        if magic != 0xBA55ED50 or at + head + size > len(data):
+            raise Refused(f"{library.name} has no fatbin at byte {at} of its section of them")
+        at, end, images = at + head, at + head + size, []
+        while at < end:
+            kind, _, head, size = struct.unpack_from("<HHIQ", data, at)
+            (architecture,) = struct.unpack_from("<I", data, at + 28)
+            images.append(({1: "PTX", 2: "machine code"}.get(kind, f"kind {kind}"), architecture))
+            at += head + size
+        found.append(images)
+    return found
+
+
+def architectures(library: Path) -> None:
+    """Every source compiled for every architecture."""
+    found = fatbins(library)
+    if not found:
+        raise Refused(f"{library.name} holds nothing for a GPU")
+    wanted = [*(("machine code", each) for each in ARCHITECTURES), ("PTX", ARCHITECTURES[-1])]
+    for images in found:
+        if sorted(images) != sorted(wanted):
+            raise Refused(f"{library.name} should hold {wanted} of each source, and has {images} of one")
+
+
+def asked_of_the_loader(library: Path) -> None:
+    """The shared libraries that it needs: torch's, the system's, and of CUDA the runtime of its own major version."""
+    listed = subprocess.run(["readelf", "--dynamic", library], capture_output=True, text=True, check=True).stdout
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", listed)
+    allowed = {"libtorch.so", "libtorch_cpu.so", "libc10.so", *SYSTEM}
+    if major := re.match(r"_cuda(\d+)", library.name):
+        runtime = f"libcudart.so.{major[1]}"
+        if runtime not in needed:
+            raise Refused(f"{library.name} does not need {runtime}")
+        allowed |= {runtime, "libtorch_cuda.so", "libc10_cuda.so"}
+    if unknown := sorted(set(needed) - allowed):
+        raise Refused(f"{library.name} needs {', '.join(unknown)}, which not every system has")
+    if paths := re.findall(r"\((?:RUNPATH|RPATH)\).*\[(.+)\]", listed):
+        raise Refused(f"{library.name} looks for libraries in {', '.join(paths)}")
 
 
 def symbols(library: Path, c10: Path) -> None:

@@ -34,8 +34,8 @@ def load(name: str) -> ModuleType:
         sys.path.remove(str(ROOT / "_build"))
 
 
-checks, outside, readme = (
-    load(name) if (ROOT / "_build").exists() else None for name in ("checks", "outside", "readme")
+checks, gpu_libraries, outside, readme = (
+    load(name) if (ROOT / "_build").exists() else None for name in ("checks", "gpu_libraries", "outside", "readme")
 )
 
 
@@ -63,12 +63,65 @@ def shadowing(folder: Path, **modules: str) -> str:
 
 def test_setup_says_what_it_builds_against():
     done = setup()
-    assert (done.returncode, done.stdout.strip()) == (0, frd.__version__)
+    assert done.returncode == 0, done.stderr
     assert f"built against torch {torch.__version__} in {Path(torch.__file__).parent}" in done.stderr
     assert "libraries: fused_rnn_dropout._C" in done.stderr
     cuda = re.search(r"the GPU's library is left out: (.*)|fused_rnn_dropout\._cuda\d+", done.stderr)
     assert cuda, done.stderr
     assert "left out: FRD_CUDA=0" in setup(FRD_CUDA="0").stderr
+
+
+def test_a_version_says_what_was_left_out(tmp_path):
+    """A build without the GPU's library has another name than one with it; what is published has no label."""
+    public = frd.__version__
+    assert setup(FRD_CUDA="0").stdout.strip() == f"{public}+cpu"
+    assert setup(FRD_CUDA="0", FRD_RELEASE="1").stdout.strip() == public
+    assert setup("-q", "egg_info", "-e", str(tmp_path)).returncode == 0
+    (egg,) = tmp_path.glob("*.egg-info/PKG-INFO")
+    assert f"\nVersion: {public}\n" in egg.read_text("utf-8"), "an sdist has no libraries"
+    for label, environment in (("+cpu", {"FRD_CUDA": "0"}), ("", {"FRD_CUDA": "0", "FRD_RELEASE": "1"})):
+        folder = tmp_path / f"metadata{label}"
+        folder.mkdir()
+        assert setup("-q", "dist_info", "-o", str(folder), **environment).returncode == 0
+        assert [path.name for path in folder.iterdir()] == [f"fused_rnn_dropout-{public}{label}.dist-info"]
+
+
+def nvcc(folder: Path, release: str) -> Path:
+    """A toolkit with what looks like an nvcc of that version."""
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "nvcc").write_text(
+        f'#!/bin/sh\ncase $1 in --version) echo "Cuda compilation tools, release {release}, V{release}.1" ;;\n'
+        f'*) echo "#\\$ TOP={folder}" >&2 ;; esac\n'
+    )
+    (folder / "bin" / "nvcc").chmod(0o755)
+    return folder
+
+
+def test_which_toolkit_a_library_is_built_with(tmp_path, monkeypatch):
+    """Of the right major version, wherever it is named."""
+    from torch.utils import cpp_extension
+
+    for name in ("CUDA_HOME", "CUDA12_HOME", "CUDA13_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    of_12, of_13 = nvcc(tmp_path / "12", "12.8"), nvcc(tmp_path / "13", "13.0")
+    assert "no nvcc in CUDA12_HOME" in gpu_libraries.toolkit_for("12")
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(of_13))
+    assert gpu_libraries.toolkit_for("13") == of_13
+    assert gpu_libraries.toolkit_for("12") == f"the nvcc in {of_13} is of CUDA 13.0, and CUDA 12 is wanted"
+    monkeypatch.setenv("CUDA12_HOME", str(of_12))
+    assert gpu_libraries.toolkit_for("12") == of_12 and gpu_libraries.toolkit_for("13") == of_13
+
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    for wish, majors in (("", ["12"]), ("1", ["12"]), ("12,13", ["12", "13"]), ("13", ["13"])):
+        monkeypatch.setenv("FRD_CUDA", wish)
+        assert gpu_libraries.libraries() == ({major: tmp_path / major for major in majors}, None)
+    monkeypatch.delenv("CUDA12_HOME")
+    monkeypatch.setenv("FRD_CUDA", "13,12")
+    with pytest.raises(SystemExit, match="FRD_CUDA=13,12, but the nvcc in .* is of CUDA 13.0, and CUDA 12 is wanted"):
+        gpu_libraries.libraries()
+    monkeypatch.setenv("FRD_CUDA", "")
+    assert gpu_libraries.libraries()[0] == {}
 
 
 def test_setup_ends_with_one_sentence(tmp_path):
@@ -77,7 +130,7 @@ def test_setup_ends_with_one_sentence(tmp_path):
         ({"CXX": "no-such-compiler"}, "C++20 compiler, and there is no no-such-compiler on the PATH"),
         ({"CXX": "false"}, "false is none (exit status 1)"),
         ({"PYTHONPATH": path}, "needs torch>=2.10, and .* has torch 2.9.1: pip install --upgrade torch"),
-        ({"FRD_CUDA": "yes"}, "FRD_CUDA should be 0 or 1, got 'yes'"),
+        ({"FRD_CUDA": "yes"}, "FRD_CUDA should be 0, 1 or of 12, 13 with commas between, got 'yes'"),
     ):
         done = setup(**environment)
         said = [line for line in done.stderr.splitlines() if not line.startswith("fused_rnn_dropout: ")]
@@ -250,7 +303,7 @@ def metadata(tmp_path_factory: pytest.TempPathFactory) -> Message:
 
 
 def test_one_version_and_one_oldest_torch(metadata):
-    assert metadata["Version"] == frd.__version__
+    assert metadata["Version"].removesuffix("+cpu") == frd.__version__
     assert not re.search(r'^version = "', (ROOT / "pyproject.toml").read_text(), re.M)
     assert outside.OLDEST_TORCH == diagnosis.OLDEST_TORCH == (2, 10)
     assert outside.REQUIREMENT in metadata.get_all("Requires-Dist")
@@ -355,7 +408,7 @@ def test_an_sdist_holds_what_building_and_testing_read(sdist):
     done = subprocess.run(
         [sys.executable, "setup.py", "--version"], capture_output=True, text=True, cwd=sdist, check=True
     )
-    assert done.stdout.strip() == frd.__version__
+    assert done.stdout.strip().removesuffix("+cpu") == frd.__version__
 
 
 @pytest.mark.slow

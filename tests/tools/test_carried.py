@@ -118,7 +118,9 @@ def test_compute_capabilities_are_numbers(text: str) -> None:
 
 def test_the_sources_are_all_that_is_compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "csrc" / "cuda").mkdir(parents=True)
-    (tmp_path / "setup.py").touch()
+    (tmp_path / "_build").mkdir()
+    for name in ("setup.py", "_build/gpu_libraries.py"):
+        (tmp_path / name).touch()
     monkeypatch.setattr(carried, "ROOT", tmp_path)
     seen = {carried.sources()}
     (tmp_path / "csrc" / "cuda" / "a.cu").write_text("1")

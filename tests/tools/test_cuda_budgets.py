@@ -137,3 +137,14 @@ def test_what_is_over_budget_is_named(script):
         "k<4> on sm_90: blocks per multiprocessor 10, budget 12, limited by registers",
         "k<4> on sm_90: LDG.E.128 1, budget 2",
     ]
+
+
+def test_a_compiler_of_another_cuda_has_room(script):
+    budget = {"threads": 128, "registers": {"80": 32, "90": 40}, "shared": 0, "blocks": 8, "opcodes": {"LDG.E.128": 2}}
+    most = 32 + script.MORE_REGISTERS
+    for registers, words in ((most, []), (most + 1, [f"k<4> on sm_80: registers {most + 1}, budget {most}"])):
+        figures = script.Figures(registers=registers)
+        assert script.over_budget("k<4>", 80, figures, budget, script.MORE_REGISTERS) == words
+    assert script.over_budget("k<4>", 80, script.Figures(registers=32), budget) != []
+    assert script.major_of("Build cuda_13.0.r13.0/compiler.36424714_0") == "13"
+    assert script.major_of("Build NVRTC and ptxas V12.9.86") == "12"

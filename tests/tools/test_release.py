@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
+import struct
 import subprocess
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -15,11 +18,15 @@ from tools import release, wheel_checks
 from tools.wheel_checks import Refused
 
 ROOT = Path(__file__).resolve().parents[2]
-KNOWN = ("PyModule_Create2", "_Py_Dealloc", "aoti_torch_get_dim", "torch_call_dispatcher", "memcpy@GLIBC_2.14",
-         "_ZSt9terminatev@GLIBCXX_3.4", "__gmon_start__", *wheel_checks.OF_C10)  # fmt: skip
+KNOWN = (
+    "PyModule_Create2", "_Py_Dealloc", "aoti_torch_get_dim", "torch_call_dispatcher", "memcpy@GLIBC_2.14",
+    "_ZSt9terminatev@GLIBCXX_3.4", "__gmon_start__", "cudaLaunchKernel@libcudart.so.12",
+    "__cudaRegisterFatBinary@libcudart.so.13", *wheel_checks.OF_C10,
+)  # fmt: skip
 
 
-@pytest.mark.parametrize("symbol", ["_ZN2at5emptyEv", "cudaMalloc", "torch", "memcpy", "GOMP_parallel", "x@CUDA_1.0"])
+@pytest.mark.parametrize("symbol", ["_ZN2at5emptyEv", "cudaMalloc", "torch", "memcpy", "GOMP_parallel", "x@CUDA_1.0",
+                                    "cudaMalloc@libcudart.so.11", "cublasCreate@libcublas.so.12"])  # fmt: skip
 def test_symbols_of_nobody_are_found(symbol: str) -> None:
     assert wheel_checks.strangers((*KNOWN, symbol)) == [symbol]
     assert not wheel_checks.strangers(KNOWN)
@@ -43,6 +50,74 @@ def test_symbols_of_a_library(tmp_path: Path) -> None:
         wheel_checks.symbols(bad, c10)
     with pytest.raises(Refused, match=f"good.so needs {wheel_checks.OF_C10[0]} of .*poor.so"):
         wheel_checks.symbols(good, poor)
+
+
+needs_binutils = pytest.mark.skipif(
+    not all(map(shutil.which, ("objcopy", "readelf", "cc"))), reason="needs a compiler and binutils"
+)
+
+
+def fatbin(*images: tuple[int, int]) -> bytes:
+    """As fatbinary writes it: of each image its kind (2 is machine code, 1 PTX) and architecture."""
+    parts = b"".join(
+        struct.pack("<HHIQ", kind, 257, 64, 8) + bytes(12) + struct.pack("<I", sm) + bytes(32) + b"contents"
+        for kind, sm in images
+    )
+    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(parts)) + parts
+
+
+def gpu_library(folder: Path, name: str, data: bytes, *options: str) -> Path:
+    """A library whose section of machine code holds these bytes."""
+    own = Path(tempfile.mkdtemp(dir=folder))
+    source = own / f"{name}.c"
+    numbers = ",".join(map(str, data)) or "0"
+    place = '__attribute__((section(".nv_fatbin"), used))' if data else ""
+    source.write_text(f"{place} const unsigned char code[] = {{{numbers}}};")
+    path = own / f"{name}.abi3.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-nostdlib", source, "-o", path, *options], check=True)
+    return path
+
+
+@needs_binutils
+def test_machine_code_for_every_architecture(tmp_path: Path) -> None:
+    every = [*((2, sm) for sm in wheel_checks.ARCHITECTURES), (1, wheel_checks.ARCHITECTURES[-1])]
+    good = gpu_library(tmp_path, "_cuda12", fatbin(*every) + bytes(8) + fatbin(*every[::-1]))
+    assert wheel_checks.fatbins(good)[0] == [*(("machine code", sm) for _, sm in every[:-1]), ("PTX", 120)]
+    wheel_checks.architectures(good)
+    for code, said in (
+        (fatbin(*every) + fatbin(*every[1:]), "of each source, and has .* of one"),
+        (fatbin(*every[:-1]), "of each source"),
+        (fatbin(*every, (2, 121)), "of each source"),
+        (b"", "holds nothing for a GPU"),
+        (fatbin(*every)[:-4], "no fatbin at byte 0"),
+        (fatbin(*every) + b"rest", "no fatbin at byte"),
+    ):
+        with pytest.raises(Refused, match=said):
+            wheel_checks.architectures(gpu_library(tmp_path, "_cuda13", code))
+
+
+@needs_binutils
+def test_what_the_loader_is_asked_for(tmp_path: Path) -> None:
+    def other(name: str) -> str:
+        subprocess.run(["cc", "-shared", "-nostdlib", "-o", tmp_path / name, "-x", "c", "/dev/null"], check=True)
+        return str(tmp_path / name)
+
+    torch, runtime, strange = other("libtorch_cuda.so"), other("libcudart.so.12"), other("libstrange.so.1")
+    named = ["-Wl,--no-as-needed", f"-L{tmp_path}"]
+
+    def needing(name: str, *libraries: str) -> Path:
+        return gpu_library(tmp_path, name, b"", *named, *(f"-l:{Path(path).name}" for path in libraries))
+
+    wheel_checks.asked_of_the_loader(needing("_cuda12", torch, runtime))
+    wheel_checks.asked_of_the_loader(needing("_C"))
+    for library, said in (
+        (needing("_cuda13", torch, runtime), "_cuda13.abi3.so does not need libcudart.so.13"),
+        (needing("_C", torch), "_C.abi3.so needs libtorch_cuda.so"),
+        (needing("_cuda12", runtime, strange), "needs libstrange.so.1, which not every system has"),
+        (gpu_library(tmp_path, "_C", b"", "-Wl,-rpath,/opt/cuda"), "looks for libraries in /opt/cuda"),
+    ):
+        with pytest.raises(Refused, match=said):
+            wheel_checks.asked_of_the_loader(library)
 
 
 def sources(folder: Path) -> Path:
@@ -168,7 +243,7 @@ def test_a_tree_that_is_not_clean_is_refused(clone: Path, capsys: pytest.Capture
 
 def test_a_folder_with_other_files_is_not_written_over(clone: Path) -> None:
     made = release.Release("0" * 40, 9, clone / "dist")
-    for name in ("sdist/f-1.tar.gz", "repaired/f-1.whl", "../../../dist/f-0.whl"):
+    for name in ("sdist/f-1.tar.gz", "repaired/f-1.whl", "repaired-aarch64/f-1-a.whl", "../../../dist/f-0.whl"):
         (made.work / name).parent.mkdir(parents=True, exist_ok=True)
         (made.work / name).write_text(name)
     with pytest.raises(Refused, match="f-0.whl of something else"):
@@ -176,7 +251,7 @@ def test_a_folder_with_other_files_is_not_written_over(clone: Path) -> None:
     (clone / "dist" / "f-0.whl").unlink()
     made.publish()
     lines = (clone / "dist" / "SHA256SUMS").read_text().splitlines()
-    assert [line.split()[1] for line in lines] == ["f-1.tar.gz", "f-1.whl"]
+    assert [line.split()[1] for line in lines] == ["f-1.tar.gz", "f-1.whl", "f-1-a.whl"]
     made.publish()  # a second time is as good
 
 
@@ -185,9 +260,23 @@ def test_the_smaller_ten_lines_are_readmes() -> None:
     readme = (ROOT / "README.md").read_text("utf-8").split("```python\n")[1].split("```")[0]
 
     def words(text: str) -> list[str]:
-        import re
-
         code = re.sub(r"#.*", "", text)
         return re.findall(r"[a-z_]+", code.replace("out.sum().backward()", ""))
 
     assert words(readme) == words(release.TEN_LINES)
+
+
+@pytest.mark.skipif(not (ROOT / ".github").exists(), reason="an sdist has no recipes")
+def test_the_recipe_runs_what_the_page_says() -> None:
+    page = (ROOT / "RELEASING.md").read_text("utf-8")
+    recipe = (ROOT / ".github" / "workflows" / "release.yml").read_text("utf-8")
+    commands = (
+        "bash tools/release_environments.sh",
+        ".venv/bin/python -m tools.release --under build/newest/bin/python",
+    )
+    for command in commands:
+        assert f"\n    {command}\n" in page and f"run: {command}\n" in recipe
+    (of_page,) = re.findall(r"^    apt-get install (.*)$", page, re.M)
+    (of_recipe,) = re.findall(r"apt-get install -y --no-install-recommends (.*)$", recipe, re.M)
+    assert set(of_page.split()) - {"git"} == set(of_recipe.split())
+    assert (ROOT / "tools" / "release_environments.sh").exists()
