@@ -88,7 +88,7 @@ class BackwardPass {
                                .rows = N_,
                                .units = H_,
                                .bias = call_.bias(p_.b_ih, p_.b_hh, G_ * H_, info_.apart * H_),
-                               .bias_apart = info_.apart \&\& p_.b_hh ? p_.b_hh + (G_ - 1) * H_ : nullptr,
+                               .bias_apart = info_.apart && p_.b_hh ? p_.b_hh + (G_ - 1) * H_ : nullptr,
                                .gates = static_cast<D*>(gates.data),
                                .recurrent = dgates_,
                                .apart = apart},
