@@ -10,13 +10,13 @@ namespace {
 
 // As many blocks as fit without a spill: left alone, the compiler takes registers of which one or two blocks fewer fit.
 template <class Equations, class D>
-inline constexpr unsigned BOUND = sizeof(State<D>) == 8               ? LEAST_BLOCKS
-                                  : CELLS[Equations::CELL].gates == 4 ? 6
-                                  : CELLS[Equations::CELL].gates == 3 ? 8
-                                                                      : LEAST_BLOCKS;
+inline constexpr unsigned BACKWARD_BOUND = sizeof(State<D>) == 8               ? LEAST_BLOCKS
+                                           : CELLS[Equations::CELL].gates == 4 ? 6
+                                           : CELLS[Equations::CELL].gates == 3 ? 8
+                                                                               : LEAST_BLOCKS;
 
 template <class Equations, int N, bool TOGETHER, class D>
-__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations, D>)
+__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BACKWARD_BOUND<Equations, D>)
     backward_step_kernel(LayerBackwardStep<D> p) {
   using S = State<D>;
   constexpr CellInfo INFO = CELLS[Equations::CELL];

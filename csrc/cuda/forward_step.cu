@@ -11,12 +11,12 @@ namespace {
 // As many blocks as fit without a spill: left alone, the compiler takes so few registers that some spill, or so many
 // that a block fewer fits.
 template <class Equations, class D>
-inline constexpr unsigned BOUND = CELLS[Equations::CELL].gates != 3 ? LEAST_BLOCKS
-                                  : sizeof(State<D>) == 8           ? 6
-                                                                    : 7;
+inline constexpr unsigned FORWARD_BOUND = CELLS[Equations::CELL].gates != 3 ? LEAST_BLOCKS
+                                          : sizeof(State<D>) == 8           ? 6
+                                                                            : 7;
 
 template <class Equations, int N, bool TOGETHER, class D>
-__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, BOUND<Equations, D>)
+__global__ void __launch_bounds__(BLOCK_UNITS* BLOCK_ROWS, FORWARD_BOUND<Equations, D>)
     forward_step_kernel(LayerForwardStep<D> p) {
   using S = State<D>;
   constexpr CellInfo INFO = CELLS[Equations::CELL];

@@ -32,6 +32,7 @@
 #undef FRD_INSTANTIATE
 #include "../../csrc/cuda/unproject_step.cu"
 #undef FRD_INSTANTIATE
+#include "../../csrc/cuda/written_masks.cu"
 
 // The same kernel once more, its barrier left out.
 #define ROWS_OF_A_BLOCK ROWS_OF_A_BLOCK_WITHOUT
@@ -94,7 +95,8 @@ constexpr uint32_t SITES = FLAG_MASKS_ON | FLAG_HIDDEN | FLAG_WEIGHT_HH | FLAG_W
 
 Random random_of(Numbers& numbers, uint32_t flags) {
   int64_t* rng = numbers.take<int64_t>(2, 7);
-  return {flags, 1, 0, 0, nullptr, rng, rng, rng, numbers.take<int64_t>(NUM_SITES, int64_t{1} << 30)};
+  const WriteSite written{true, true, false, stream_of(KIND_OUTPUT, 2, 0), SITE_OUTPUT_DROPOUT, 3};
+  return {flags, 1, 0, 0, nullptr, rng, rng, rng, rng, numbers.take<int64_t>(NUM_SITES, int64_t{1} << 30), written};
 }
 
 Weight weight_of(Numbers& numbers, int64_t rows, int64_t columns, uint32_t flag, uint32_t kind) {
@@ -123,13 +125,13 @@ void layer(Cell cell, bool projected, bool again) {
   if (!again) forward.gates = n.floats(N * GH);
   if (info.has_c) forward.cells = n.floats(N * H), forward.c_n = n.floats(B * H);
   if (info.apart && !again) forward.apart = n.floats(N * H);
-  if (info.output_differs(flags)) forward.states = n.floats(N * p);
+  forward.states = n.floats(N * p);
   forward.out = n.floats(N * p), forward.h_n = n.floats(B * p);
   alternating(forward, around);
 
   LayerBackward<float> backward{inputs};
   backward.gates = forward.gates, backward.cells = forward.cells, backward.apart = forward.apart;
-  backward.states = forward.states ? forward.states : forward.out;
+  backward.states = forward.states;
   backward.dout = n.floats(N * p), backward.dh_n = n.floats(B * p);
   backward.dx = n.floats(N * I), backward.dw_ih = n.floats(GH * I), backward.dw_hh = n.floats(GH * p);
   if (projected) backward.dw_hr = n.floats(P * H);
