@@ -10,8 +10,8 @@ namespace {
 
 constexpr int64_t STEPS_OF_A_THREAD = 8;  // of a mask per sequence
 
-// Of warps that take spans: without a bound the compiler aims at twelve, and spills the few registers that are over.
-inline constexpr unsigned SPAN_BLOCKS = 10;
+// Of warps that take spans: without a bound the compiler aims at ten or twelve, and spills the registers that are over.
+inline constexpr unsigned SPAN_BLOCKS = 8;
 
 // N: columns of a thread, or 1 where warps take spans.
 template <int N, class D>
