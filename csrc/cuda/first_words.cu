@@ -32,8 +32,8 @@ __global__ void first_words_kernel(FirstWords<D> p) {
       const bool dropped = (d.masks.flags & FLAG_HIDDEN) && (bits & BIT_HIDDEN);
       values[v] = narrow<D>(dropped ? S(0) : h);
     }
-    static_cast<typename Word::Bits*>(p.words)[group * slot_size(s) +
-                                               Words::place(s.chunks, row, static_cast<int>(word))] =
+    static_cast<typename Word::Bits*>(
+        p.words)[group * slot_size(s) + Words::place(s.chunks, row, static_cast<int>(word))] =
         Words::pack(values, false);
   };
   for (int64_t i = blockIdx.y; i < int64_t{rows} * s.batch_groups; i += gridDim.y) {

@@ -1,10 +1,10 @@
 // How the operand of a persistent schedule's products lies in exchanged words: in the order in which lanes of mma.sync
 // take it, so that a load of 16 bytes is what a lane multiplies with.
 //
-// The operand of a batch row is a row of *slots*, each with one value. A word has VALUES slots, a *chunk* 16 words, four
-// for each lane of a quad. A lane's values of a chunk are TILES products' worth: as the order of the columns of a product
-// is free, its slots are neighbours, and U is laid out to match. In memory a chunk of 8 batch rows is LOADS runs of 32
-// lanes, 16 bytes each.
+// The operand of a batch row is a row of *slots*, each with one value. A word has VALUES slots, a *chunk* 16 words,
+// four for each lane of a quad. A lane's values of a chunk are TILES products' worth: as the order of the columns of a
+// product is free, its slots are neighbours, and U is laid out to match. In memory a chunk of 8 batch rows is LOADS
+// runs of 32 lanes, 16 bytes each.
 #pragma once
 
 #include "cuda/exchange.h"
@@ -19,12 +19,12 @@ struct OperandWords {
   static constexpr bool AT_MOST_ONE = sizeof(Bits) == 4;  // PhasedPair, PhasedFloat
   static constexpr bool HALF = sizeof(D) == 2;
   static constexpr int VALUES = (AT_MOST_ONE ? 4 : 6) / sizeof(D);
-  static constexpr int WIDTH = 16 / sizeof(Bits);                    // words of a load
-  static constexpr int LOADS = 4 / WIDTH;                            // of a lane and chunk
-  static constexpr int REGISTERS = 4 * VALUES / (HALF ? 2 : 1);      // of a lane and chunk
-  static constexpr int TILES = REGISTERS / 2;                        // products of 16 or, of float32, 8 columns
+  static constexpr int WIDTH = 16 / sizeof(Bits);                // words of a load
+  static constexpr int LOADS = 4 / WIDTH;                        // of a lane and chunk
+  static constexpr int REGISTERS = 4 * VALUES / (HALF ? 2 : 1);  // of a lane and chunk
+  static constexpr int TILES = REGISTERS / 2;                    // products of 16 or, of float32, 8 columns
   static constexpr int CHUNK_SLOTS = CHUNK_WORDS * VALUES;
-  static constexpr int64_t CHUNK_SIZE = CHUNK_WORDS * TILE_ROWS;     // words, of 8 batch rows
+  static constexpr int64_t CHUNK_SIZE = CHUNK_WORDS * TILE_ROWS;  // words, of 8 batch rows
 
   // Where word w of batch row `row` lies among the words of one step.
   __device__ __forceinline__ static int64_t place(int chunks, int row, int w) {

@@ -1,9 +1,10 @@
 // What the two kernels of the persistent schedule share: which rows and units a block has, the steps of a row, and the
 // product of a step, whose one operand stays on the chip.
 //
-// A block has 8 warps, which split the columns of U: each multiplies with the chunks of the operand that it polls itself
-// (operand_words.h). What it keeps of U lies in its registers and, what does not fit there, in shared memory. The sums of
-// the warps meet in shared memory, in the smaller kernels of two steps in turn, so that one barrier a step is enough.
+// A block has 8 warps, which split the columns of U: each multiplies with the chunks of the operand that it polls
+// itself (operand_words.h). What it keeps of U lies in its registers and, what does not fit there, in shared memory.
+// The sums of the warps meet in shared memory, in the smaller kernels of two steps in turn, so that one barrier a step
+// is enough.
 #pragma once
 
 #include "cuda/masks.h"
@@ -36,8 +37,8 @@ struct BlockPlace {
   __device__ __forceinline__ static int64_t at_most(int64_t a, int64_t b) { return a < b ? (a < 0 ? 0 : a) : b; }
 };
 
-// In which order a launch goes through time, and where rows lie: `offsets` is [T + 1] of a packed batch, null of a padded
-// one.
+// In which order a launch goes through time, and where rows lie: `offsets` is [T + 1] of a packed batch, null of a
+// padded one.
 struct TimeOrder {
   const int64_t* offsets;
   int64_t steps, batch;
@@ -129,8 +130,8 @@ class ResidentProduct {
     }
   }
 
-  // Of the words of the step before: `ring` has all slots of the group, `begin` the operand of each row's own first step,
-  // or null where there is none. Adds to `seen` what it read, and leaves the warp's sums at `sums`.
+  // Of the words of the step before: `ring` has all slots of the group, `begin` the operand of each row's own first
+  // step, or null where there is none. Adds to `seen` what it read, and leaves the warp's sums at `sums`.
   template <class Form>
   __device__ __forceinline__ void multiply(const Form& x, const Bits* ring, const Bits* begin, const RowSteps& steps,
                                            int step, int more, float* sums, uint32_t& seen) {
@@ -225,8 +226,8 @@ class ResidentProduct {
     }
   }
 
-  // This lane's words of `count` chunks, of the row of tile n that is its own: all zeros where that has none. A row whose
-  // step is `more` beyond its last still reads what it published last.
+  // This lane's words of `count` chunks, of the row of tile n that is its own: all zeros where that has none. A row
+  // whose step is `more` beyond its last still reads what it published last.
   template <class Form>
   __device__ __forceinline__ void read(const Form& x, const Bits* ring, const Bits* begin, const RowSteps& steps,
                                        int step, int more, int n, int chunk, int count,
@@ -266,8 +267,8 @@ class ResidentProduct {
 // Masks of a step
 // --------------------------------------------------------------------------------------------------------------------
 
-// Draws the masks of step t of all rows and units of the block into shared memory. They are drawn before the words of the
-// step before are waited for, so that nothing is drawn between their arrival and what is published then.
+// Draws the masks of step t of all rows and units of the block into shared memory. They are drawn before the words of
+// the step before are waited for, so that nothing is drawn between their arrival and what is published then.
 __device__ __forceinline__ void draw_step(const PersistentShape& s, const StateMasks<float>& masks,
                                           const BlockPlace& place, int64_t t, Drawn* drawn) {
   const int64_t first = place.first_unit / FIELDS;

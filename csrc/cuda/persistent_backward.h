@@ -1,6 +1,6 @@
-// All steps of a layer backward, of both directions, in one cooperative launch. What blocks exchange are the gradients at
-// the pre-activations of a step, of which the step before in time needs all: dh = U^T da. Rows have a step more than the
-// sequence, which leads from their first gates to h_0.
+// All steps of a layer backward, of both directions, in one cooperative launch. What blocks exchange are the gradients
+// at the pre-activations of a step, of which the step before in time needs all: dh = U^T da. Rows have a step more than
+// the sequence, which leads from their first gates to h_0.
 #pragma once
 
 #include "cuda/persistent_block.h"
@@ -58,8 +58,10 @@ class BackwardBlock : PersistentBlock<D, Word, Tiles, Tiles::M * 16> {
       if (step > 1) x.end_read(step - 1);
       FRD_UNROLL
       for (int e = 0; e < EACH; ++e) {
-        if (this->active(clusters_[e], step)) finish(x, clusters_[e], step, row, kept[e], seen);
-        else if (clusters_[e].mine && step == steps_.last[clusters_[e].row] + 1) leave(clusters_[e], step);
+        if (this->active(clusters_[e], step))
+          finish(x, clusters_[e], step, row, kept[e], seen);
+        else if (clusters_[e].mine && step == steps_.last[clusters_[e].row] + 1)
+          leave(clusters_[e], step);
       }
       if (!any) break;
       this->fill(x, step, seen);
@@ -201,8 +203,10 @@ cudaError_t persistent_backward(Cell cell, const PersistentPlan& plan, const Per
                                 cudaStream_t stream) {
   return EveryCell::with<float>(cell, [&](auto equations) {
     using Equations = decltype(equations);
-    return launch_persistent(plan.kernel == 0 ? persistent_backward_kernel<Equations, D, TilesOf<true, false, 0>>
-                                              : persistent_backward_kernel<Equations, D, TilesOf<true, false, 1>>,
+    constexpr bool FLOAT32 = sizeof(D) == 4;
+    return launch_persistent(plan.kernel == 0
+                                 ? persistent_backward_kernel<Equations, D, TilesOf<true, false, FLOAT32, 0>>
+                                 : persistent_backward_kernel<Equations, D, TilesOf<true, false, FLOAT32, 1>>,
                              plan, p, stream);
   });
 }

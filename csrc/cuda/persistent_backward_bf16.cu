@@ -3,6 +3,7 @@
 
 namespace frd::cuda {
 
-template cudaError_t persistent_backward(Cell, const PersistentPlan&, const PersistentBackward<__nv_bfloat16>&, cudaStream_t);
+template cudaError_t persistent_backward(Cell, const PersistentPlan&, const PersistentBackward<__nv_bfloat16>&,
+                                         cudaStream_t);
 
 }  // namespace frd::cuda

@@ -1,5 +1,6 @@
 // All steps of a layer forward, of both directions, in one cooperative launch. U stays on the chip, h of a step goes
-// from block to block as exchange.h has it, and what a step needs beside it is loaded and drawn while that is on its way.
+// from block to block as exchange.h has it, and what a step needs beside it is loaded and drawn while that is on its
+// way.
 #pragma once
 
 #include "cuda/persistent_block.h"
@@ -160,8 +161,7 @@ class ForwardBlock : PersistentBlock<D, Word, Tiles, Tiles::M * 16 / GATES<Equat
       if (l_.cells) l_.cells[at] = c.memory[v];
       if (l_.keep_gates) {
         FRD_UNROLL
-        for (int k = 0; k < G; ++k)
-          l_.gates[(row + b) * G * s_.hidden + k * s_.hidden + unit] = narrow<D>(a[v][k]);
+        for (int k = 0; k < G; ++k) l_.gates[(row + b) * G * s_.hidden + k * s_.hidden + unit] = narrow<D>(a[v][k]);
         if (INFO.apart) l_.apart[at] = narrow<D>(apart[v]);
       }
       if (!ends) continue;
@@ -193,10 +193,10 @@ cudaError_t persistent_forward(Cell cell, const PersistentPlan& plan, const Pers
     using Equations = decltype(equations);
     return with_word<D, Equations::CELL>(plan.words, [&](auto word) {
       using Word = decltype(word);
-      constexpr bool NARROW = sizeof(typename Word::Bits) == 4;
+      constexpr bool NARROW = sizeof(typename Word::Bits) == 4, FLOAT32 = sizeof(D) == 4;
       return launch_persistent(plan.kernel == 0
-                                   ? persistent_forward_kernel<Equations, D, Word, TilesOf<false, NARROW, 0>>
-                                   : persistent_forward_kernel<Equations, D, Word, TilesOf<false, NARROW, 1>>,
+                                   ? persistent_forward_kernel<Equations, D, Word, TilesOf<false, NARROW, FLOAT32, 0>>
+                                   : persistent_forward_kernel<Equations, D, Word, TilesOf<false, NARROW, FLOAT32, 1>>,
                                plan, p, stream);
     });
   });

@@ -3,6 +3,7 @@
 
 namespace frd::cuda {
 
-template cudaError_t persistent_forward(Cell, const PersistentPlan&, const PersistentForward<__nv_bfloat16>&, cudaStream_t);
+template cudaError_t persistent_forward(Cell, const PersistentPlan&, const PersistentForward<__nv_bfloat16>&,
+                                        cudaStream_t);
 
 }  // namespace frd::cuda

@@ -7,8 +7,8 @@
 
 namespace frd::cuda {
 
-// Where the rows of each step lie, [T + 1] in device memory: a packed batch's batch sizes come from the host, and go along
-// by value, some hundred with each launch, so that a captured graph has them.
+// Where the rows of each step lie, [T + 1] in device memory: a packed batch's batch sizes come from the host, and go
+// along by value, some hundred with each launch, so that a captured graph has them.
 cudaError_t step_offsets(const Sequence& sequence, int64_t* offsets, cudaStream_t stream);
 
 // What rows multiply with in their first step: the given h, masked, in the order of exchanged words.
@@ -35,12 +35,12 @@ struct PersistentForwardDirection {
   const float* b_hh;  // [GH], or null
   D* gates;           // [rows, GH]: in, W x; out, activated, where they are kept
   bool keep_gates;
-  D* apart;          // [rows, H], where gates are kept
-  float* cells;      // [rows, H], or null
-  const float* h0;   // [B, H]
-  const float* c0;   // [B, H]
-  D *h_n, *c_n;      // [B, H]
-  D *out, *states;   // [rows, H]; states may be null
+  D* apart;         // [rows, H], where gates are kept
+  float* cells;     // [rows, H], or null
+  const float* h0;  // [B, H]
+  const float* c0;  // [B, H]
+  D *h_n, *c_n;     // [B, H]
+  D *out, *states;  // [rows, H]; states may be null
   bool reverse;
 };
 template <class D>
@@ -61,17 +61,17 @@ cudaError_t persistent_forward(Cell cell, const PersistentPlan& plan, const Pers
 template <class D>
 struct PersistentBackwardDirection {
   StateMasks<float> masks;
-  const D* w_hh;       // [GH, H], masked
-  const D* gates;      // [rows, GH], activated
-  const D* apart;      // [rows, H], or null
-  const float* cells;  // [rows, H], or null; so is the next
-  const D* states;     // [rows, H], as h is carried
-  const float* h0;     // [B, H]
-  const float* c0;     // [B, H]
-  const D* dout;       // [rows, H], or null
+  const D* w_hh;         // [GH, H], masked
+  const D* gates;        // [rows, GH], activated
+  const D* apart;        // [rows, H], or null
+  const float* cells;    // [rows, H], or null; so is the next
+  const D* states;       // [rows, H], as h is carried
+  const float* h0;       // [B, H]
+  const float* c0;       // [B, H]
+  const D* dout;         // [rows, H], or null
   const D *dh_n, *dc_n;  // [B, H], or null
-  D* dgates;           // [rows, gradients() H]
-  float *dh0, *dc0;    // [B, H]
+  D* dgates;             // [rows, gradients() H]
+  float *dh0, *dc0;      // [B, H]
   bool reverse;
 };
 template <class D>
@@ -103,8 +103,8 @@ cudaError_t with_word(WordKind words, F&& f) {
 template <class Parameters>
 cudaError_t launch_persistent(void (*persistent_kernel)(Parameters), const PersistentPlan& plan, const Parameters& p,
                               cudaStream_t stream) {
-  const cudaError_t error =
-      cudaFuncSetAttribute(persistent_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(plan.shared));
+  const cudaError_t error = cudaFuncSetAttribute(persistent_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                                 static_cast<int>(plan.shared));
   if (error != cudaSuccess) return error;
   return FRD_LAUNCH_COOPERATIVE(persistent_kernel, dim3(static_cast<unsigned>(plan.blocks)), dim3(PERSISTENT_THREADS),
                                 static_cast<size_t>(plan.shared), stream, p);

@@ -43,9 +43,7 @@ def seeded(target: Target, seed: int) -> None:
 @pytest.mark.parametrize("sites", ["everything", "everything_unzoned", "nothing"])
 @pytest.mark.parametrize("dtype", [torch.float32, *LOW])
 @pytest.mark.parametrize("cell", ALL_CELLS)
-def test_two_layers_in_both_directions(
-    target: Target, cell: str, dtype: torch.dtype, sites: str, packed: bool
-) -> None:
+def test_two_layers_in_both_directions(target: Target, cell: str, dtype: torch.dtype, sites: str, packed: bool) -> None:
     seeded(target, 3)
     rnn = target.module(cell, everything(target, cell)[sites], dtype=dtype)
     steps, batch, lengths = target.shape
@@ -145,7 +143,9 @@ def test_one_launch_for_all_steps_and_both_directions(host: ModuleType, cell: st
 @pytest.mark.cuda
 @pytest.mark.parametrize("cell", UNPROJECTED)
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_so(host: ModuleType, cell: str, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_not_finite_stays_so(
+    host: ModuleType, cell: str, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """In its own row, whatever the words of the exchange can carry."""
     rnn = module(cell, {}, (3, 10, 4), layers=1, bidirectional=False, dtype=torch.float32, backend="cuda")
     x, states = inputs_for(rnn, 5, 3)

@@ -124,8 +124,10 @@ def test_words_follow_from_what_is_configured(planner: Planner, words: str, laye
         ("a layer without units or rows", {"batch": 0}),
         # 24 units are 6 tiles of rows by 192 of columns, 24 of each warp: 576 KiB, and 48 of sums.
         ("a block's part of W_hh leaves 625 KiB to shared memory, and a block has 227", {"units": 3072}),
-        ("a block would have 1 x 64 tiles, and the kernels are compiled for 6 x 2 at most",
-         {"batch": 4096, "units": 64}),
+        (
+            "a block would have 1 x 64 tiles, and the kernels are compiled for 6 x 2 at most",
+            {"batch": 4096, "units": 64},
+        ),
     ],
 )
 def test_what_does_not_fit_is_said(planner: Planner, why: str, layer: dict[str, object]) -> None:

@@ -324,10 +324,14 @@ def test_cuda_is_asked_for_a_schedule_by_name(on_host: None, monkeypatch: pytest
     rnn = frd.GRU(3, 4, hidden_dropout=0.5, backend="cuda")
     x = torch.zeros(T, B, 3)
     monkeypatch.setenv("FRD_CUDA_SCHEDULE", "quick")
-    with pytest.raises(ValueError, match="FRD_CUDA_SCHEDULE should be one of alternating, cudnn, persistent, got 'quick'"):
+    with pytest.raises(
+        ValueError, match="FRD_CUDA_SCHEDULE should be one of alternating, cudnn, persistent, got 'quick'"
+    ):
         rnn(x)
     monkeypatch.setenv("FRD_CUDA_SCHEDULE", "cudnn")
-    with pytest.raises(ValueError, match="asks for the cuDNN with masked weights schedule: hidden_dropout acts inside a"):
+    with pytest.raises(
+        ValueError, match="asks for the cuDNN with masked weights schedule: hidden_dropout acts inside a"
+    ):
         rnn(x)
     assert named(frd.GRU(3, 4, backend="cuda"), x) == CUDNN
     monkeypatch.setenv("FRD_CUDA_SCHEDULE", "persistent")

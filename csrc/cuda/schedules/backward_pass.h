@@ -78,7 +78,8 @@ class BackwardPass {
 
   // Those that a forward did not keep.
   void compute_gates() {
-    const Matrix gates = room(true, N_, G_ * H_), recurrent = call_.matrix(dgates_, N_, G_ * H_);  // free until the steps
+    const Matrix gates = room(true, N_, G_ * H_),
+                 recurrent = call_.matrix(dgates_, N_, G_ * H_);  // free until the steps
     D* const apart = info_.apart ? around_.buffer<D>(N_ * H_) : nullptr;
     call_.multiply(x_, false, w_ih_, true, gates);
     call_.multiply(operands_, false, w_hh_, true, recurrent);
@@ -121,9 +122,9 @@ class BackwardPass {
   const Call<D> call_;
   const Matrix w_ih_, w_ih_of_dx_;  // where gates are computed again; with its rows in the order of a row of gradients
   const Matrix w_hh_, w_hr_;
-  const Matrix x_, operands_;           // [N, I]; [N, P], what the recurrent products read
-  D* const dgates_;                     // [N, width_]
-  const Matrix dprojected_, outputs_;   // [N, P], [N, H]: with a projection, gradients at its product; its operand
+  const Matrix x_, operands_;          // [N, I]; [N, P], what the recurrent products read
+  D* const dgates_;                    // [N, width_]
+  const Matrix dprojected_, outputs_;  // [N, P], [N, H]: with a projection, gradients at its product; its operand
   const D *gates_ = p_.gates, *apart_ = p_.apart;
 };
 

@@ -1,5 +1,5 @@
-// The persistent schedule: all steps of a layer in one cooperative launch, of both directions if there are two. Before it
-// come what the alternating schedule has before its steps, and memory that is zeroed for the exchange.
+// The persistent schedule: all steps of a layer in one cooperative launch, of both directions if there are two. Before
+// it come what the alternating schedule has before its steps, and memory that is zeroed for the exchange.
 #include <memory>
 #include <string>
 #include <vector>
@@ -79,8 +79,7 @@ class Exchange {
                                                             .flags = p.random.flags,
                                                             .given_h0 = true,
                                                             .backward = backward});
-    if (!plan.obstacle.empty())
-      throw std::runtime_error("schedule asks for the persistent schedule: " + plan.obstacle);
+    if (!plan.obstacle.empty()) throw std::runtime_error("schedule asks for the persistent schedule: " + plan.obstacle);
     return plan;
   }
 

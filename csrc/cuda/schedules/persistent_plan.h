@@ -7,9 +7,9 @@
 //   forward   rows: the gates of its units           columns K: H, the operand h of all units of the group
 //   backward  rows: its units                        columns K: gates * H, the gradients of all gates
 //
-// The products are mma.sync, whose tiles are 16 rows by 8 batch rows by 16 columns; of float32 8, three products of tf32
-// each. Warps split K. What a warp keeps of U lies in its registers as fragments, as much as the compiled kernel has room
-// for, and the rest in shared memory, read at each step. docs/persistent.md has the exchange of the operand.
+// The products are mma.sync, whose tiles are 16 rows by 8 batch rows by 16 columns; of float32 8, three products of
+// tf32 each. Warps split K. What a warp keeps of U lies in its registers as fragments, as much as the compiled kernel
+// has room for, and the rest in shared memory, read at each step. docs/persistent.md has the exchange of the operand.
 //
 // The plan is the first with the least `cost`, which ranks plans of one layer on one device. It is no time.
 #pragma once
@@ -137,7 +137,7 @@ inline PersistentPlan divide(const DeviceLimits& device, const PersistentLayer& 
   }
   TileLimits tiles{};
   for (p.kernel = 0; p.kernel < NUM_PERSISTENT_KERNELS; ++p.kernel) {
-    tiles = persistent_tiles(layer.backward, narrow, p.kernel);
+    tiles = persistent_tiles(layer.backward, narrow, layer.type == Type::F32, p.kernel);
     if (p.row_tiles <= tiles.row_tiles && p.batch_tiles <= tiles.batch_tiles) break;
   }
   if (p.kernel == NUM_PERSISTENT_KERNELS) {
