@@ -34,7 +34,7 @@ inline constexpr int NUM_PERSISTENT_KERNELS = 2;
 inline constexpr TileLimits persistent_tiles(bool backward, bool narrow, bool float32, int number) {
   if (backward) return number == 0 ? TileLimits{1, 1, 4, 4, 2} : TileLimits{4, 2, 0, 2, 1};
   // Three products of tf32 take registers for the parts of their operands.
-  if (number == 0) return narrow ? TileLimits{4, 1, float32 ? 1 : 3, 4, 2} : TileLimits{4, 1, 1, 2, 2};
+  if (number == 0) return narrow ? TileLimits{4, 1, float32 ? 1 : 3, float32 ? 4 : 3, 2} : TileLimits{4, 1, 1, 2, 2};
   return {6, 2, 0, 2, 1};
 }
 template <bool BACKWARD, bool NARROW, bool FLOAT32, int NUMBER,
