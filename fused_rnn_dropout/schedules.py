@@ -219,8 +219,7 @@ SCHEDULES: dict[str, tuple[Schedule, ...]] = {
             "one cooperative launch for all steps of a layer, W_hh on the chip, masks made while waiting",
             _persistent_obstacle,
             outer_sites=True,
-            only_asked="its times were not measured on a device yet, so it runs only where FRD_CUDA_SCHEDULE asks for "
-            "it",
+            only_asked="it was not timed on a device yet, so it runs only where FRD_CUDA_SCHEDULE asks for it",
             tells=_persistent_tells,
         ),
         Schedule(ALTERNATING, 0, "one matrix product and one kernel a step, masks inside it", outer_sites=True),

@@ -5,9 +5,8 @@
 A compiler may make one load of a loop of weak loads, and has (docs/persistent.md); then a kernel takes what it finds
 first, or hangs. tests/cuda/exchange_probe.cu has each form alone in a kernel, in which polls are the only loops. Exit
 status 1 where a form has not what ``FORMS`` asks. --kernels looks at the kernels of the persistent schedule instead:
-all of their polls are inside the loop over steps, and they have products on tensor cores. Needs nvcc and nvdisasm, as
-tools/compile_cuda.py does, and runs
-nothing.
+their polls are inside the loop over steps, and they have products on tensor cores. Needs nvcc and nvdisasm, as
+tools/compile_cuda.py does, and runs nothing.
 """
 
 from __future__ import annotations

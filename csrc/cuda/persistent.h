@@ -112,13 +112,17 @@ class ResidentProduct {
     first_ = first;
     count_ = rest < 0 ? 0 : rest < each ? rest : each;
     shared_ = shared + int64_t{warp_} * (each > HELD ? each - HELD : 0) * Words::TILES * s.row_tiles * 32 + lane_;
-    FRD_UNROLL
-    for (int c = 0; c < HELD; ++c) {
+    // Found one after the other by the same code, and put where the compiler knows the register.
+    FRD_ROLLED
+    for (int i = 0; i < HELD * Words::TILES * M; ++i) {
+      const int tile = i / M, m = i % M;
+      uint32_t a[4] = {0, 0, 0, 0};
+      if (tile / Words::TILES < count_ && m < s.row_tiles) fragment(tile / Words::TILES, tile % Words::TILES, m, of, a);
       FRD_UNROLL
-      for (int j = 0; j < Words::TILES; ++j) {
+      for (int k = 0; k < HELD * Words::TILES * M; ++k) {
         FRD_UNROLL
-        for (int m = 0; m < M; ++m)
-          if (c < count_ && m < s.row_tiles) fragment(c, j, m, of, held_[c * Words::TILES + j][m]);
+        for (int n = 0; n < 4; ++n)
+          if (k == i) held_[k / M][k % M][n] = a[n];
       }
     }
     FRD_ROLLED

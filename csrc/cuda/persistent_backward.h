@@ -205,8 +205,10 @@ cudaError_t persistent_backward(Cell cell, const PersistentPlan& plan, const Per
                                 cudaStream_t stream) {
   return EveryCell::with<float>(cell, [&](auto equations) {
     using Equations = decltype(equations);
-    return launch_persistent(plan.kernel == 0 ? persistent_backward_kernel<Equations, D, TilesOf<true, false, 0>>
-                                              : persistent_backward_kernel<Equations, D, TilesOf<true, false, 1>>,
+    constexpr bool FLOAT32 = sizeof(D) == 4;
+    return launch_persistent(plan.kernel == 0
+                                 ? persistent_backward_kernel<Equations, D, TilesOf<true, false, FLOAT32, 0>>
+                                 : persistent_backward_kernel<Equations, D, TilesOf<true, false, FLOAT32, 1>>,
                              plan, p, stream);
   });
 }

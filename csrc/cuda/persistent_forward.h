@@ -195,10 +195,10 @@ cudaError_t persistent_forward(Cell cell, const PersistentPlan& plan, const Pers
     using Equations = decltype(equations);
     return with_word<D, Equations::CELL>(plan.words, [&](auto word) {
       using Word = decltype(word);
-      constexpr bool NARROW = sizeof(typename Word::Bits) == 4;
+      constexpr bool NARROW = sizeof(typename Word::Bits) == 4, FLOAT32 = sizeof(D) == 4;
       return launch_persistent(plan.kernel == 0
-                                   ? persistent_forward_kernel<Equations, D, Word, TilesOf<false, NARROW, 0>>
-                                   : persistent_forward_kernel<Equations, D, Word, TilesOf<false, NARROW, 1>>,
+                                   ? persistent_forward_kernel<Equations, D, Word, TilesOf<false, NARROW, FLOAT32, 0>>
+                                   : persistent_forward_kernel<Equations, D, Word, TilesOf<false, NARROW, FLOAT32, 1>>,
                                plan, p, stream);
     });
   });

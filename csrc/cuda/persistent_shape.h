@@ -29,14 +29,16 @@ struct TileLimits {
   int row_tiles, batch_tiles, held, group, buffers;
 };
 
-// The compiled kernels of each cell and dtype, smaller ones first. `narrow`: with words of 32 bits.
+// The compiled kernels of each cell, smaller ones first. `narrow`: with words of 32 bits. `float32`: of that dtype.
 inline constexpr int NUM_PERSISTENT_KERNELS = 2;
-inline constexpr TileLimits persistent_tiles(bool backward, bool narrow, int number) {
+inline constexpr TileLimits persistent_tiles(bool backward, bool narrow, bool float32, int number) {
   if (backward) return number == 0 ? TileLimits{1, 1, 4, 4, 2} : TileLimits{4, 2, 0, 2, 1};
-  if (number == 0) return narrow ? TileLimits{4, 1, 3, 4, 2} : TileLimits{4, 1, 1, 2, 2};
+  // Three products of tf32 take registers for the parts of their operands.
+  if (number == 0) return narrow ? TileLimits{4, 1, float32 ? 1 : 3, float32 ? 4 : 3, 2} : TileLimits{4, 1, 1, 2, 2};
   return {6, 2, 0, 2, 1};
 }
-template <bool BACKWARD, bool NARROW, int NUMBER, TileLimits T = persistent_tiles(BACKWARD, NARROW, NUMBER)>
+template <bool BACKWARD, bool NARROW, bool FLOAT32, int NUMBER,
+          TileLimits T = persistent_tiles(BACKWARD, NARROW, FLOAT32, NUMBER)>
 using TilesOf = PersistentTiles<T.row_tiles, T.batch_tiles, T.held, T.group, T.buffers>;
 
 // Blocks are directions x batch groups x unit groups; the blocks of a batch group and direction exchange words.

@@ -137,7 +137,7 @@ inline PersistentPlan divide(const DeviceLimits& device, const PersistentLayer& 
   }
   TileLimits tiles{};
   for (p.kernel = 0; p.kernel < NUM_PERSISTENT_KERNELS; ++p.kernel) {
-    tiles = persistent_tiles(layer.backward, narrow, p.kernel);
+    tiles = persistent_tiles(layer.backward, narrow, layer.type == Type::F32, p.kernel);
     if (p.row_tiles <= tiles.row_tiles && p.batch_tiles <= tiles.batch_tiles) break;
   }
   if (p.kernel == NUM_PERSISTENT_KERNELS) {
