@@ -9,7 +9,7 @@ csrc/cuda/ptx.h, through the kernels of tests/cuda/selftest.cu. A figure that is
 budget without a kernel are errors (exit status 1).
 
 A compiler of another major version of CUDA than the table's, as tools/cuda12.py makes one, allots otherwise: there a
-kernel may use a few registers more, and its wide loads and stores are not counted. What no kernel may do stays.
+kernel may use 16 registers more and spill 32 bytes, and its wide loads and stores are not counted.
 
 --update writes the figures found into the table. It takes no spill and no atomic, and it drops no opcode that the table
 asks for: that is done by hand.
@@ -47,7 +47,7 @@ THREADS = 128  # of the block that block_of_rows() in csrc/cuda/rows.h makes
 PERSISTENT = ("persistent_forward_kernel", "persistent_backward_kernel")
 OTHER_THREADS = {"column_sums_kernel": 256, "prepare_kernel": 1, **dict.fromkeys(PERSISTENT, 256)}
 
-MORE_REGISTERS = 16  # by a compiler of another major version than the table's
+MORE_REGISTERS, MOST_SPILLS = 16, 32  # by a compiler of another major version than the table's; bytes of spills
 
 WIDE = ("LDG.E.64", "LDG.E.128", "STG.E.64", "STG.E.128")
 CLAIMED = ("HMMA", "LDGSTS", "LDSM")
@@ -273,14 +273,15 @@ def of_target(budget: Any, target: int) -> Any:
     return budget.get(str(target), budget.get(target)) if isinstance(budget, dict) else budget
 
 
-def forbidden(found: dict[str, dict[int, Figures]], of_selftest: set[str]) -> list[str]:
-    """What no budget can allow. The tests' own kernels may."""
+def forbidden(found: dict[str, dict[int, Figures]], of_selftest: set[str], most_spills: int = 0) -> list[str]:
+    """What no budget can allow. The tests' own kernels may, and ``most_spills`` a compiler that is not the table's."""
     wrong = []
     for kernel, by_target in sorted(found.items()):
         for target, figures in sorted(by_target.items()):
             where = f"{kernel} on sm_{target}"
             local = figures.opcodes["LDL"] + figures.opcodes["STL"]
-            if kernel not in of_selftest and (figures.stack or figures.spills or local):
+            few = 0 < figures.spills <= most_spills
+            if kernel not in of_selftest and not few and (figures.stack or figures.spills or local):
                 wrong.append(f"{where}: {figures.spills} bytes of spills, a stack of {figures.stack} bytes and "
                              f"{local} accesses to local memory, budget 0")  # fmt: skip
             # The handshake of a strict ring adds to counters, not to results.
@@ -358,7 +359,8 @@ def main() -> int:
     table = json.loads(TABLE.read_text()) if TABLE.exists() else {"kernels": {}}
     budgets = table["kernels"]
     of_selftest = {kernel for kernel in found if kernel.startswith("selftest::")}
-    wrong = forbidden(found, of_selftest)
+    other = not options.update and major_of(version) != major_of(table["compiler"])
+    wrong = forbidden(found, of_selftest, MOST_SPILLS if other else 0)
     if options.update:
         rows = {kernel: budget_of(kernel, dict(sorted(figures.items()))) for kernel, figures in found.items()}
         rows = {kernel: row for kernel, row in rows.items() if kernel not in of_selftest or row["opcodes"]}
@@ -373,14 +375,13 @@ def main() -> int:
     else:
         if version != table["compiler"]:
             print(f"note: this compiler is {version}, the table is of {table['compiler']}")
-        more_registers = 0 if major_of(version) == major_of(table["compiler"]) else MORE_REGISTERS
         for kernel, by_target in sorted(found.items()):
             if kernel not in budgets:
                 if kernel not in of_selftest:
                     wrong.append(f"{kernel} has no budget: tools/compile_cuda.py --update gives it one")
                 continue
             for target, figures in sorted(by_target.items()):
-                wrong += over_budget(kernel, target, figures, budgets[kernel], more_registers)
+                wrong += over_budget(kernel, target, figures, budgets[kernel], MORE_REGISTERS if other else 0)
         if not options.sources:
             wrong += [
                 f"{kernel} has a budget, but no source has it" for kernel in sorted(budgets.keys() - found.keys())

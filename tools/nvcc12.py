@@ -259,7 +259,9 @@ class Toolkit:
             else:
                 images.append(f"--image3=kind=ptx,sm={architecture},file={self.ptx(call, architecture, folder)}")
         made = folder / "code.fatbin"
-        run(str(self.home / "bin" / "fatbinary"), "-64", "--compress-mode=speed", *images, f"--create={made}")
+        # Compressed in a way that every driver for CUDA 12 undoes.
+        compression = ("--compress-all", "--compress-mode=speed")
+        run(str(self.home / "bin" / "fatbinary"), "-64", *compression, *images, f"--create={made}")
         return made
 
     def compiled(self, call: Call) -> None:

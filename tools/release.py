@@ -240,7 +240,7 @@ class Release:
         unpacked = self.fresh(f"{folder}-unpacked")
         self.python("-m", "zipfile", "-e", wheel, unpacked)
         for library in unpacked.rglob("*.so*"):
-            wheel_checks.symbols(library, torch / "lib" / "libc10.so")
+            wheel_checks.symbols(library, torch / "lib")
             wheel_checks.asked_of_the_loader(library)
 
     def fresh(self, name: str) -> Path:

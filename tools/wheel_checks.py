@@ -21,22 +21,23 @@ UNDEFINED = (
 )
 """Symbols that a library may leave undefined, and whose they are."""
 
-OF_C10 = (
+OF_TORCH = (
     "_ZNKRSt7__cxx1115basic_stringbufIcSt11char_traitsIcESaIcEE3strEv",
     "_ZNOSt7__cxx1115basic_stringbufIcSt11char_traitsIcESaIcEE3strEv",
     "_ZNSt7__cxx1118basic_stringstreamIcSt11char_traitsIcESaIcEEC1Ev",
     "_ZNSt7__cxx1119basic_ostringstreamIcSt11char_traitsIcESaIcEEC1Ev",
     "_ZSt28__throw_bad_array_new_lengthv",
 )
-"""Parts of libstdc++ of GCC 9 to 11, which torch's libc10 brings along for systems with an older one."""
+"""Parts of libstdc++ of GCC 9 to 11, which torch's own libraries bring along for systems with an older one."""
 
-SYSTEM = ("libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libc.so.6", "libpthread.so.0", "ld-linux-aarch64.so.1")
+SYSTEM = ("libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libc.so.6", "libpthread.so.0", "ld-linux-aarch64.so.1",
+          "ld-linux-x86-64.so.2")  # fmt: skip
 """Libraries that every system of manylinux has."""
 
 ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
 """Whose machine code a library for a GPU holds, and the last one's PTX for those to come."""
 
-MOST_BYTES = {"wheel": 4 * 2**20, "sdist": 8 * 2**20}
+MOST_BYTES = {"wheel": 12 * 2**20, "sdist": 8 * 2**20}
 
 
 class Refused(Exception):
@@ -53,7 +54,7 @@ def undefined(library: Path) -> list[str]:
 def strangers(symbols: Iterable[str]) -> list[str]:
     """Those that are on no list."""
     known = re.compile("|".join(f"(?:{pattern})" for pattern, _ in UNDEFINED))
-    return [symbol for symbol in symbols if not known.fullmatch(symbol) and symbol not in OF_C10]
+    return [symbol for symbol in symbols if not known.fullmatch(symbol) and symbol not in OF_TORCH]
 
 
 def fatbins(library: Path) -> list[list[tuple[str, int]]]:
@@ -95,32 +96,43 @@ def architectures(library: Path) -> None:
             raise Refused(f"{library.name} should hold {wanted} of each source, and has {images} of one")
 
 
+def needed(library: Path) -> list[str]:
+    """The shared libraries that it asks the loader for."""
+    return re.findall(r"\(NEEDED\).*\[(.+)\]", dynamic(library))
+
+
+def dynamic(library: Path) -> str:
+    return subprocess.run(["readelf", "--dynamic", library], capture_output=True, text=True, check=True).stdout
+
+
 def asked_of_the_loader(library: Path) -> None:
-    """The shared libraries that it needs: torch's, the system's, and of CUDA the runtime of its own major version."""
-    listed = subprocess.run(["readelf", "--dynamic", library], capture_output=True, text=True, check=True).stdout
-    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", listed)
-    allowed = {"libtorch.so", "libtorch_cpu.so", "libc10.so", *SYSTEM}
+    """Libraries of torch, of the system, and of CUDA the runtime of its own major version."""
+    found, allowed = needed(library), {"libtorch.so", "libtorch_cpu.so", "libc10.so", *SYSTEM}
     if major := re.match(r"_cuda(\d+)", library.name):
         runtime = f"libcudart.so.{major[1]}"
-        if runtime not in needed:
+        if runtime not in found:
             raise Refused(f"{library.name} does not need {runtime}")
         allowed |= {runtime, "libtorch_cuda.so", "libc10_cuda.so"}
-    if unknown := sorted(set(needed) - allowed):
+    if unknown := sorted(set(found) - allowed):
         raise Refused(f"{library.name} needs {', '.join(unknown)}, which not every system has")
-    if paths := re.findall(r"\((?:RUNPATH|RPATH)\).*\[(.+)\]", listed):
+    if paths := re.findall(r"\((?:RUNPATH|RPATH)\).*\[(.+)\]", dynamic(library)):
         raise Refused(f"{library.name} looks for libraries in {', '.join(paths)}")
 
 
-def symbols(library: Path, c10: Path) -> None:
-    """``c10``: the libc10 of the oldest torch at hand."""
+def exported(library: Path) -> set[str]:
+    command = ["nm", "--dynamic", "--defined-only", library]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return {line.split()[-1].split("@")[0] for line in lines}
+
+
+def symbols(library: Path, torch: Path) -> None:
+    """``torch``: the folder of a torch's libraries, of which those that ``library`` needs must have OF_TORCH."""
     found = undefined(library)
     if unknown := strangers(found):
         raise Refused(f"{library.name} leaves symbols undefined that nobody is known to have: {', '.join(unknown)}")
-    command = ["nm", "--dynamic", "--defined-only", c10]
-    defined = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    exported = {line.split()[-1].split("@")[0] for line in defined.splitlines()}
-    if missing := [symbol for symbol in OF_C10 if symbol in found and symbol not in exported]:
-        raise Refused(f"{library.name} needs {', '.join(missing)} of {c10}, which has them not")
+    of_torch = set().union(*(exported(torch / name) for name in needed(library) if (torch / name).exists()))
+    if missing := [symbol for symbol in OF_TORCH if symbol in found and symbol not in of_torch]:
+        raise Refused(f"{library.name} needs {', '.join(missing)} of the libraries in {torch}, which have them not")
 
 
 def expected(source: Path, libraries: Sequence[str]) -> set[str]:

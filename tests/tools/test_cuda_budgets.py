@@ -146,5 +146,9 @@ def test_a_compiler_of_another_cuda_has_room(script):
         figures = script.Figures(registers=registers)
         assert script.over_budget("k<4>", 80, figures, budget, script.MORE_REGISTERS) == words
     assert script.over_budget("k<4>", 80, script.Figures(registers=32), budget) != []
+    spilling = {"k<1>": {80: script.Figures(registers=32, spills=28, stack=8)}}
+    assert script.forbidden(spilling, set(), script.MOST_SPILLS) == [] != script.forbidden(spilling, set())
+    spilling["k<1>"][80].spills = script.MOST_SPILLS + 1
+    assert script.forbidden(spilling, set(), script.MOST_SPILLS) != []
     assert script.major_of("Build cuda_13.0.r13.0/compiler.36424714_0") == "13"
     assert script.major_of("Build NVRTC and ptxas V12.9.86") == "12"

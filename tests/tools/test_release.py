@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 KNOWN = (
     "PyModule_Create2", "_Py_Dealloc", "aoti_torch_get_dim", "torch_call_dispatcher", "memcpy@GLIBC_2.14",
     "_ZSt9terminatev@GLIBCXX_3.4", "__gmon_start__", "cudaLaunchKernel@libcudart.so.12",
-    "__cudaRegisterFatBinary@libcudart.so.13", *wheel_checks.OF_C10,
+    "__cudaRegisterFatBinary@libcudart.so.13", *wheel_checks.OF_TORCH,
 )  # fmt: skip
 
 
@@ -32,29 +32,31 @@ def test_symbols_of_nobody_are_found(symbol: str) -> None:
     assert not wheel_checks.strangers(KNOWN)
 
 
-@pytest.mark.skipif(not shutil.which("nm") or not shutil.which("cc"), reason="needs a compiler and binutils")
-def test_symbols_of_a_library(tmp_path: Path) -> None:
-    def library(name: str, text: str) -> Path:
-        path = tmp_path / f"{name}.so"
-        source = path.with_suffix(".c")
-        source.write_text(text)
-        subprocess.run(["cc", "-shared", "-fPIC", "-nostdlib", source, "-o", path], check=True)
-        return path
-
-    c10 = library("c10", "void " + "(void){} void ".join(wheel_checks.OF_C10) + "(void){}")
-    poor = library("poor", "int nothing;")
-    good = library("good", f"void {wheel_checks.OF_C10[0]}(void); void f(void) {{ {wheel_checks.OF_C10[0]}(); }}")
-    bad = library("bad", "void cudaMalloc(void); void f(void) { cudaMalloc(); }")
-    wheel_checks.symbols(good, c10)
-    with pytest.raises(Refused, match="bad.so leaves symbols undefined .*: cudaMalloc"):
-        wheel_checks.symbols(bad, c10)
-    with pytest.raises(Refused, match=f"good.so needs {wheel_checks.OF_C10[0]} of .*poor.so"):
-        wheel_checks.symbols(good, poor)
-
-
 needs_binutils = pytest.mark.skipif(
     not all(map(shutil.which, ("objcopy", "readelf", "cc"))), reason="needs a compiler and binutils"
 )
+
+
+@needs_binutils
+def test_symbols_of_a_library(tmp_path: Path) -> None:
+    def library(name: str, text: str, *options: str) -> Path:
+        path = tmp_path / f"{name}.so"
+        source = path.with_suffix(".c")
+        source.write_text(text)
+        subprocess.run(["cc", "-shared", "-fPIC", "-nostdlib", source, "-o", path, *options], check=True)
+        return path
+
+    first = wheel_checks.OF_TORCH[0]
+    uses = f"void {first}(void); void f(void) {{ {first}(); }}"
+    library("libc10", f"void {first}(void){{}}")
+    library("libtorch", "int nothing;")
+    named = ("-Wl,--no-as-needed", f"-L{tmp_path}")
+    wheel_checks.symbols(library("good", uses, *named, "-lc10"), tmp_path)
+    with pytest.raises(Refused, match="bad.so leaves symbols undefined .*: cudaMalloc"):
+        wheel_checks.symbols(library("bad", "void cudaMalloc(void); void f(void) { cudaMalloc(); }"), tmp_path)
+    for options in (("-ltorch",), ()):  # there is one that has it, but this library does not ask for that one
+        with pytest.raises(Refused, match=f"lacking.so needs {first} of the libraries in "):
+            wheel_checks.symbols(library("lacking", uses, *named, *options), tmp_path)
 
 
 def fatbin(*images: tuple[int, int]) -> bytes:
