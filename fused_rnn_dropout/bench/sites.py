@@ -63,7 +63,7 @@ class Row(NamedTuple):
         bar = Bar.of(self.shape)
         bars = dict.fromkeys(self.over, ONE_BAR) | {"every site": None if bar is None else bar.most}
         for name, most in bars.items():
-            if most is not None and self.over[name].value > most:
+            if most is not None and round(self.over[name].value, 2) > most:  # as it is printed
                 yield f"{self.cell} {self.shape.name}, {name}: {spread(self.over[name])}, above {most:.2f}"
 
 

@@ -678,7 +678,7 @@ def row_of_sites(shape: Shape, one: float, every: float) -> sites.Row:
 def test_what_sites_cost_has_a_bar_by_shape() -> None:
     large, small, other = (next(s for s in SHAPES if s.name == name) for name in ("zaremba", "small", "hydrology"))
     assert [bar and bar.most for bar in map(sites.Bar.of, (large, small, other))] == [1.04, 1.07, None]
-    assert not list(row_of_sites(large, 1.03, 1.04).missed())
+    assert not list(row_of_sites(large, 1.034, 1.04).missed())
     assert list(row_of_sites(large, 1.03, 1.05).missed()) == ["LSTM zaremba, every site: 1.05 (1.04-1.06), above 1.04"]
     assert list(row_of_sites(small, 1.04, 1.07).missed()) == ["LSTM small, a: 1.04 (1.03-1.05), above 1.03"]
     assert not list(row_of_sites(other, 1.03, 9.0).missed())
