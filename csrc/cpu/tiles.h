@@ -71,6 +71,7 @@ struct GateTile {
 template <int NV, class T>
 class GateTiles {
  public:
+  GateTiles(const Parallel&, const MaskedWeight<T>&&, Packing) = delete;  // it is kept by reference
   GateTiles(const Parallel& parallel, const MaskedWeight<T>& w, Packing packing)
       : w_(w),
         packing_(packing),
@@ -123,6 +124,7 @@ struct ColumnTile {
 template <class T>
 class ColumnTiles {
  public:
+  ColumnTiles(const Parallel&, const MaskedWeight<T>&&, int64_t, Packing, int = 1) = delete;
   ColumnTiles(const Parallel& parallel, const MaskedWeight<T>& w, int64_t turned, Packing packing, int groups = 1)
       : w_{w, turned},
         packing_(packing),
