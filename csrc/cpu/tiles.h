@@ -15,8 +15,7 @@ namespace frd::cpu::FRD_ISA {
 enum class Packing { AT_ONCE, IN_TURN, NEVER };
 
 // Whether `rows` rows, which meet a weight in each of `steps` products, are too few to be worth a copy of it. Measured:
-// a copy costs as much as `readings` of the weight as it lies, each by as many rows as share one. A mask is drawn anew
-// in each reading.
+// a copy costs as much as `readings` of the weight as it lies, each by as many rows as share one.
 template <class T>
 bool few(int64_t rows, int64_t steps, int64_t readings) {
   return steps * tiles_of(rows, SUMS_AT_ONCE<T>) <= readings;
