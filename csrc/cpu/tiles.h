@@ -15,8 +15,7 @@ namespace frd::cpu::FRD_ISA {
 enum class Packing { AT_ONCE, IN_TURN, NEVER };
 
 // Whether `rows` rows, which meet a weight in each of `steps` products, are too few to be worth a copy of it. Measured:
-// a copy costs as much as `readings` of the weight as it lies, each by as many rows as share one. A mask is drawn anew
-// in each reading.
+// a copy costs as much as `readings` of the weight as it lies, each by as many rows as share one.
 template <class T>
 bool few(int64_t rows, int64_t steps, int64_t readings) {
   return steps * tiles_of(rows, SUMS_AT_ONCE<T>) <= readings;
@@ -71,6 +70,7 @@ struct GateTile {
 template <int NV, class T>
 class GateTiles {
  public:
+  GateTiles(const Parallel&, const MaskedWeight<T>&&, Packing) = delete;  // it is kept by reference
   GateTiles(const Parallel& parallel, const MaskedWeight<T>& w, Packing packing)
       : w_(w),
         packing_(packing),
@@ -123,6 +123,7 @@ struct ColumnTile {
 template <class T>
 class ColumnTiles {
  public:
+  ColumnTiles(const Parallel&, const MaskedWeight<T>&&, int64_t, Packing, int = 1) = delete;
   ColumnTiles(const Parallel& parallel, const MaskedWeight<T>& w, int64_t turned, Packing packing, int groups = 1)
       : w_{w, turned},
         packing_(packing),

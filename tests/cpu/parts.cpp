@@ -218,6 +218,7 @@ template <int NV, class T>
 void as_it_lies(uint32_t flags) {
   const int64_t units = size(), k = size(), rows = between(1, 20), turned = between(0, NV * units - 1);
   const Weight<T> w(NV * units, k, flags);
+  const MaskedWeight<T> weight = w.weight();
   const std::vector<T> x = numbers<T>(rows * k), dgates = numbers<T>(rows * NV * units);
   const RowMasks<T> none(PARALLEL, Sequence{1, rows, rows, nullptr, nullptr, false}, RowMask{}, rows);
   std::vector<T> gates[2], dx[2];
@@ -225,9 +226,9 @@ void as_it_lies(uint32_t flags) {
     std::vector<T>& of_gates = gates[packing == Packing::NEVER];
     std::vector<T>& of_x = dx[packing == Packing::NEVER];
     of_gates.resize(static_cast<size_t>(rows * NV * units)), of_x.resize(static_cast<size_t>(rows * k));
-    const GateTiles<NV, T> tiles(PARALLEL, w.weight(), packing);
+    const GateTiles<NV, T> tiles(PARALLEL, weight, packing);
     input_product<NV>(PARALLEL, x.data(), rows, tiles, static_cast<const T*>(nullptr), of_gates.data());
-    const ColumnTiles<T> columns(PARALLEL, w.weight(), turned, packing);
+    const ColumnTiles<T> columns(PARALLEL, weight, turned, packing);
     input_gradient(PARALLEL, dgates.data(), rows, NV * units, columns, none, of_x.data());
   }
   for (size_t i = 0; i < gates[0].size(); ++i)

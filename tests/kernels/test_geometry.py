@@ -398,9 +398,9 @@ def test_masks_do_not_know_the_dtype(cell: str, sites: str) -> None:
     for bits, result in zip(found[1:], results[1:], strict=True):
         assert_equal(bits, found[0])
         # What the kernels make of them: zeros at the same places, and no difference that a flipped bit would make.
-        # A relu has zeros of its own, which rounding moves.
+        # With few bits a sum may cancel to a zero besides, and a relu has zeros of its own, which rounding moves.
         if cell != "RNN_RELU":
-            assert torch.equal(result["out"] == 0, results[0]["out"] == 0)
+            assert not result["out"][results[0]["out"] == 0].any()
         assert_same(result, results[0], 16 * torch.finfo(result["out"].dtype).eps)
 
 

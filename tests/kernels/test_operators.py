@@ -491,8 +491,10 @@ def test_both_directions_are_each_alone_side_by_side(cell: str, options: dict[st
         of_x.append(dx_)
         assert all(torch.equal(a, b) for a, b in zip(half(dstates), others[0], strict=True))
         assert all(torch.equal(a, b) for a, b in zip(half(dweights), others[1], strict=True))
-    # The mask of the input goes over the sum or over each.
-    torch.testing.assert_close(dx, of_x[0] + of_x[1])
+    # The mask of the input goes over the sum or over each, which are rounded as they are stored: two roundings of
+    # either part, one of the sum.
+    largest = (of_x[0].abs() + of_x[1].abs()).max().item()
+    torch.testing.assert_close(dx, of_x[0] + of_x[1], rtol=0, atol=3 * torch.finfo(dx.dtype).eps * largest)
 
 
 @pytest.mark.parametrize("sizes", [(4, 3, 0, 7), (4, 0, 5, 7), (4, 3, 5, 0), (1, 1, 1, 1)], ids=str)
