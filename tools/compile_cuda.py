@@ -43,7 +43,7 @@ TABLE = ROOT / "tests/budgets/cuda.json"
 SELFTEST = ROOT / "tests/cuda/selftest.cu"
 FLAGS = ("-O3", "-std=c++20", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cuda'}", "-Xptxas", "-v")
 
-THREADS = 128  # of the block that block_of_rows() in csrc/cuda/rows.h makes
+THREADS = 128  # of the blocks that block_of_rows() and block_in_line() in csrc/cuda/rows.h make
 PERSISTENT = ("persistent_forward_kernel", "persistent_backward_kernel")
 OTHER_THREADS = {"column_sums_kernel": 256, "prepare_kernel": 1, **dict.fromkeys(PERSISTENT, 256)}
 

@@ -52,11 +52,11 @@ __global__ void first_words_kernel(FirstWords<D> p) {
 template <class D>
 cudaError_t first_words(const FirstWords<D>& p, int directions, cudaStream_t stream) {
   const int64_t rows = int64_t{p.shape.batch_tiles} * TILE_ROWS * p.shape.batch_groups;
-  const dim3 grid(static_cast<unsigned>((int64_t{p.shape.chunks} * CHUNK_WORDS + 127) / 128),
+  const dim3 grid(blocks_in_line(int64_t{p.shape.chunks} * CHUNK_WORDS),
                   static_cast<unsigned>(rows < MOST_BLOCKS ? rows : MOST_BLOCKS), static_cast<unsigned>(directions));
   using Narrow = std::conditional_t<sizeof(D) == 2, PhasedPair, PhasedFloat>;
-  return p.narrow ? FRD_LAUNCH((first_words_kernel<D, Narrow>), grid, dim3(128), 0, stream, p)
-                  : FRD_LAUNCH((first_words_kernel<D, Tagged>), grid, dim3(128), 0, stream, p);
+  return p.narrow ? FRD_LAUNCH((first_words_kernel<D, Narrow>), grid, block_in_line(), 0, stream, p)
+                  : FRD_LAUNCH((first_words_kernel<D, Tagged>), grid, block_in_line(), 0, stream, p);
 }
 
 template cudaError_t first_words(const FirstWords<float>&, int, cudaStream_t);

@@ -72,6 +72,12 @@ inline constexpr unsigned LEAST_BLOCKS = 4;
 inline constexpr int64_t MOST_BLOCKS = 65535;  // in y and z
 
 inline dim3 block_of_rows() { return dim3(BLOCK_UNITS, BLOCK_ROWS); }
+// As many threads in one line, where there are no rows; and the blocks of them that `count` threads take.
+inline dim3 block_in_line() { return dim3(BLOCK_UNITS * BLOCK_ROWS); }
+inline unsigned blocks_in_line(int64_t count) {
+  constexpr int64_t THREADS = BLOCK_UNITS * BLOCK_ROWS;
+  return static_cast<unsigned>((count + THREADS - 1) / THREADS);
+}
 // `groups`: units over how many of them a thread takes. Rows and steps beyond the grid are reached by strides.
 inline dim3 grid_of_rows(int64_t groups, int64_t rows, int64_t steps = 1) {
   const auto blocks = [](int64_t n, int64_t size) { return n < 1 ? 1 : (n + size - 1) / size; };

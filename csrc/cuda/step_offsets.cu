@@ -22,8 +22,8 @@ cudaError_t step_offsets(const Sequence& sequence, int64_t* offsets, cudaStream_
     const int64_t rest = sequence.steps + 1 - first, count = rest < Offsets::MOST ? rest : Offsets::MOST;
     for (int64_t i = 0; i < count; ++i)
       some.at[i] = first + i < sequence.steps ? sequence.row(first + i) : sequence.rows;
-    const cudaError_t error =
-        FRD_LAUNCH(step_offsets_kernel, dim3(4), dim3(128), 0, stream, some, count, offsets + first);
+    const cudaError_t error = FRD_LAUNCH(step_offsets_kernel, dim3(blocks_in_line(count)), block_in_line(), 0, stream,
+                                         some, count, offsets + first);
     if (error != cudaSuccess) return error;
   }
   return cudaSuccess;

@@ -149,7 +149,7 @@ inline PersistentPlan divide(const DeviceLimits& device, const PersistentLayer& 
   }
 
   const int of_warp = static_cast<int>(groups_of(p.chunks, PERSISTENT_WARPS));
-  p.tiles_in_registers = std::min(tiles.held, of_warp) * chunk.tiles * p.row_tiles;
+  p.tiles_in_registers = (tiles.held < of_warp ? tiles.held : of_warp) * chunk.tiles * p.row_tiles;
   p.registers = OTHER_REGISTERS + tiles.row_tiles * tiles.batch_tiles * 4 +
                 tiles.held * chunk.tiles * tiles.row_tiles * 4 + tiles.group * tiles.batch_tiles * chunk.registers;
   const PersistentShape shape = shape_of(p, layer.batch, layer.units, 0);
