@@ -152,3 +152,12 @@ def test_a_compiler_of_another_cuda_has_room(script):
     assert script.forbidden(spilling, set(), script.MOST_SPILLS) != []
     assert script.major_of("Build cuda_13.0.r13.0/compiler.36424714_0") == "13"
     assert script.major_of("Build NVRTC and ptxas V12.9.86") == "12"
+
+
+def test_the_page_has_the_figures_of_the_table(table, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import registers
+
+    text = registers.PAGE.read_text()
+    shown = text.split(registers.BEGIN)[1].split(registers.END)[0].strip()
+    assert shown == registers.page_of(table["kernels"]).strip() and shown.count("\n") > 16
