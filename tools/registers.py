@@ -23,7 +23,7 @@ TARGETS = ("80", "90")
 THREADS = 2048  # that a multiprocessor of these targets holds
 STEP = re.compile(r"(forward|backward)_step_kernel<(Lstm|Gru), (\d), (true|false), (float|bfloat16)>")
 PERSISTENT = re.compile(
-    r"persistent_(forward|backward)_kernel<(Lstm|Gru), (float|bfloat16), (\w+), PersistentTiles<(.*)> ?>"
+    r"persistent_(forward|backward)_kernel<(Lstm|Gru), (float|bfloat16), (?:(\w+), )?PersistentTiles<(.*)> ?>"
 )
 
 
@@ -39,7 +39,12 @@ def rows(budgets: dict) -> Iterator[list[str]]:
             ]
         elif found := PERSISTENT.fullmatch(name):
             way, cell, values, words, tiles = found.groups()
-            what = [f"`persistent_{way}`", cell.upper(), values, f"tiles {tiles}, {words} words"]
+            what = [
+                f"`persistent_{way}`",
+                cell.upper(),
+                values,
+                f"tiles {tiles}" + (f", {words} words" if words else ""),
+            ]
         else:
             continue
         for target in TARGETS:
