@@ -220,22 +220,25 @@ def _autograd(
     """Registers what an operator does where a graph is needed; ``tensors``: those of its arguments that decide it.
 
     Returns:
-        What is registered, for who calls it himself. The dispatcher would hand it all arguments through C++ and back,
-        which takes 10 microseconds.
+        The same for who calls it without the dispatcher, which would hand it all arguments through C++ and back: that
+        takes 10 microseconds. No exporter translates it then.
     """
     op = getattr(_ops, name).default
     names, exported = argument_names(getattr(_ops, name)), name.removeprefix("triton_")
     has_nodes = exported in onnx.OPERATORS
 
     def call(*args: Any) -> Any:
-        if has_nodes and onnx.translating():
-            return onnx.operator(exported, dict(zip(names, args, strict=True)))
         if _differentiable(name, lambda: tensors(*args)):
             return apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
-    lib.impl(name, call, "Autograd")
+    def registered(*args: Any) -> Any:
+        if has_nodes and onnx.translating():
+            return onnx.operator(exported, dict(zip(names, args, strict=True)))
+        return call(*args)
+
+    lib.impl(name, registered, "Autograd")
     return call
 
 

@@ -28,12 +28,12 @@ def inputs(dtype: torch.dtype = torch.float32, batch: int = B) -> Tensor:
     return torch.randn(T, batch, I, dtype=dtype, generator=torch.Generator().manual_seed(batch))
 
 
-def called(**options: Any) -> Any:
+def called(train: bool = True, dtype: torch.dtype = torch.float32, **options: Any) -> Any:
     """A GRU after two calls that are alike, of which the second went by what was found for the first."""
     torch.manual_seed(0)
-    rnn = frd.GRU(I, H, **options)
+    rnn = frd.GRU(I, H, dtype=dtype, **options).train(train)
     rng = torch.tensor([5, 6])
-    first, second = (rnn(inputs(), rng=rng)[0] for _ in range(2))
+    first, second = (rnn(inputs(dtype), rng=rng)[0] for _ in range(2))
     assert torch.equal(first, second)
     assert rnn._plan.last_call[0] is not None
     return rnn
@@ -122,7 +122,7 @@ def stored_in_one_row(rnn: Any) -> None:
 )
 @pytest.mark.parametrize("grad", [False, True])
 def test_other_weights(change: Callable[[Any], None], grad: bool) -> None:
-    rnn = called().eval()
+    rnn = called(train=False)
     before = rnn(inputs())[0]
     change(rnn)
     with torch.set_grad_enabled(grad):
@@ -132,7 +132,7 @@ def test_other_weights(change: Callable[[Any], None], grad: bool) -> None:
 
 
 def test_weights_that_functional_call_lends() -> None:
-    rnn = called().eval()
+    rnn = called(train=False)
     lent = {name: other(value) for name, value in rnn.named_parameters()}
     before = rnn(inputs())[0]
     got = torch.func.functional_call(rnn, lent, (inputs(),))[0]
@@ -145,7 +145,7 @@ def test_weights_that_functional_call_lends() -> None:
 
 
 def test_a_weight_that_another_module_changes() -> None:
-    rnn, shares = called().eval(), called().eval()
+    rnn, shares = called(train=False), called(train=False)
     shares.weight_hh_l0 = rnn.weight_hh_l0
     shares(inputs())
     written(rnn)
@@ -153,8 +153,9 @@ def test_a_weight_that_another_module_changes() -> None:
 
 
 def test_another_dtype() -> None:
-    rnn = called().eval().double()
+    rnn = called(train=False).double()
     x = inputs(torch.float64)
+    rnn(x)
     assert rnn(x)[0].dtype == torch.float64
     torch.testing.assert_close(rnn(x)[0], torchs(rnn, x))
     with pytest.raises(ValueError, match=r"RNN input dtype \(torch.float32\) does not match weight dtype"):
@@ -196,7 +197,7 @@ BROKEN: dict[str, Broken] = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_what_cannot_be_computed_any_more_is_refused(name: str) -> None:
     change, kind, words = BROKEN[name]
-    rnn = called().eval()
+    rnn = called(train=False)
     change(rnn)
     with pytest.raises(kind, match=words):
         rnn(inputs())
@@ -215,7 +216,7 @@ BAD_CALLS: dict[str, tuple[Any, Any, type[Exception], str]] = {
 @pytest.mark.parametrize("name", BAD_CALLS)
 def test_a_bad_call_after_good_ones_is_refused(name: str) -> None:
     x, hx, kind, words = BAD_CALLS[name]
-    rnn = called().eval()
+    rnn = called(train=False)
     rnn(inputs(), torch.zeros(1, B, H))
     with pytest.raises(kind, match=words):
         rnn(x, hx)
@@ -223,7 +224,7 @@ def test_a_bad_call_after_good_ones_is_refused(name: str) -> None:
 
 
 def test_other_sizes_and_states() -> None:
-    rnn = called().eval()
+    rnn = called(train=False)
     for x in (inputs(batch=5), inputs()[:1], inputs(), inputs().transpose(0, 1).contiguous().transpose(0, 1)):
         torch.testing.assert_close(rnn(x)[0], torchs(rnn, x))
     state = torch.ones(1, B, H)
@@ -233,7 +234,7 @@ def test_other_sizes_and_states() -> None:
 
 
 def test_packed_batches_with_as_many_rows() -> None:
-    rnn = called().eval()
+    rnn = called(train=False)
     rows = torch.randn(4, I)
     for lengths in ([3, 1], [2, 1, 1], [2, 2], [3, 1]):
         packed = pack_sequence(list(rows.split(lengths)))
@@ -332,7 +333,7 @@ def test_a_hold_is_entered_and_left() -> None:
 
 
 def test_autocast_is_entered_and_left() -> None:
-    rnn = called().eval().bfloat16()
+    rnn = called(train=False, dtype=torch.bfloat16)
 
     def dtype() -> torch.dtype:
         return rnn(inputs(torch.bfloat16))[0].dtype
@@ -345,7 +346,7 @@ def test_autocast_is_entered_and_left() -> None:
 
 
 def test_grad_mode() -> None:
-    rnn = called().eval()
+    rnn = called(train=False)
     with torch.no_grad():
         assert not rnn(inputs())[0].requires_grad
     with torch.inference_mode():
@@ -413,8 +414,9 @@ def test_a_subclass_sees_the_operator() -> None:
     assert ops.layer in seen
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.*is deprecated:DeprecationWarning")
 def test_tracers_see_the_operator() -> None:
-    rnn = called().eval()
+    rnn = called(train=False)
     traced = torch.jit.trace(rnn, (inputs(),), check_trace=False)
     assert "fused_rnn_dropout::layer" in str(traced.inlined_graph)
     for pre_dispatch in (False, True):
@@ -426,7 +428,7 @@ def test_tracers_see_the_operator() -> None:
 
 
 def test_transforms_are_refused() -> None:
-    rnn = called().eval()
+    rnn = called(train=False)
     with pytest.raises(NotImplementedError, match="reference"):
         torch.func.vmap(lambda x: rnn(x)[0])(inputs().unsqueeze(0))
     with pytest.raises(NotImplementedError, match="reference"):
