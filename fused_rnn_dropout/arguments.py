@@ -148,10 +148,13 @@ def check_counters(example_ids: Tensor | None, step_offset: int, batch: int, ste
         isinstance(step_offset, bool) or not isinstance(step_offset, (int, torch.SymInt))
     ):
         raise TypeError(f"step_offset should be an int, got {type(step_offset).__name__}")
-    # While tracing, T is left to the kernels' own check: torch.export would make a bound of this one, and ask everybody
-    # for Dim("T", max=4294967295).
-    last = step_offset + (1 if torch.compiler.is_compiling() else steps)
-    if known(step_offset < 0) or known(last > SEQ):
+    if torch.compiler.is_compiling():
+        # T is left to the kernels' own check: torch.export would make a bound of this one, and ask everybody for
+        # Dim("T", max=4294967295).
+        outside = known(step_offset < 0) or known(step_offset + 1 > SEQ)
+    else:
+        outside = step_offset < 0 or step_offset + steps > SEQ
+    if outside:
         raise ValueError(
             f"step_offset should be at least 0 and step_offset + T at most {SEQ}, got {step_offset} with T = {steps}"
         )

@@ -153,6 +153,10 @@ def _reference_layer(
     return tuple(result.to(call.found.dtype) for result in (out, *(last if has_c else (last,))))
 
 
+_NOT_FUSED = {"reference": _reference_layer, onnx.BACKEND: _onnx_layer}
+"""What runs a layer, of the backends that have no operator for it."""
+
+
 def _site_mask(call: Call, name: str, x: Tensor, layer: int, dtype: torch.dtype) -> Tensor:
     spec, thresholds = getattr(call.plan, name), call.thresholds
     assert thresholds is not None
@@ -227,7 +231,7 @@ def _in(dtype: torch.dtype, x: Tensor) -> Tensor:
 def _stack(call: Call, x: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """All layers and directions; returns the output and one stacked final state per state of the cell."""
     settings, visible, backend = call.settings, call.found.visible, call.found.backend
-    run = {"reference": _reference_layer, onnx.BACKEND: _onnx_layer}.get(backend, _fused_layer)
+    run = _NOT_FUSED.get(backend, _fused_layer)
     between = "dropout" if call.plan.inter_layer_dropout is None else "inter_layer_dropout"
     num_layers, directions = settings.num_layers, settings.directions
     x = _site(call, "input_dropout", x, 0)
@@ -249,8 +253,10 @@ def _stack(call: Call, x: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor
         x = _in(visible, x)
         finals += of_layer
     x = _site(call, "output_dropout", x, num_layers)
-    of_each = [finals[place :: len(hx)] for place in range(len(hx))]
-    h_n, *others = [c[0].unsqueeze(0) if len(c) == 1 else torch.stack(c) for c in of_each]
+    if num_layers * directions == 1:
+        h_n, *others = [state.unsqueeze(0) for state in finals]
+    else:
+        h_n, *others = [torch.stack(finals[place :: len(hx)]) for place in range(len(hx))]
     return x, _in(visible, h_n), *others
 
 

@@ -158,7 +158,7 @@ def _prepare(
 
 def _traits(
     settings: Settings, input: Tensor, hx: Sequence[Tensor] | None, weights: Sequence[Tensor]
-) -> list[Any] | None:
+) -> tuple[Any, ...] | None:
     """All that :func:`_prepare` looks at beside the plan, of an eager call of the CPU's kernels without autocast.
 
     None where that is not all. Other backends ask their device and the environment, a packed batch has its sizes in a
@@ -166,12 +166,11 @@ def _traits(
     """
     if not input.is_cpu or torch._C._is_any_autocast_enabled():
         return None
-    found: list[Any] = [settings, hx is None]
-    for tensor in (input, *(hx or ()), *weights):
-        if tensor.is_nested:
+    for weight in weights:
+        if weight.is_nested:
             return None
-        found += (tensor.shape, tensor.dtype, tensor.device, tensor.layout)
-    return found
+    of_each = [(t.shape, t.dtype, t.device, t.layout) for t in (input, *(hx or ()), *weights)]
+    return settings, hx is None, of_each
 
 
 def prepare(

@@ -367,7 +367,10 @@ class RegularizedRNN(Regularized, nn.RNNBase):
 
     def _check_state_dims(self, states: tuple[Tensor, ...], batched: bool) -> None:
         dims = 3 if batched else 2
-        if all(state.dim() == dims for state in states):
+        for state in states:
+            if state.dim() != dims:
+                break
+        else:
             return
         kind = "batched 3-D" if batched else "unbatched 2-D"
         h, *c = states
