@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -82,20 +83,22 @@ def check_rng(name: str, rng: Any, device: torch.device | None = None) -> Rng:
     return rng
 
 
-def resolve_rng(plan: Plan, rng: Rng | None, masks_on: bool, device: torch.device) -> dict[str, Tensor]:
+def resolve_rng(
+    plan: Plan, rng: Rng | None, masks_on: bool, device: torch.device, eager: bool = False
+) -> dict[str, Tensor]:
     """The pair of each group that has a configured site; draws one from the default generator if ``rng`` is None.
 
-    Nothing is drawn where no site is configured or masks are off.
+    Nothing is drawn where no site is configured or masks are off. ``eager``: what :func:`ops.draw` asks for.
 
     Raises:
         TypeError, ValueError: ``rng`` is not what :data:`Rng` says, names a group that does not exist, lacks one that
             is configured, or lies on another device.
     """
-    groups = [group for group in GROUPS if group in [GROUP_OF[name] for name in plan.names]]
+    groups = plan.groups
     if rng is None:
         if not masks_on or not groups:
             return {}
-        return dict.fromkeys(groups, ops.draw(device))
+        return dict.fromkeys(groups, ops.draw(device, eager))
     rng = check_rng("rng", rng, device)
     if isinstance(rng, Mapping):
         missing = [group for group in groups if group not in rng]
@@ -141,12 +144,17 @@ def check_thresholds(thresholds: Tensor) -> None:
 
 
 def check_counters(example_ids: Tensor | None, step_offset: int, batch: int, steps: int, device: torch.device) -> None:
-    if isinstance(step_offset, bool) or not isinstance(step_offset, (int, torch.SymInt)):
+    if type(step_offset) is not int and (
+        isinstance(step_offset, bool) or not isinstance(step_offset, (int, torch.SymInt))
+    ):
         raise TypeError(f"step_offset should be an int, got {type(step_offset).__name__}")
-    # While tracing, T is left to the kernels' own check: torch.export would make a bound of this one, and ask everybody
-    # for Dim("T", max=4294967295).
-    last = step_offset + (1 if torch.compiler.is_compiling() else steps)
-    if known(step_offset < 0) or known(last > SEQ):
+    if torch.compiler.is_compiling():
+        # T is left to the kernels' own check: torch.export would make a bound of this one, and ask everybody for
+        # Dim("T", max=4294967295).
+        outside = known(step_offset < 0) or known(step_offset + 1 > SEQ)
+    else:
+        outside = step_offset < 0 or step_offset + steps > SEQ
+    if outside:
         raise ValueError(
             f"step_offset should be at least 0 and step_offset + T at most {SEQ}, got {step_offset} with T = {steps}"
         )
@@ -218,7 +226,7 @@ def choose_backend(backend: str | None, plan: Plan, device_type: str) -> str:
             + "; ".join(f"{other}: {obstacle(other, plan, device_type)}" for other in BACKENDS[:-1])
             + '. Move them to the CPU, or pass backend="reference", which computes on any device'
         )
-    reason = obstacle(name, plan, device_type)
+    reason = None if backend is None else obstacle(name, plan, device_type)  # best_backend has asked
     if reason is not None:
         raise ValueError(f'backend="{name}" cannot run this: {reason}. Pass backend="reference", which can')
     # Compiled code is not looked at here but in the operators, when they are traced.
@@ -232,6 +240,8 @@ def choose_backend(backend: str | None, plan: Plan, device_type: str) -> str:
 
 def autocast_enabled(input: Tensor) -> bool:
     """Whether autocast is on for the device of ``input``."""
+    if not torch._C._is_any_autocast_enabled():  # quickly told
+        return False
     return input.device.type != "meta" and torch.is_autocast_enabled(input.device.type)
 
 
@@ -265,45 +275,49 @@ def result_dtypes(
 
 
 def check_input(cell: str, input: Tensor, packed: bool, weights: Sequence[Tensor]) -> None:
-    called = CELLS[cell].called
-    check_dense(f"input of {called}", input)
-    w_ih = weights[0]
-    dims = 2 if packed else 3
-    if input.dim() != dims:
-        raise RuntimeError(f"input must have {dims} dimensions, got {input.dim()}")
+    """Checks the shape of a dense input, and that the weights are what can be computed with it."""
+    dims, given, device = 2 if packed else 3, input.shape, input.device
+    if len(given) != dims:
+        raise RuntimeError(f"input must have {dims} dimensions, got {len(given)}")
     if not input.is_floating_point():
-        raise TypeError(f"input of {called} should have a floating dtype, got {input.dtype}")
+        raise TypeError(f"input of {CELLS[cell].called} should have a floating dtype, got {input.dtype}")
     for weight in weights:
-        if weight.device != input.device:
+        if weight.device != device:
             raise RuntimeError(
                 "Input and parameter tensors are not at the same device, found input tensor at "
-                f"{input.device} and parameter tensor at {weight.device}"
+                f"{device} and parameter tensor at {weight.device}"
             )
         if not is_dense(weight):
-            check_dense(f"a weight of {called}", weight)
+            check_dense(f"a weight of {CELLS[cell].called}", weight)
         if not weight.is_floating_point():
-            raise TypeError(f"a weight of {called} should have a floating dtype, got {weight.dtype}")
-    if input.size(-1) != w_ih.size(1):
-        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {w_ih.size(1)}, got {input.size(-1)}")
+            raise TypeError(f"a weight of {CELLS[cell].called} should have a floating dtype, got {weight.dtype}")
+    inputs = weights[0].shape[1]
+    if given[-1] != inputs:
+        raise RuntimeError(f"input.size(-1) must be equal to input_size. Expected {inputs}, got {given[-1]}")
 
 
-def check_states(cell: str, hx: Sequence[Tensor], expected: list[tuple[int, int, int]], input: Tensor) -> None:
-    mixed = autocast_enabled(input)
+def check_states(hx: Sequence[Tensor], expected: Sequence[tuple[int, int, int]], input: Tensor) -> None:
+    """Checks dense states against the sizes that the input and the weights ask for."""
+    compiling = torch.compiler.is_compiling()
     for index, (state, size) in enumerate(zip(hx, expected, strict=True)):
-        alone = len(expected) == 1
-        name, torch_name = ("hx", "hidden") if alone else (f"hx[{index}]", f"hidden[{index}]")
-        check_dense(name, state)
-        if state.dim() != 3 or any(known(got != want) for got, want in zip(state.shape, size, strict=True)):
-            raise RuntimeError(f"Expected {torch_name} size {size}, got {list(state.shape)}")
-        if torch.compiler.is_compiling():
+        given = state.shape
+        # Compiled code may not know a size, and compares those that it knows.
+        differs = any(map(known, map(operator.ne, given, size))) if compiling else given != size
+        if len(given) != 3 or differs:
+            torch_name = "hidden" if len(expected) == 1 else f"hidden[{index}]"
+            raise RuntimeError(f"Expected {torch_name} size {size}, got {list(given)}")
+        if compiling:
             # Where the batch is not known yet, such as the number that a packed input keeps, it is checked in the run.
-            torch._check(state.size(1) == size[1], lambda: "hx has another batch size than the packed input")
+            torch._check(given[1] == size[1], lambda: "hx has another batch size than the packed input")
+        if state.device == input.device and state.dtype == input.dtype:
+            continue
+        name = "hx" if len(expected) == 1 else f"hx[{index}]"
         if state.device != input.device:
             raise RuntimeError(
                 "Input and hidden tensors are not at the same device, found input tensor at "
                 f"{input.device} and hidden tensor at {state.device}: move {name}"
             )
-        if state.dtype != input.dtype and not (mixed and state.is_floating_point()):
+        if not (autocast_enabled(input) and state.is_floating_point()):
             raise RuntimeError(
                 "Input and hidden tensors are not the same dtype, found input tensor with "
                 f"{input.dtype} and hidden tensor with {state.dtype}: convert {name}"

@@ -1,4 +1,4 @@
-"""The front door of every cell: shapes, checks, dtypes, layers and packing around the layer operators.
+"""The front door of every cell: layers, directions and packing around the layer operators.
 
 :func:`run` runs a whole stack the way ``torch.nn`` does, on the fused operators or, with ``backend="reference"``, on
 :mod:`reference` fed with the masks of :mod:`masks`. Both read the same counters.
@@ -20,19 +20,16 @@ from .arguments import (
     Rng,
     autocast_enabled,
     check_counters,
-    check_input,
-    check_states,
     check_thresholds,
-    choose_backend,
     pair_of_each,
     resolve_rng,
-    result_dtypes,
 )
 from .cells import CELLS
 from .fakes import compute_dtype
 from .layer_call import BOTH, FORWARD, Keep, side_by_side
-from .layouts import NO_STEPS, exporting, known
+from .layouts import exporting
 from .options import LockedDropout
+from .prepare import Prepared, Settings, Weights, prepare, split_weights
 from .sites import FLAG, KIND, SITE, SITE_INDEX, Plan, stream
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -46,31 +43,16 @@ _KEEP_ALL, _KEEP_RECOMPUTED = int(Keep.ALL), int(Keep.STATES)  # plain numbers, 
 class Call(NamedTuple):
     """What every layer of one call shares."""
 
-    cell: str
+    settings: Settings
+    found: Prepared
     plan: Plan
     thresholds: Tensor | None
-    masks_on: bool
-    flags: tuple[int, ...]  # of each layer's operator
     rngs: Mapping[str, Tensor]
     rng: Tensor | None  # the same as the operators take them
     example_ids: Tensor | None  # of the rows as the operators see them
     step_offset: int
     batch_sizes: Tensor | None
     lengths: Tensor | None  # reference only: the input is padded there
-    dtype: torch.dtype
-    backend: str
-    keep: int
-    schedule: schedules.Schedule
-
-
-class Weights(NamedTuple):
-    """The tensors of one layer and direction; None where there are no biases and no projection."""
-
-    w_ih: Tensor
-    w_hh: Tensor
-    b_ih: Tensor | None
-    b_hh: Tensor | None
-    w_hr: Tensor | None
 
 
 LayerResults = tuple[Tensor, Sequence[Tensor]]
@@ -78,25 +60,26 @@ LayerResults = tuple[Tensor, Sequence[Tensor]]
 
 
 def _fused_layer(
-    call: Call, x: Tensor, states: Sequence[Tensor], directions: Sequence[Weights], layer: int
+    call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], layer: int
 ) -> LayerResults:
-    flags = call.flags[layer]
-    return ops.family(call.backend).layer(
-        CELLS[call.cell].number,
+    settings, found = call.settings, call.found
+    flags, family = found.flags[layer], ops.family(found.backend)
+    return (family.autograd_of_layer if found.eager else family.layer)(
+        CELLS[settings.cell].number,
         x,
         states,
-        [weight for weights in directions for weight in weights if weight is not None],
+        weights,
         call.batch_sizes,
         call.example_ids,
         call.rng if flags & FLAG["MASKS_ON"] else None,
         call.thresholds if flags else None,
-        call.dtype,
+        found.dtype,
         flags,
         layer,
-        FORWARD if len(directions) == 1 else BOTH,
+        BOTH if settings.bidirectional else FORWARD,
         call.step_offset,
-        call.schedule.number,
-        call.keep,
+        found.schedule.number,
+        _KEEP_RECOMPUTED if settings.recompute else _KEEP_ALL,
     )
 
 
@@ -106,10 +89,9 @@ OneDirection = Callable[[Call, Tensor, Sequence[Tensor], Weights, int, bool], tu
 def _each_direction(run: OneDirection) -> Callable[..., LayerResults]:
     """A layer, of what runs one direction of it."""
 
-    def layer(
-        call: Call, x: Tensor, states: Sequence[Tensor], directions: Sequence[Weights], number: int
-    ) -> LayerResults:
-        of_each = CELLS[call.cell].states
+    def layer(call: Call, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], number: int) -> LayerResults:
+        of_each = CELLS[call.settings.cell].states
+        (directions,) = split_weights(weights, 1, call.settings.bias, call.settings.bidirectional)
         own = [states[start : start + of_each] for start in range(0, len(states), of_each)]
         return side_by_side([run(call, x, own[i], w, number, i == 1) for i, w in enumerate(directions)])
 
@@ -120,7 +102,7 @@ def _each_direction(run: OneDirection) -> Callable[..., LayerResults]:
 def _onnx_layer(
     call: Call, x: Tensor, states: Sequence[Tensor], w: Weights, layer: int, reverse: bool
 ) -> tuple[Tensor, ...]:
-    return onnx.layer(call.cell, x, states, *w[:4], call.dtype, reverse, call.plan.reset_after)
+    return onnx.layer(call.settings.cell, x, states, *w[:4], call.found.dtype, reverse, call.plan.reset_after)
 
 
 def _counters(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -133,8 +115,8 @@ def _counters(call: Call, x: Tensor) -> tuple[Tensor, Tensor]:
 def _reference_layer(
     call: Call, x: Tensor, states: Sequence[Tensor], w: Weights, layer: int, reverse: bool
 ) -> tuple[Tensor, ...]:
-    plan, compute = call.plan, compute_dtype(call.dtype)
-    own = w if CELLS[call.cell].projects else w[:4]
+    plan, compute = call.plan, compute_dtype(call.found.dtype)
+    own = w if CELLS[call.settings.cell].projects else w[:4]
     weights = [None if weight is None else weight.to(compute) for weight in own]
     factors: dict[str, Tensor] = {}
     if plan.names:
@@ -142,33 +124,37 @@ def _reference_layer(
         assert call.thresholds is not None
         factors = masks.layer(
             plan,
-            call.cell,
+            call.settings.cell,
             call.rngs,
             call.thresholds,
             layer=layer,
             reverse=reverse,
             input_size=x.size(-1),
-            hidden_size=w.w_hh.size(0) // CELLS[call.cell].gates,
+            hidden_size=w.w_hh.size(0) // CELLS[call.settings.cell].gates,
             proj_size=0 if w.w_hr is None else w.w_hr.size(0),
             example_ids=example_ids,
             steps=steps,
             dtype=compute,
-            masks_on=call.masks_on,
+            masks_on=call.settings.masks_on,
         )
         untied = plan.input_dropout is not None and not plan.input_dropout.tied
-        if untied and layer == 0 and call.masks_on:
+        if untied and layer == 0 and call.settings.masks_on:
             factors["input"] = _site_mask(call, "input_dropout", x, 0, compute)
     unzoned = plan.zoneout_h is not None and plan.zoneout_h.output == "unzoned"
     initial = [state.to(compute) for state in states]
     options: dict[str, Any] = {"lengths": call.lengths, "reverse": reverse, "unzoned": unzoned}
     if not plan.reset_after:
         options["reset_after"] = False
-    has_c = CELLS[call.cell].has_c
+    has_c = CELLS[call.settings.cell].has_c
     # Under autocast the matrix products below would run in its dtype.
     with torch.autocast(x.device.type, enabled=False) if autocast_enabled(x) else nullcontext():
-        equations: Any = getattr(reference, call.cell.lower())
+        equations: Any = getattr(reference, call.settings.cell.lower())
         out, last = equations(x.to(compute), initial if has_c else initial[0], weights, factors, **options)
-    return tuple(result.to(call.dtype) for result in (out, *(last if has_c else (last,))))
+    return tuple(result.to(call.found.dtype) for result in (out, *(last if has_c else (last,))))
+
+
+_NOT_FUSED = {"reference": _reference_layer, onnx.BACKEND: _onnx_layer}
+"""What runs a layer, of the backends that have no operator for it."""
 
 
 def _site_mask(call: Call, name: str, x: Tensor, layer: int, dtype: torch.dtype) -> Tensor:
@@ -185,19 +171,21 @@ def _site_mask(call: Call, name: str, x: Tensor, layer: int, dtype: torch.dtype)
         example_ids,
         steps,
         dtype,
-        gates=CELLS[call.cell].gates,
+        gates=CELLS[call.settings.cell].gates,
     )
 
 
 def _site(call: Call, name: str, x: Tensor, layer: int) -> Tensor:
     """Dropout of a layer's input or output; x itself where the site is off, or the layer's operator masks it."""
+    if not call.settings.masks_on or call.found.schedule.outer_sites:
+        return x
     spec = getattr(call.plan, name)
-    if spec is None or not call.masks_on or call.schedule.outer_sites:
+    if spec is None:
         return x
     locked = spec if isinstance(spec, LockedDropout) else None
-    if call.backend != "reference":
+    if call.found.backend != "reference":
         assert call.thresholds is not None
-        return ops.family(call.backend).dropout(
+        return ops.family(call.found.backend).dropout(
             x,
             call.rngs[GROUP_OF[name]],
             call.thresholds,
@@ -219,7 +207,7 @@ def _cudnn_stack(
     call: Call, x: Tensor, hx: Sequence[Tensor], layers: list[list[Weights]], between: str
 ) -> tuple[Tensor, ...]:
     """All layers at once, or one after the other where a site acts between them."""
-    together = cudnn.layers_at_once(call.plan, call.masks_on, len(layers))
+    together = cudnn.layers_at_once(call.plan, call.settings.masks_on, len(layers))
     finals: list[list[Tensor]] = [[] for _ in hx]
     for first in range(0, len(layers), together):
         if first:
@@ -227,88 +215,54 @@ def _cudnn_stack(
         some = layers[first : first + together]
         rows = slice(first * len(some[0]), (first + together) * len(some[0]))
         x, *last = cudnn.layers(
-            call.cell, call.plan, call.masks_on, x, [state[rows] for state in hx], some, first, call.batch_sizes,
-            call.rngs.get("weight"), call.thresholds, call.dtype,
+            call.settings.cell, call.plan, call.settings.masks_on, x, [state[rows] for state in hx], some, first,
+            call.batch_sizes, call.rngs.get("weight"), call.thresholds, call.found.dtype,
         )  # fmt: skip
         for collected, value in zip(finals, last, strict=True):
             collected.append(value)
     return x, *(collected[0] if len(collected) == 1 else torch.cat(collected) for collected in finals)
 
 
-def _flags(plan: Plan, masks_on: bool, num_layers: int, schedule: schedules.Schedule) -> tuple[int, ...]:
-    """Of each layer's operator. Without a site there is nothing for MASKS_ON to switch on."""
-    if masks_on and schedule.outer_sites:
-        return tuple(plan.layer_flags(layer, num_layers) for layer in range(num_layers))
-    return (plan.train_flags if masks_on and plan.eval_flags else plan.eval_flags,) * num_layers
+def _in(dtype: torch.dtype, x: Tensor) -> Tensor:
+    """``x`` in this dtype, without a call of torch where it has it."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
-def _stack(
-    call: Call, x: Tensor, hx: Sequence[Tensor], layers: list[list[Weights]], visible: torch.dtype
-) -> tuple[Tensor, ...]:
+def _stack(call: Call, x: Tensor, hx: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """All layers and directions; returns the output and one stacked final state per state of the cell."""
-    run = {"reference": _reference_layer, onnx.BACKEND: _onnx_layer}.get(call.backend, _fused_layer)
+    settings, visible, backend = call.settings, call.found.visible, call.found.backend
+    run = _NOT_FUSED.get(backend, _fused_layer)
     between = "dropout" if call.plan.inter_layer_dropout is None else "inter_layer_dropout"
+    num_layers, directions = settings.num_layers, settings.directions
     x = _site(call, "input_dropout", x, 0)
-    if call.schedule.name == schedules.CUDNN:
-        x, *last = _cudnn_stack(call, x, hx, layers, between)
-        x = _site(call, "output_dropout", x.to(visible), len(layers))
-        return x, last[0].to(visible), *last[1:]
-    # Layer after layer, direction after direction.
-    states = [state for row in zip(*(state.unbind(0) for state in hx), strict=True) for state in row]
-    each = len(layers[0]) * len(hx)
+    if call.found.schedule.name == schedules.CUDNN:
+        x, *last = _cudnn_stack(call, x, hx, settings.split(weights), between)
+        x = _site(call, "output_dropout", _in(visible, x), num_layers)
+        return x, _in(visible, last[0]), *last[1:]
+    if num_layers * directions == 1:
+        states = [state.squeeze(0) for state in hx]
+    else:  # layer after layer, direction after direction
+        states = [state for row in zip(*(state.unbind(0) for state in hx), strict=True) for state in row]
+    of_weights, of_states = len(weights) // num_layers, directions * len(hx)
     finals: list[Tensor] = []
-    for layer, directions in enumerate(layers):
+    for layer in range(num_layers):
         if layer:
             x = _site(call, between, x, layer)
-        x, of_layer = run(call, x, states[layer * each : (layer + 1) * each], directions, layer)
-        x = x.to(visible)
+        own_states = states[layer * of_states : (layer + 1) * of_states]
+        x, of_layer = run(call, x, own_states, weights[layer * of_weights : (layer + 1) * of_weights], layer)
+        x = _in(visible, x)
         finals += of_layer
-    x = _site(call, "output_dropout", x, len(layers))
-    of_each = [finals[place :: len(hx)] for place in range(len(hx))]
-    h_n, *others = [c[0].unsqueeze(0) if len(c) == 1 else torch.stack(c) for c in of_each]
-    return x, h_n.to(visible), *others
+    x = _site(call, "output_dropout", x, num_layers)
+    if num_layers * directions == 1:
+        h_n, *others = [state.unsqueeze(0) for state in finals]
+    else:
+        h_n, *others = [torch.stack(finals[place :: len(hx)]) for place in range(len(hx))]
+    return x, _in(visible, h_n), *others
 
 
 # --------------------------------------------------------------------------------------------------------------------
 # The front door
 # --------------------------------------------------------------------------------------------------------------------
-
-
-def batch_size(input: Tensor, batch_sizes: Tensor | None, sorted_indices: Tensor | None = None) -> int:
-    """Number of rows of a padded (T, B, *) or packed input."""
-    if batch_sizes is None:
-        return input.size(1)
-    if sorted_indices is not None:
-        return sorted_indices.size(0)
-    if not torch.compiler.is_compiling():
-        return int(batch_sizes[0])
-    # The one number that a packed input keeps in a tensor: without this a full graph cannot be captured.
-    with torch._dynamo.patch_dynamo_config(capture_scalar_outputs=True):
-        batch: int = batch_sizes[0].item()  # type: ignore[assignment]  # a symbol, which int() would make a constant
-    torch._check(batch >= 0)
-    return batch
-
-
-def split_weights(weights: Sequence[Tensor], num_layers: int, bias: bool, bidirectional: bool) -> list[list[Weights]]:
-    """Flat weights in torch's order, as [layer][direction].
-
-    Raises:
-        ValueError: the number of weights fits neither a projection nor none.
-    """
-    directions = 2 if bidirectional else 1
-    each, rest = divmod(len(weights), num_layers * directions)
-    plain = 4 if bias else 2
-    if rest or each not in (plain, plain + 1):
-        raise ValueError(
-            f"weights should hold {plain} tensors ({plain + 1} with a projection) for each of {num_layers} "
-            f"layers and {directions} directions, got {len(weights)}"
-        )
-    result = []
-    for start in range(0, len(weights), each):
-        group = weights[start : start + each]
-        b_ih, b_hh = (group[2], group[3]) if bias else (None, None)
-        result.append(Weights(group[0], group[1], b_ih, b_hh, group[-1] if each > plain else None))
-    return [result[start : start + directions] for start in range(0, len(result), directions)]
 
 
 def run(
@@ -362,65 +316,40 @@ def run(
         RuntimeError, ValueError, TypeError: a bad argument, in torch.nn's words where it has some.
         NotImplementedError: a ``torch.func`` transform on a fused backend.
     """
-    packed = batch_sizes is not None
-    layers = split_weights(weights, num_layers, bias, bidirectional)
-    first = layers[0][0]
-    check_input(cell, input, packed, weights)
-    batch = batch_size(input, batch_sizes, sorted_indices)
-    projected, hidden_size = first.w_hr is not None, first.w_hh.size(0) // CELLS[cell].gates
-    count = num_layers * (2 if bidirectional else 1)
-    expected = [(count, batch, first.w_hh.size(1)), (count, batch, hidden_size)][: CELLS[cell].states]
-    if hx is not None:
-        check_states(cell, hx, expected, input)
-    steps = input.size(0) if batch_sizes is None else batch_sizes.size(0)
-    if known(steps == 0):
-        raise RuntimeError(NO_STEPS)
-    chosen = choose_backend(backend, plan, input.device.type)
-    check_counters(example_ids, step_offset, batch, steps, input.device)
+    settings = Settings(cell, num_layers, bias, bidirectional, masks_on, backend, recompute)
+    found = prepare(settings, plan, input, hx, weights, batch_sizes, sorted_indices)
+    device = input.device
+    check_counters(example_ids, step_offset, found.batch, found.steps, device)
     if plan.names:
         if thresholds is None:
             raise ValueError(f"thresholds should be given: {', '.join(plan.names)} configured")
-        if thresholds.device != input.device:
+        if thresholds.device != device:
             raise RuntimeError(
-                f"the rates of the sites are on {thresholds.device} and the input is on {input.device}: "
+                f"the rates of the sites are on {thresholds.device} and the input is on {device}: "
                 "move the whole module with .to(device)"
             )
-        if chosen == "reference":  # the operators of the others look for themselves
+        if found.backend == "reference":  # the operators of the others look for themselves
             check_thresholds(thresholds)
     if hx is None:
-        hx = [torch.zeros(size, dtype=input.dtype, device=input.device) for size in expected]
+        hx = [torch.zeros(size, dtype=input.dtype, device=device) for size in found.sizes]
     if sorted_indices is not None:
         hx = [state.index_select(1, sorted_indices) for state in hx]
         example_ids = sorted_indices if example_ids is None else example_ids.index_select(0, sorted_indices)
-    dtype, visible = result_dtypes(cell, input, packed, projected, hx[-1].dtype)
-    if not torch.compiler.is_dynamo_compiling():
-        if onnx.exporting():
-            chosen = onnx.check_call(plan, masks_on, packed, projected, dtype, chosen)
-        if torch.jit.is_tracing():
-            onnx.register_torchscript()
-    asked = schedules.Layers(plan, masks_on, recompute, input, steps, packed, dtype, layers, batch)
-    schedule = schedules.choose(chosen, asked).schedule
-    flags = _flags(plan, masks_on, num_layers, schedule)
-    rngs = resolve_rng(plan, rng, masks_on, input.device)
+    rngs = resolve_rng(plan, rng, masks_on, device, found.eager)
     call = Call(
-        cell,
+        settings,
+        found,
         plan,
         thresholds if plan.names else None,
-        masks_on,
-        flags,
         rngs,
-        pair_of_each(rngs) if any(of_layer & FLAG["MASKS_ON"] for of_layer in flags) else None,
+        pair_of_each(rngs) if found.draws else None,
         example_ids,
         step_offset,
         batch_sizes,
         None,
-        dtype,
-        chosen,
-        _KEEP_RECOMPUTED if recompute else _KEEP_ALL,
-        schedule,
     )
-    if batch_sizes is None or chosen != "reference":
-        out, *last = _stack(call, input, hx, layers, visible)
+    if batch_sizes is None or found.backend != "reference":
+        out, *last = _stack(call, input, hx, weights)
     else:
         if exporting():
             raise NotImplementedError(
@@ -429,7 +358,7 @@ def run(
             )
         padded, lengths = pad_packed_sequence(PackedSequence(input, batch_sizes))
         call = call._replace(batch_sizes=None, lengths=lengths)
-        out, *last = _stack(call, padded, hx, layers, visible)
+        out, *last = _stack(call, padded, hx, weights)
         out = pack_padded_sequence(out, lengths).data
     if sorted_indices is not None:
         unsorted_indices = invert_permutation(sorted_indices)
@@ -438,4 +367,4 @@ def run(
     return out, *last
 
 
-__all__ = ["batch_size", "run", "split_weights"]
+__all__ = ["run", "split_weights"]

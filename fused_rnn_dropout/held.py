@@ -199,7 +199,7 @@ def _check_not_recorded(module: Holdable) -> None:
 
 def _check_no_replica(module: Holdable) -> None:
     """DataParallel runs copies in threads of their own, which no hold reaches; it shares its module's dicts."""
-    if getattr(module, "_is_replica", False):
+    if vars(module).get("_is_replica", False):  # as an attribute, nn.Module would look for it in all its dicts
         with _lock:
             held = any(slot.module._sites is module._sites for hold in _everywhere for slot in hold._slots.values())
         if held:

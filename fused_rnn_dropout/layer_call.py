@@ -163,23 +163,26 @@ class LayerCall(NamedTuple):
 
     def split(self) -> tuple[tuple[Tensor | None, ...], LayerCall]:
         """All tensors in a row, and the call without them, for who must hold no tensor."""
-        tensors = (*self.differentiable, self.batch_sizes, self.example_ids, self.rng, self.thresholds)
+        cell, x, states, weights, *others = self[:8]
         nothing: Any = None
-        bare = self._replace(
-            x=nothing, states=(nothing,) * len(self.states), weights=(nothing,) * len(self.weights), batch_sizes=None,
-            example_ids=None, rng=None, thresholds=None,
-        )  # fmt: skip
-        return tensors, bare
+        # Made anew: _replace, which takes names, takes longer.
+        bare = LayerCall(
+            cell, nothing, (nothing,) * len(states), (nothing,) * len(weights), None, None, None, None, *self[8:]
+        )
+        return (x, *states, *weights, *others), bare
+
+    def with_thresholds(self, thresholds: Tensor | None) -> LayerCall:
+        """The same call with other rates."""
+        return LayerCall(*self[:7], thresholds, *self[8:])
 
     def join(self, tensors: Sequence[Any]) -> tuple[LayerCall, Sequence[Any]]:
         """The way back; and what follows those tensors."""
-        x, *rest = tensors
-        states, rest = rest[: len(self.states)], rest[len(self.states) :]
-        weights, rest = rest[: len(self.weights)], rest[len(self.weights) :]
-        batch_sizes, example_ids, rng, thresholds, *others = rest
-        whole = self._replace(
-            x=x, states=states, weights=weights, batch_sizes=batch_sizes, example_ids=example_ids, rng=rng,
-            thresholds=thresholds,
+        of_weights = 1 + len(self.states)
+        end = of_weights + len(self.weights)
+        batch_sizes, example_ids, rng, thresholds, *others = tensors[end:]
+        whole = LayerCall(
+            self.cell, tensors[0], tensors[1:of_weights], tensors[of_weights:end], batch_sizes, example_ids, rng,
+            thresholds, *self[8:],
         )  # fmt: skip
         return whole, others
 

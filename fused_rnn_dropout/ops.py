@@ -101,8 +101,10 @@ def _(like: Tensor) -> Tensor:
     return like.new_empty(2, dtype=torch.int64)
 
 
-def draw(device: torch.device | str | int | None) -> Tensor:
+def draw(device: torch.device | str | int | None, eager: bool = False) -> Tensor:
     """All the randomness of one call: int64 (2) from the default generator of ``device``, torch's default if None.
+
+    ``eager``: whether nobody but autograd looks at operators, :func:`only_autograd_asks`: then nobody needs to see one.
 
     The operand is made for this draw alone, and by ``torch.empty``. Compilers merge calls of one operator on the same
     operands, and do not ask whether it is random. What ``empty`` gives they never merge: it is not a function of its
@@ -111,9 +113,9 @@ def draw(device: torch.device | str | int | None) -> Tensor:
 
     TorchScript knows only torch's own operators as random. It would run this one once, and keep the pair as a constant.
     """
-    if torch.jit.is_tracing():
+    if eager or torch.jit.is_tracing():
         return _pair(device)
-    return _ops.draw(torch.empty(16, dtype=torch.int64, device=device))
+    return _ops.draw.default(torch.empty(16, dtype=torch.int64, device=device))
 
 
 @register_fake("snapshot")
@@ -126,7 +128,9 @@ def _snapshot(thresholds: Tensor | None) -> Tensor | None:
 
     An operator of its own, since a compiler would make a plain clone again in the backward, out of the changed rates.
     """
-    return None if thresholds is None else _ops.snapshot(thresholds)
+    if thresholds is None:
+        return None
+    return thresholds.clone() if _no_mode() else _ops.snapshot.default(thresholds)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -168,10 +172,10 @@ def _layer_function(forward_op: Any, backward_op: Any) -> type[torch.autograd.Fu
         @staticmethod
         def forward(ctx: Any, call: LayerCall, *given: Tensor) -> tuple[Tensor, ...]:
             with torch._C._AutoDispatchBelowAutograd():
-                call = call._replace(thresholds=_snapshot(call.thresholds))
+                call = call.with_thresholds(_snapshot(call.thresholds))
                 y, last, kept = forward_op(*call)
             tensors, ctx.call = call.split()
-            h_apart = Kept.of_each(kept)[0].states.dim() == 2  # empty, in one dimension, where backward reads h from y
+            h_apart = Kept(*kept[:3]).states.dim() == 2  # empty, in one dimension, where backward reads h from y
             ctx.save_for_backward(*tensors, None if h_apart else y, *kept)
             ctx.set_materialize_grads(False)
             return y, *last
@@ -206,45 +210,86 @@ class _Once(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
-        raise RuntimeError(_only_reference("double backward", ctx.op.__name__.removesuffix("_backward")))
+        name = ctx.op._schema.name.removeprefix(f"{NAMESPACE}::").removesuffix("_backward")
+        raise RuntimeError(_only_reference("double backward", name))
 
 
-def _autograd(name: str, tensors: Callable[..., Iterable[Tensor | None]], apply: Callable[..., Any]) -> None:
-    """Registers what an operator does where a graph is needed; ``tensors``: those of its arguments that decide it."""
-    op = getattr(_ops, name)
-    names, exported = argument_names(op), name.removeprefix("triton_")
+def _autograd(
+    name: str, tensors: Callable[..., Iterable[Tensor | None]], apply: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Registers what an operator does where a graph is needed; ``tensors``: those of its arguments that decide it.
+
+    Returns:
+        The same for who calls it without the dispatcher, which would hand it all arguments through C++ and back: that
+        takes 10 microseconds. No exporter translates it then.
+    """
+    op = getattr(_ops, name).default
+    names, exported = argument_names(getattr(_ops, name)), name.removeprefix("triton_")
     has_nodes = exported in onnx.OPERATORS
 
     def call(*args: Any) -> Any:
-        if has_nodes and onnx.translating():
-            return onnx.operator(exported, dict(zip(names, args, strict=True)))
         if _differentiable(name, lambda: tensors(*args)):
             return apply(*args)
         with torch._C._AutoDispatchBelowAutograd():
             return op(*args)
 
-    lib.impl(name, call, "Autograd")
+    def registered(*args: Any) -> Any:
+        if has_nodes and onnx.translating():
+            return onnx.operator(exported, dict(zip(names, args, strict=True)))
+        return call(*args)
+
+    lib.impl(name, registered, "Autograd")
+    return call
+
+
+_keys = torch._C.DispatchKey
+_INFERENCE = torch._C.DispatchKeySet(_keys.BackendSelect)
+_USUAL = _INFERENCE.add(_keys.ADInplaceOrView)
+"""The dispatch keys that are on where no tracer and no mode is, in inference mode and else."""
+
+
+def _no_mode() -> bool:
+    """Whether operators run as they are called: no compiler looks at them, no tracer and no mode."""
+    return not torch.compiler.is_compiling() and torch._C._dispatch_tls_local_include_set() in (_USUAL, _INFERENCE)
+
+
+def only_autograd_asks(tensors: tuple[Tensor, ...]) -> bool:
+    """Whether nothing looks at an operator on these before its Autograd kernel, which may then be called at once.
+
+    A compiler would, a tracer, a mode, or a subclass of Tensor. Nor may anybody have switched autograd off, as the
+    kernels of other operators do: inference mode apart, where there is no graph to make.
+    """
+    if not _no_mode() or torch.overrides.has_torch_function(tensors):
+        return False
+    off = torch._C._dispatch_tls_is_dispatch_key_excluded(_keys.AutogradFunctionality)
+    return not off or (torch.is_inference_mode_enabled() and not torch.is_grad_enabled())
+
+
+def _tensors_of_layer(cell: int, x: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor], *_: Any) -> Any:
+    """The tensors that may have a gradient."""
+    return (x, *states, *weights)
 
 
 def _tensors_among(values: Iterable[Any]) -> list[Tensor]:
     return [value for value in values if isinstance(value, Tensor)]
 
 
-def _layer_autograd(prefix: str) -> type[torch.autograd.Function]:
-    """Registers the gradients of a family's layer; returns what carries them."""
-    backward = getattr(_ops, f"{prefix}layer_backward")
-    function = _layer_function(getattr(_ops, f"{prefix}layer_forward"), backward)
+def _layer_autograd(prefix: str) -> tuple[type[torch.autograd.Function], Callable[..., Any]]:
+    """Registers the gradients of a family's layer; returns what carries them, and the layer's Autograd kernel."""
+    backward = getattr(_ops, f"{prefix}layer_backward").default
+    function = _layer_function(getattr(_ops, f"{prefix}layer_forward").default, backward)
+
+    names_of_backward = argument_names(getattr(_ops, f"{prefix}layer_backward"))
 
     def apply(*args: Any) -> tuple[Tensor, list[Tensor]]:
         call = LayerCall(*args)
-        call.check()
         y, *last = function.apply(call, *call.differentiable)
         return y, last
 
     def apply_backward(*args: Any) -> tuple[Tensor, list[Tensor], list[Tensor]]:
         flat, structure = pytree.tree_flatten(args)
         dx, *others = _Once.apply(backward, structure, *flat)
-        count = len(dict(zip(argument_names(backward), args, strict=True))["states"])
+        count = len(dict(zip(names_of_backward, args, strict=True))["states"])
         return dx, others[:count], others[count:]
 
     def of_each(count: int, batched: Sequence[bool], args: Sequence[Any]) -> Any:
@@ -284,9 +329,8 @@ def _layer_autograd(prefix: str) -> type[torch.autograd.Function]:
 
     lib.impl(f"{prefix}layer_backward", legacy_vmap, "Batched")
     torch.library.register_vmap(f"{NAMESPACE}::{prefix}layer_backward", vmap, lib=lib)
-    _autograd(f"{prefix}layer", lambda *args: LayerCall(*args).differentiable, apply)
     _autograd(f"{prefix}layer_backward", lambda *args: _tensors_among(pytree.tree_leaves(args)), apply_backward)
-    return function
+    return function, _autograd(f"{prefix}layer", _tensors_of_layer, apply)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -295,11 +339,12 @@ def _layer_autograd(prefix: str) -> type[torch.autograd.Function]:
 
 
 class Family(NamedTuple):
-    """The operators that a backend calls."""
+    """The operators that a backend calls, and the Autograd kernel of a layer, for where :func:`only_autograd_asks`."""
 
     words: Any
     dropout: Any
     layer: Any
+    autograd_of_layer: Callable[..., tuple[Tensor, list[Tensor]]]
 
 
 _NAMES = ("words", "dropout", "layer", "layer_forward", "layer_backward")
@@ -310,10 +355,11 @@ functions: dict[str, type[torch.autograd.Function]] = {}
 def _family(prefix: str = "") -> Family:
     """Fakes and gradients of the operators with this prefix."""
     fakes.register(prefix)
-    functions[f"{prefix}dropout"] = dropout = _dropout_function(getattr(_ops, f"{prefix}dropout"))
+    functions[f"{prefix}dropout"] = dropout = _dropout_function(getattr(_ops, f"{prefix}dropout").default)
     _autograd(f"{prefix}dropout", lambda x, *_: (x,), dropout.apply)
-    functions[f"{prefix}layer"] = _layer_autograd(prefix)
-    return Family(*(getattr(_ops, prefix + name).default for name in Family._fields))
+    functions[f"{prefix}layer"], kernel = _layer_autograd(prefix)
+    operators = {name: getattr(_ops, prefix + name).default for name in ("words", "dropout", "layer")}
+    return Family(**operators, autograd_of_layer=kernel)
 
 
 def _define_triton() -> None:
@@ -334,7 +380,7 @@ def _define_triton() -> None:
 _compiled = _family()
 _define_triton()
 _triton = _family("triton_")
-words, dropout, layer = _compiled
+words, dropout, layer, _ = _compiled
 
 
 def family(backend: str) -> Family:

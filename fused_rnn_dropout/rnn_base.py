@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 from . import functional, held
 from .arguments import Rng, check_backend
 from .cells import CELLS
-from .layouts import check_dense, check_packed
+from .layouts import check_dense, check_packed, is_dense
 from .options import Spec, rate_of, with_rate
 from .sites import BETWEEN, SITE, SITE_NAMES, SITES, Plan, check_combination, make_spec, sites_of, threshold
 from .thresholds import Thresholds
@@ -102,7 +102,7 @@ class Regularized(Thresholds):
         plan = Plan.make(self.mode, acting, reset_after=self.__dict__["_reset_after"])
         if plan != self.__dict__.get("_plan"):
             # Worked out now, so that compiled code finds plain values; it guards on the plan, which holds no rate.
-            _ = plan.names, plan.eval_flags, plan.train_flags, plan.outer_flags, plan.reference_only
+            _ = plan.names, plan.groups, plan.eval_flags, plan.train_flags, plan.outer_flags, plan.reference_only
             self._plan = plan
 
     def _assign(self, name: str, value: Any) -> None:
@@ -241,6 +241,23 @@ class Regularized(Thresholds):
 class RegularizedRNN(Regularized, nn.RNNBase):
     """What :class:`LSTM` and :class:`GRU` share: the forward pass over sequences."""
 
+    def _weights_have_changed(self) -> bool:
+        """What torch.nn's method of this name says, and every call asks; it looks each name up by two attributes."""
+        if torch.compiler.is_compiling():
+            return super()._weights_have_changed()
+        own = self.__dict__
+        parameters = own["_parameters"]
+        for ref, name in zip(self._flat_weight_refs, self._flat_weights_names, strict=True):
+            # In the order in which Python finds an attribute; what is a property, of parametrize, is in neither.
+            weight = own.get(name)
+            if weight is None:
+                weight = parameters.get(name)
+            if weight is None:
+                weight = getattr(self, name, None)
+            if weight is not None and ref is not None and ref() is not weight:
+                return True
+        return False
+
     def _call(
         self,
         input: Tensor | PackedSequence,
@@ -257,7 +274,8 @@ class RegularizedRNN(Regularized, nn.RNNBase):
         self._update_flat_weights()
         states = self._states(hx)
         for index, state in enumerate(states or ()):
-            check_dense("hx" if len(states or ()) == 1 else f"hx[{index}]", state)
+            if not is_dense(state):
+                check_dense("hx" if len(states or ()) == 1 else f"hx[{index}]", state)
         if isinstance(input, PackedSequence):
             check_packed(input)
             return self._call_packed(input, states, rng, example_ids, step_offset)
@@ -265,10 +283,12 @@ class RegularizedRNN(Regularized, nn.RNNBase):
             raise TypeError(
                 f"input of {CELLS[self.mode].called} should be a Tensor or a PackedSequence, got {type(input).__name__}"
             )
-        check_dense(f"input of {CELLS[self.mode].called}", input)
-        if input.dim() not in (2, 3):
+        if not is_dense(input):
+            check_dense(f"input of {CELLS[self.mode].called}", input)
+        dims = input.dim()
+        if dims not in (2, 3):
             raise self._wrong_dims(input)
-        batched = input.dim() == 3
+        batched = dims == 3
         if states is not None:
             self._check_state_dims(states, batched)
         if not batched:
@@ -347,7 +367,10 @@ class RegularizedRNN(Regularized, nn.RNNBase):
 
     def _check_state_dims(self, states: tuple[Tensor, ...], batched: bool) -> None:
         dims = 3 if batched else 2
-        if all(state.dim() == dims for state in states):
+        for state in states:
+            if state.dim() != dims:
+                break
+        else:
             return
         kind = "batched 3-D" if batched else "unbatched 2-D"
         h, *c = states

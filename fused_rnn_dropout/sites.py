@@ -423,6 +423,17 @@ class Plan:
         """The configured sites, in the order of the table."""
         return tuple(name for name in SITE_NAMES if getattr(self, name) is not None)
 
+    @cached_property
+    def groups(self) -> tuple[str, ...]:
+        """Those of :data:`GROUPS` that have a configured site, in their order."""
+        of_names = [SITE[name].group for name in self.names]
+        return tuple(group for group in GROUPS if group in of_names)
+
+    @cached_property
+    def last_call(self) -> list[Any]:
+        """Where ``prepare.py`` keeps what it found for the last call of this plan: one element, None at first."""
+        return [None]
+
     def _flags_of(self, site: Site) -> int:
         """The bits of one site; none where it is not configured."""
         spec = getattr(self, site.name)

@@ -42,10 +42,13 @@ inline void check_floating(const char* name, const MaybeTensor& t) {
   if (t) check_floating(name, *t);
 }
 
-// The same numbers in the given type, dense.
+// The same numbers, dense. The stable ABI finds an operator by its name, which takes longer than a small step's
+// arithmetic: it is asked only where there is something to do.
+inline Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
+// In the given type too.
 inline Tensor dense(const Tensor& t, ScalarType dtype) {
   check_storage(t);
-  return torch::stable::contiguous(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
+  return dense(t.scalar_type() == dtype ? t : torch::stable::to(t, dtype));
 }
 inline MaybeTensor dense(const MaybeTensor& t, ScalarType dtype) {
   return t ? MaybeTensor(dense(*t, dtype)) : std::nullopt;
@@ -89,7 +92,7 @@ inline std::vector<int64_t> integers(const char* name, const Tensor& t, int64_t 
   STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long && t.is_cpu(), name, " must be an int64 tensor on the CPU");
   STD_TORCH_CHECK(n < 0 || t.numel() == n, name, " must have ", n, " elements, got ", t.numel());
   check_storage(t);
-  const Tensor d = torch::stable::contiguous(t);
+  const Tensor d = dense(t);
   const int64_t* p = static_cast<const int64_t*>(d.const_data_ptr());
   return std::vector<int64_t>(p, p + d.numel());
 }

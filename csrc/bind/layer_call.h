@@ -47,14 +47,17 @@ inline Keep check_keep(int64_t keep) {
 
 // The kernels of a cell pass over the bits of a site that it does not have.
 inline void check_sites(int64_t cell, bool projects, int64_t flags) {
-  std::string allowed, others;
-  for (int site = 0; site < NUM_SITES; ++site) {
-    const bool has = CELLS[cell].has_site(site);
-    std::string& names = has ? allowed : others;
-    if (has || (flags & SITE_FLAGS[site])) names.append(names.empty() ? "" : ", ").append(SITE_NAMES[site]);
-  }
-  STD_TORCH_CHECK(others.empty(), "flags must be of sites that cell ", cell, " has: ", allowed, "; got that of ",
-                  others);
+  const auto listed = [](auto is_one) {
+    std::string names;
+    for (int site = 0; site < NUM_SITES; ++site)
+      if (is_one(site)) names.append(names.empty() ? "" : ", ").append(SITE_NAMES[site]);
+    return names;
+  };
+  const auto has = [cell](int site) { return CELLS[cell].has_site(site); };
+  const auto absent = [has, flags](int site) { return !has(site) && (flags & SITE_FLAGS[site]); };
+  for (int site = 0; site < NUM_SITES; ++site)
+    STD_TORCH_CHECK(!absent(site), "flags must be of sites that cell ", cell, " has: ", listed(has), "; got that of ",
+                    listed(absent));
   STD_TORCH_CHECK(projects || !(flags & FLAG_WEIGHT_HR),
                   "flags must not have WEIGHT_HR where weights hold no w_hr, got ", flags);
 }

@@ -24,8 +24,18 @@ inline const cpu::Kernels& kernels() {
   return cpu::kernels();
 }
 
-inline Tensor empty(std::vector<int64_t> shape, ScalarType dtype) {
-  const Tensor made = torch::stable::empty(shape, dtype);
+// torch::stable::empty finds its operator by name, which takes longer than the memory does.
+inline Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype) {
+  std::vector<int64_t> strides(shape.size());
+  for (int64_t i = static_cast<int64_t>(shape.size()) - 1, stride = 1; i >= 0; --i) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(shape[i], 1);
+  }
+  const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));  // as that torch has it
+  AtenTensorHandle handle = nullptr;
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
+                                                         type, aoti_torch_device_type_cpu(), 0, &handle));
+  const Tensor made(handle);
   cpu::prefer_large_pages(made.mutable_data_ptr(), static_cast<size_t>(made.numel()) * made.element_size());
   return made;
 }

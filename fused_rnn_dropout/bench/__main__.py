@@ -11,7 +11,7 @@ from fused_rnn_dropout import __version__
 from fused_rnn_dropout.cells import MODULES
 from fused_rnn_dropout.program import run_program
 
-from . import arguments, compare, floor, gpu, memory, plots, schedules, single, sites
+from . import arguments, call, compare, floor, gpu, memory, plots, schedules, single, sites
 from .contenders import BY_NAME, TASKS, contenders_of
 from .machine import command_line
 from .profile import profile
@@ -20,7 +20,7 @@ from .run import DTYPES, Settings, load, run
 from .shapes import QUICK, SHAPES
 
 PROGRAM = "python -m bench"
-_COMMANDS = "[run | compare | report | pages | profile | sites | schedules | floor]"
+_COMMANDS = "[run | compare | report | pages | profile | sites | call | schedules | floor]"
 _LIMITS = "--threads should be at least 1, --rounds at least 2 and --budget above 0"
 
 
@@ -89,6 +89,14 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     side_by_side.add_argument("--rounds", type=int, help="paired rounds (default: what --budget allows, at least 5)")
     side_by_side.add_argument("--budget", type=float, default=grid.budget, help="seconds for a size (default: 0.5)")
     side_by_side.add_argument("--output", type=Path, default=Path("schedules.json"), help="the table; a page beside it")
+    alone = commands.add_parser("call", help="what a call costs beside its arithmetic, and one step beside torch.nn's")
+    alone.add_argument("page", type=Path, nargs="?", help="put the tables between the markers of this page")
+    alone.add_argument("--cells", type=arguments.names("cell", MODULES), default=("LSTM", "GRU"))
+    alone.add_argument("--units", type=int, nargs="+", default=call.UNITS, help="H (default: 32 128 256 512)")
+    alone.add_argument("--batches", type=int, nargs="+", default=call.BATCHES, help="B (default: 1 4 16)")
+    alone.add_argument("--threads", type=int, default=1)
+    alone.add_argument("--rounds", type=int, help="paired rounds (default: what --budget allows, at least 5)")
+    alone.add_argument("--budget", type=float, default=1.0, help="seconds for a step (default: 1)")
     least = commands.add_parser("floor", help="what a GPU cannot do without, by arithmetic alone; needs no GPU")
     least.add_argument("page", type=Path, nargs="?", help="put the tables between the markers of this page")
     least.add_argument("--shapes", type=arguments.names("shape", shapes), default=tuple(shapes))
@@ -169,6 +177,15 @@ def _run(given: Sequence[str], program: str) -> int:
             text, failed = schedules.schedules(schedules.Grid(**of_grid), options.output, command_line(program, given))
             print(f"{text}\n\nwrote {options.output}: FRD_SCHEDULE_TABLE={options.output} has it chosen by")
             return int(failed)
+        elif options.command == "call":
+            if options.threads < 1 or (options.rounds is not None and options.rounds < 2) or options.budget <= 0:
+                raise ValueError(_LIMITS)
+            if min(*options.units, *options.batches) < 1:
+                raise ValueError("--units and --batches should be at least 1")
+            given_again = command_line(program, given)
+            measured = (options.cells, options.units, options.batches, options.threads, options.rounds, options.budget)
+            text = call.call(*measured, given_again)
+            call.into(text, options.page) if options.page else print(text)
         elif options.command == "profile":
             chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
             print(profile(options.cells, chosen_shapes, options.task, options.threads))

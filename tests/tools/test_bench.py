@@ -19,7 +19,7 @@ from torch import nn
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import library, ops
 from fused_rnn_dropout.bench import __main__ as bench_main
-from fused_rnn_dropout.bench import baselines, criteria, gpu, memory, paths, report, run, sites
+from fused_rnn_dropout.bench import baselines, call, criteria, gpu, memory, paths, report, run, sites
 from fused_rnn_dropout.bench.__main__ import main
 from fused_rnn_dropout.bench.contenders import BY_NAME, CONTENDERS, RATES, contenders_of, rates_of, runner
 from fused_rnn_dropout.bench.loops import Loop, WeightDrop
@@ -701,6 +701,47 @@ def test_what_sites_cost_is_measured_into_a_page(
     head, _, row = [line for line in text.splitlines() if line.startswith("|")]
     assert head.split("|")[-3:-1] == [" zoneout_h / no site ", " every site / no site "] and " GRU | tiny " in row
     assert main(["sites", "--rounds", "1"]) == 1 and "--rounds at least 2" in capsys.readouterr().err
+
+
+def one_step(units: int, ratio: float) -> call.Step:
+    over = Interval(ratio, ratio - 0.01, ratio + 0.01)
+    return call.Step("GRU", "eval", call.one_step(units, 1), 9, Interval(3e-5, 0, 1), Interval(4e-5, 0, 1), over)
+
+
+def test_what_a_call_costs_has_a_bar() -> None:
+    assert not list(one_step(32, 1.054).missed())
+    assert list(one_step(32, 1.056).missed()) == ["GRU eval, H 32, B 1: 1.06 (1.05-1.07)"]
+    spent = {room: float(index) for index, room in enumerate((*call.ROOMS, "total", "torch.nn"))}
+    text = call.text_of({("GRU", "train"): spent}, [one_step(32, 1.1), one_step(64, 0.9)], 1, "the command")
+    assert "| GRU | eval | 32 | 1 | 30       | 40           | 1.10 (1.09-1.11) |" in text
+    assert "GRU forward, train" in text and text.endswith("Made by `the command`.")
+    assert re.search(r"\| the whole call +\| 8.0 ", text)
+    assert re.search(r"`csrc/cpu/`: arithmetic and masks +\| 7.0", text)
+    assert "Above it:\n\n- GRU eval, H 32" in text and "H 64" not in text.split("Above it:")[1]
+    assert "Nothing lies above it." in call.text_of({}, [one_step(64, 0.9)], 1, "the command")
+
+
+@pytest.mark.parametrize("task", call.TASKS)
+def test_the_rooms_of_a_call_add_up(task: str) -> None:
+    spent = call.rooms("GRU", task, rounds=20)
+    assert list(spent) == [*call.ROOMS, "total", "torch.nn"]
+    rooms = [spent[room] for room in call.ROOMS]
+    assert sum(rooms) == pytest.approx(spent["total"], rel=1e-6)
+    assert 0 < spent["kernel"] < spent["total"] / 3  # of 32 units
+    assert spent["binding"] > 0
+
+
+def test_what_a_call_costs_is_measured_into_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{call.BEGIN}\nan old table\n{call.END}\nafter\n")
+    command = ["call", str(page), "--cells", "GRU", "--units", "8", "--batches", "1", "2", "--rounds", "3"]
+    assert main(command) == 0, capsys.readouterr().err
+    before, text, after = re.split(f"{call.BEGIN}|{call.END}", page.read_text())
+    assert (before, after) == ("before\n", "\nafter\n") and "an old table" not in text
+    rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in text.splitlines() if line.startswith("| GRU")]
+    assert rows == [["GRU", task, "8", batch] for task in call.TASKS for batch in ("1", "2")]
+    assert main(["call", "--rounds", "1"]) == 1 and "--rounds at least 2" in capsys.readouterr().err
+    assert main(["call", "--units", "0"]) == 1 and "--units and --batches" in capsys.readouterr().err
 
 
 def test_profile_accounts_for_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
