@@ -389,11 +389,12 @@ def cpu_isas() -> tuple[str, ...]:
 
 
 def build_info() -> dict[str, Any]:
-    """What the compiled library is: compiler, oldest torch it loads in, instruction sets, threads."""
+    """What the compiled library is: compiler, oldest torch it loads in, instruction sets, bfloat16, threads."""
     return {
         "compiler": library.compiler,
         "torch_target": "2.10",
         "isa": cpu_isa(),
         "compiled_isas": cpu_isas(),
+        "bf16": library.cpu_bf16(),
         "threads": torch.get_num_threads(),
     }

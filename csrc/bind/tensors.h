@@ -1,14 +1,19 @@
 // Tensors of the stable ABI for the CPU kernels.
 #pragma once
 
+#include <cstdlib>
+
 #include "bind/arguments.h"
 #include "cpu/layer.h"
 #include "cpu/memory.h"
+#include "cpu/numbers.h"
 
 namespace frd::bind {
 
 template <class T>
-inline constexpr ScalarType scalar_type = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+inline constexpr ScalarType scalar_type = std::is_same_v<T, double>          ? ScalarType::Double
+                                          : std::is_same_v<T, cpu::BFloat16> ? ScalarType::BFloat16
+                                                                             : ScalarType::Float;
 
 inline cpu::Parallel parallel() {
   return {static_cast<int>(torch::stable::get_num_threads()),
@@ -22,6 +27,17 @@ inline const cpu::Kernels& kernels() {
                   "the environment variable FRD_CPU_ISA names no instruction set that this build and processor have; "
                   "allowed are baseline, avx2 and avx512, as far as they are there");
   return cpu::kernels();
+}
+
+// How layers with results in bfloat16 run.
+inline cpu::Bf16 bf16() {
+  kernels();  // raises where FRD_CPU_ISA names none
+  const cpu::Bf16 found = cpu::bf16_in_use();
+  STD_TORCH_CHECK(found != cpu::Bf16::UNKNOWN,
+                  "the environment variable FRD_CPU_BF16 must be exact, emulated or, with AVX-512 and its dot products "
+                  "of bfloat16, native; got ",
+                  std::getenv("FRD_CPU_BF16"), cpu::has_native_bf16() ? "" : ", and this processor or FRD_CPU_ISA has not got those");
+  return found;
 }
 
 inline Tensor empty(std::vector<int64_t> shape, ScalarType dtype) {

@@ -17,6 +17,7 @@ typedef int8_t VecB __attribute__((vector_size(FRD_LANES)));
 typedef int64_t VecL __attribute__((vector_size(8 * FRD_LANES)));
 typedef uint32_t VecU __attribute__((vector_size(4 * FRD_LANES)));
 typedef uint16_t VecH __attribute__((vector_size(4 * FRD_LANES)));  // the halves of VecU
+typedef uint16_t VecN __attribute__((vector_size(2 * FRD_LANES)));  // a number of 16 bits a lane
 typedef uint64_t VecUL __attribute__((vector_size(8 * FRD_LANES)));
 
 template <class T>
@@ -33,6 +34,12 @@ struct Simd<double> {
   using Vec = VecD;
   using Mask = VecL;
   FRD_INLINE Mask mask_of(VecI words) { return __builtin_convertvector(words, VecL); }
+};
+template <>
+struct Simd<BFloat16> : Simd<float> {};
+template <>
+struct Simd<Pair> {
+  using Vec = VecU;
 };
 template <class T>
 using Vec = typename Simd<T>::Vec;
@@ -106,6 +113,66 @@ FRD_INLINE void store(T* p, V v, int64_t n) {
   if constexpr (sizeof(T) == 4) return _mm512_mask_storeu_ps(p, n > 0 ? (1u << n) - 1 : 0, (__m512)v);
 #endif
   for (int64_t lane = 0; lane < n; ++lane) p[lane] = v[lane];
+}
+
+// Numbers of 16 bits are widened where they are read, and rounded to the nearest where they are written, ties to even.
+FRD_INLINE VecF widened(VecN x) {
+#if FRD_LANES == 16 && defined(__x86_64__)
+  return (VecF)((VecU)_mm512_cvtepu16_epi32((__m256i)x) << 16);
+#elif FRD_LANES == 8 && defined(__x86_64__)
+  return (VecF)((VecU)_mm256_cvtepu16_epi32((__m128i)x) << 16);
+#else
+  return (VecF)(__builtin_convertvector(x, VecU) << 16);
+#endif
+}
+// As numbers of 32 bits.
+FRD_INLINE VecU rounded(VecF x) {
+#if defined(FRD_BF16_DOT)
+  return (VecU)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
+  const VecU bits = (VecU)x, upper = bits >> 16;
+  const VecU nearest = (bits + 0x7FFFu + (upper & 1u)) >> 16;
+  return select(x != x, upper | 0x40u, nearest);  // a NaN stays one
+#endif
+}
+FRD_INLINE VecN narrowed(VecF x) {
+#if defined(FRD_BF16_DOT)
+  return (VecN)_mm512_cvtneps_pbh((__m512)x);
+#elif FRD_LANES == 16 && defined(__x86_64__)
+  return (VecN)_mm512_cvtepi32_epi16((__m512i)rounded(x));
+#elif FRD_LANES == 8 && defined(__x86_64__)
+  const __m256i words = (__m256i)rounded(x);
+  return (VecN)_mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+#else
+  return __builtin_convertvector(rounded(x), VecN);
+#endif
+}
+
+FRD_INLINE VecF load(const BFloat16* p) {
+  VecN x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return widened(x);
+}
+FRD_INLINE void store(BFloat16* p, VecF v) {
+  const VecN x = narrowed(v);
+  __builtin_memcpy(p, &x, sizeof x);
+}
+FRD_INLINE VecF load(const BFloat16* p, int64_t n) {
+  if (n >= LANES) return load(p);
+#if FRD_LANES == 16 && defined(__x86_64__)
+  return widened((VecN)_mm256_maskz_loadu_epi16(static_cast<__mmask16>(n > 0 ? (1u << n) - 1 : 0), p));
+#endif
+  VecN x{};
+  for (int64_t lane = 0; lane < n; ++lane) x[lane] = p[lane].bits;
+  return widened(x);
+}
+FRD_INLINE void store(BFloat16* p, VecF v, int64_t n) {
+  if (n >= LANES) return store(p, v);
+  const VecN x = narrowed(v);
+#if FRD_LANES == 16 && defined(__x86_64__)
+  return _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(n > 0 ? (1u << n) - 1 : 0), (__m256i)x);
+#endif
+  for (int64_t lane = 0; lane < n; ++lane) p[lane].bits = x[lane];
 }
 
 // Asks for the cache lines of n numbers, to be written too where `write`.
