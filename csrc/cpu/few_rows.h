@@ -19,7 +19,7 @@ namespace frd::cpu::FRD_ISA {
 
 // Sums that grow side by side: what registers allow beside a block that is being turned.
 template <class D>
-inline constexpr int SUMS_AT_ONCE = LANES == 16 && sizeof(Arithmetic<D>) == 4 ? 8 : 4;
+inline constexpr int SUMS_AT_ONCE = EMULATED<D> ? 2 : LANES == 16 && sizeof(Arithmetic<D>) == 4 ? 8 : 4;
 
 // LANES units of one gate: rows [row, row + count) of a weight, of which a register holds one term's columns.
 template <class D>
@@ -41,15 +41,21 @@ struct LyingGate {
         block[lane] = load_terms(from + lane * k, NUMBERS);
         __builtin_prefetch(from + lane * k + ahead);
       }
+      transpose(block);
     } else {
-      for (int lane = 0; lane < LANES; ++lane)
-        block[lane] = lane < count ? load_terms(from + lane * k, k - first) : Terms<D>{};
+      read_end(first, block);
     }
+  }
+  // Those at an end of the weight.
+  __attribute__((noinline)) void read_end(int64_t first, Terms<D>* block) const {
+    const int64_t k = w->columns();
+    for (int lane = 0; lane < LANES; ++lane)
+      block[lane] = lane < count ? load_terms(w->data() + (row + lane) * k + first, k - first) : Terms<D>{};
     transpose(block);
   }
 
   // Columns [first, first + BLOCK), masked, NUMBERS at a time.
-  FRD_MEMBER void read_masked(int64_t first, Terms<D> (*blocks)[LANES]) const {
+  __attribute__((noinline)) void read_masked(int64_t first, Terms<D> (*blocks)[LANES]) const {
     for (int lane = 0; lane < LANES; ++lane) {
       Terms<D> values[REGISTERS] = {};
       if (lane < count) {

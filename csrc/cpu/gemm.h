@@ -16,9 +16,10 @@
 
 namespace frd::cpu::FRD_ISA {
 
-// Rows that share one reading of a tile: as many as leave registers for the tile's row and a broadcast.
+// Rows that share one reading of a tile: as many as leave registers for the tile's terms and a broadcast.
 template <class D, int NV>
 constexpr int rows_at_once() {
+  if (EMULATED<D>) return 2;
   constexpr int registers = (LANES == 16 ? 24 : 12) * sizeof(VecF) / sizeof(Vec<D>), rows = registers / NV;
   return rows < 1 ? 1 : rows > 12 ? 12 : rows;
 }

@@ -209,14 +209,14 @@ FRD_INLINE void exchange_all(V* rows) {
 }
 #if FRD_LANES == 16 && defined(__x86_64__)
 // The same in instructions that need no table of lanes: neighbours twice, within each quarter of a register, then whole
-// quarters twice.
-template <int... L>
-FRD_INLINE void transpose_quarters(VecF* rows, std::integer_sequence<int, L...>) {
+// quarters twice. As floats, whatever numbers of 32 bits they are: those of integers would need a table.
+template <class V, int... L>
+FRD_INLINE void transpose_quarters(V* rows, std::integer_sequence<int, L...>) {
   VecF a[LANES], b[LANES];
 #pragma GCC unroll 8
   for (int i = 0; i < LANES; i += 2) {
-    a[i] = pick<((L & ~3) + (L & 3) / 2 + (L & 1) * LANES)...>(rows[i], rows[i + 1]);
-    a[i + 1] = pick<((L & ~3) + (L & 3) / 2 + (L & 1) * LANES + 2)...>(rows[i], rows[i + 1]);
+    a[i] = pick<((L & ~3) + (L & 3) / 2 + (L & 1) * LANES)...>((VecF)rows[i], (VecF)rows[i + 1]);
+    a[i + 1] = pick<((L & ~3) + (L & 3) / 2 + (L & 1) * LANES + 2)...>((VecF)rows[i], (VecF)rows[i + 1]);
   }
 #pragma GCC unroll 4
   for (int i = 0; i < LANES; i += 4) {  // b[i + j]: of rows i .. i + 3, columns j, j + 4, j + 8, j + 12
@@ -235,10 +235,10 @@ FRD_INLINE void transpose_quarters(VecF* rows, std::integer_sequence<int, L...>)
       even[half] = pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES)...>(low, high);
       odd[half] = pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES + 4)...>(low, high);
     }
-    rows[j] = pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES)...>(even[0], even[1]);
-    rows[8 + j] = pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES + 4)...>(even[0], even[1]);
-    rows[4 + j] = pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES)...>(odd[0], odd[1]);
-    rows[12 + j] = pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES + 4)...>(odd[0], odd[1]);
+    rows[j] = (V)pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES)...>(even[0], even[1]);
+    rows[8 + j] = (V)pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES + 4)...>(even[0], even[1]);
+    rows[4 + j] = (V)pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES)...>(odd[0], odd[1]);
+    rows[12 + j] = (V)pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES + 4)...>(odd[0], odd[1]);
   }
 }
 #endif
@@ -247,7 +247,7 @@ FRD_INLINE void transpose_quarters(VecF* rows, std::integer_sequence<int, L...>)
 template <class V>
 FRD_INLINE void transpose(V* rows) {
 #if FRD_LANES == 16 && defined(__x86_64__)
-  if constexpr (sizeof(rows[0][0]) == 4) return transpose_quarters((VecF*)rows, Lanes{});
+  if constexpr (sizeof(rows[0][0]) == 4) return transpose_quarters(rows, Lanes{});
 #endif
   exchange_all<1>(rows);
   exchange_all<2>(rows);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "cpu/numbers.h"
 #include "cpu/simd.h"
@@ -13,6 +14,16 @@ namespace frd::cpu::FRD_ISA {
 
 template <class D>
 using Terms = Vec<Term<D>>;  // of LANES columns
+
+// Whether sums are made with what every processor has in the place of an instruction: for tests, so that it is better
+// small than fast.
+#if defined(FRD_BF16_DOT)
+template <class D>
+inline constexpr bool EMULATED = false;
+#else
+template <class D>
+inline constexpr bool EMULATED = std::is_same_v<D, BFloat16>;
+#endif
 
 // Term i of a row.
 template <class D>
