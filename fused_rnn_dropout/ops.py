@@ -15,7 +15,8 @@ batch_sizes   int64 (T) on the CPU, rows of each step, or None
 example_ids   int64 (B), the example counter of each row, or None for 0 .. B-1
 rng           int64 (6, 2), a pair for each of ``sites.GROUPS``, maybe all the same memory; None where nothing is drawn
 thresholds    int64 (10), round(p * 2**32) in the order of ``sites.SITES``; None where no site is configured
-dtype         dtype of the results; computation is in float64 for float64, else in float32
+dtype         dtype of the results; computation is in float64 for float64, else in float32, with products of values
+              of that dtype on a GPU and, where ``library.cpu_bf16`` says so, in bfloat16 on the CPU
 flags         which sites are configured, ``sites.FLAG``
 layer         counter of the layer
 directions    1 forward, 2 reverse, 3 both
