@@ -16,7 +16,7 @@ Tensor dropout_of(const Tensor& x, const MaybeTensor& batch_sizes, cpu::RowMask 
   mask.width = x.size(-1);
   mask.step_offset = check_steps(mask.step_offset, batch.sequence.steps);
   mask.example_ids = ids ? example_ids.data() : nullptr;
-  cpu::typed_kernels<T>().drop_rows({.parallel = parallel(),
+  typed_kernels<T>().drop_rows({.parallel = parallel(),
                                .source = read<T>(source),
                                .target = data<T>(target),
                                .sequence = batch.sequence,

