@@ -241,6 +241,8 @@ def threads_of(kernel: str) -> int:
 
 def vectorised(kernel: str) -> bool:
     """Whether an instantiation is the one for rows that can be read and written several numbers at a time."""
+    if template_name(kernel) in PERSISTENT:  # their numbers are tiles; tools/check_polls.py looks at what they exchange
+        return False
     arguments = kernel[len(template_name(kernel)) :].strip("<>").split(", ")
     return any(argument == "true" or (argument.isdigit() and int(argument) > 1) for argument in arguments) and (
         "false" not in arguments

@@ -19,7 +19,9 @@ struct Units {
 
   // Of a row of `width` units, in a grid of grid_of_rows().
   __device__ __forceinline__ static Units of(int64_t width) {
-    const int64_t first = static_cast<int64_t>(blockIdx.x) * OF_WARP + (TOGETHER ? N : 1) * threadIdx.x;
+    // With blockDim.x, which is BLOCK_UNITS: of a sum whose parts cannot carry nvcc makes an `or`, and no longer sees
+    // that N stores are neighbours.
+    const int64_t first = TOGETHER ? FRD_UNIT_GROUP * N : static_cast<int64_t>(blockIdx.x) * OF_WARP + threadIdx.x;
     return {first, width - first};
   }
   // How far the i-th lies from the first.

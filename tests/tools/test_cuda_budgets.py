@@ -16,9 +16,11 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-SOURCES = {path: path.read_text() for path in sorted((ROOT / "csrc/cuda").glob("*.cu"))}
+SOURCES = {path: path.read_text() for path in sorted((ROOT / "csrc/cuda").glob("*.*")) if path.suffix in (".cu", ".h")}
 KERNEL = re.compile(r"(?:template <([^>]*)>\s*)?__global__ void\s+(?:__launch_bounds__\([^)]*\)\s+)?(\w+)\(")
 TYPES = {"float", "double", "half", "bfloat16"}
+EXCHANGED = TYPES - {"double"}  # what the kernels of the persistent schedule are for
+WORDS = {"PhasedFloat", "PhasedPair", "Tagged"}
 LIST = re.search(r"using EveryCell = CellList<(.*)>;", (ROOT / "csrc/cuda/cells.h").read_text())
 assert LIST
 CELLS = set(LIST[1].split(", "))
@@ -42,7 +44,7 @@ def script() -> ModuleType:
 def kernels_of_the_sources() -> dict[str, tuple[str, str]]:
     """Name: template parameters, source."""
     found = {name: (parameters, text) for text in SOURCES.values() for parameters, name in KERNEL.findall(text)}
-    assert len(found) == sum(text.count("__global__") for text in SOURCES.values()), "a kernel that KERNEL overlooks"
+    assert len(found) == sum(text.count("__global__ void") for text in SOURCES.values()), "a kernel that KERNEL overlooks"
     return found
 
 
@@ -57,9 +59,11 @@ def test_every_kernel_has_a_budget_and_every_budget_a_kernel(table):
 @pytest.mark.parametrize("kernel", kernels_of_the_sources())
 def test_every_instantiation_has_one(table, kernel):
     parameters, _ = kernels_of_the_sources()[kernel]
-    arguments = [re.findall(r"[\w]+", name.partition("<")[2]) for name in own(table) if name.split("<")[0] == kernel]
+    names = [name for name in own(table) if name.split("<")[0] == kernel]
+    arguments = [re.findall(r"\w+(?:<[^>]*>)?", name.partition("<")[2]) for name in names]
     kinds = [parameter.strip().rsplit(" ", 1) for parameter in parameters.split(",") if parameter]
     assert all(len(given) == len(kinds) for given in arguments)
+    persistent = kernel.startswith("persistent_") or any(name == "Word" for _, name in kinds)
     for index, (kind, name) in enumerate(kinds):
         given = {each[index] for each in arguments}
         if kind == "bool":
@@ -70,8 +74,12 @@ def test_every_instantiation_has_one(table, kernel):
             assert given == {"float", "double"}
         elif name == "Equations":
             assert given == CELLS
+        elif name == "Word":
+            assert given == WORDS
+        elif name == "Tiles":
+            assert len(given) >= 2, "one for small layers and one for large ones"
         else:
-            assert given == TYPES
+            assert given == (EXCHANGED if persistent else TYPES)
 
 
 def test_every_target_has_a_figure(table, script):
@@ -89,6 +97,14 @@ def test_vectorised_kernels_are_held_to_their_wide_accesses(table, script):
     for name, opcodes in wide.items():
         for access in ("LDG", "STG"):
             assert any(opcode.startswith(f"{access}.E.") for opcode in opcodes), name
+
+
+def test_persistent_kernels_multiply_in_tensor_cores(table, script):
+    persistent = [budget for name, budget in own(table).items() if name.split("<")[0] in script.PERSISTENT]
+    assert len(persistent) >= 2 * 4 * 3 * 2
+    for budget in persistent:
+        for target in script.TARGETS:
+            assert target < 80 or script.of_target(budget["opcodes"]["HMMA"], target) > 0
 
 
 def test_wrappers_of_instructions_are_held_to_them(table):
@@ -152,3 +168,12 @@ def test_a_compiler_of_another_cuda_has_room(script):
     assert script.forbidden(spilling, set(), script.MOST_SPILLS) != []
     assert script.major_of("Build cuda_13.0.r13.0/compiler.36424714_0") == "13"
     assert script.major_of("Build NVRTC and ptxas V12.9.86") == "12"
+
+
+def test_the_page_has_the_figures_of_the_table(table, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    import registers
+
+    text = registers.PAGE.read_text()
+    shown = text.split(registers.BEGIN)[1].split(registers.END)[0].strip()
+    assert shown == registers.page_of(table["kernels"]).strip() and shown.count("\n") > 16
