@@ -11,7 +11,7 @@ from fused_rnn_dropout import __version__
 from fused_rnn_dropout.cells import MODULES
 from fused_rnn_dropout.program import run_program
 
-from . import arguments, compare, floor, gpu, memory, plots, single, sites
+from . import arguments, compare, floor, gpu, memory, plots, rounding, single, sites
 from .contenders import BY_NAME, TASKS, contenders_of
 from .machine import command_line
 from .profile import profile
@@ -26,7 +26,9 @@ _LIMITS = "--threads should be at least 1, --rounds at least 2 and --budget abov
 def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog=program, description="Measures the library side by side with others.")
     made.add_argument("--version", action="version", version=f"fused_rnn_dropout {__version__}")
-    commands = made.add_subparsers(dest="command", metavar="[run | compare | report | pages | profile | sites | floor]")
+    commands = made.add_subparsers(
+        dest="command", metavar="[run | compare | report | pages | profile | sites | rounding | floor]"
+    )
     single.add(commands)
     compare.add(commands)
     shapes, contenders = [shape.name for shape in SHAPES], list(BY_NAME)
@@ -73,6 +75,9 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     cost.add_argument("--threads", type=int, default=2)
     cost.add_argument("--rounds", type=int, help="paired rounds (default: what --budget allows, at least 5)")
     cost.add_argument("--budget", type=float, default=10.0, help="seconds for a shape (default: 10)")
+    rounded = commands.add_parser("rounding", help="how far bfloat16 is off on the CPU, beside torch.nn's")
+    rounded.add_argument("page", type=Path, nargs="?", help="put the table between the markers of this page")
+    rounded.add_argument("--cells", type=arguments.names("cell", MODULES), default=MODULES)
     least = commands.add_parser("floor", help="what a GPU cannot do without, by arithmetic alone; needs no GPU")
     least.add_argument("page", type=Path, nargs="?", help="put the tables between the markers of this page")
     least.add_argument("--shapes", type=arguments.names("shape", shapes), default=tuple(shapes))
@@ -146,6 +151,9 @@ def _run(given: Sequence[str], program: str) -> int:
                 options.cells, chosen_shapes, options.one, options.threads, options.rounds, options.budget, command
             )
             sites.into(text, options.page) if options.page else print(text)
+        elif options.command == "rounding":
+            text = rounding.rounding(options.cells, command_line(program, given))
+            rounding.into(text, options.page) if options.page else print(text)
         elif options.command == "profile":
             chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
             print(profile(options.cells, chosen_shapes, options.task, options.threads))
