@@ -11,7 +11,7 @@ from fused_rnn_dropout import __version__
 from fused_rnn_dropout.cells import MODULES
 from fused_rnn_dropout.program import run_program
 
-from . import arguments, call, compare, floor, gpu, memory, plots, schedules, single, sites
+from . import arguments, call, compare, floor, gpu, memory, plots, rounding, schedules, single, sites
 from .contenders import BY_NAME, TASKS, contenders_of
 from .machine import command_line
 from .profile import profile
@@ -20,7 +20,7 @@ from .run import DTYPES, Settings, load, run
 from .shapes import QUICK, SHAPES
 
 PROGRAM = "python -m bench"
-_COMMANDS = "[run | compare | report | pages | profile | sites | call | schedules | floor]"
+_COMMANDS = "[run | compare | report | pages | profile | sites | call | rounding | schedules | floor]"
 _LIMITS = "--threads should be at least 1, --rounds at least 2 and --budget above 0"
 
 
@@ -97,6 +97,9 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     alone.add_argument("--threads", type=int, default=1)
     alone.add_argument("--rounds", type=int, help="paired rounds (default: what --budget allows, at least 5)")
     alone.add_argument("--budget", type=float, default=1.0, help="seconds for a step (default: 1)")
+    rounded = commands.add_parser("rounding", help="how far bfloat16 is off on the CPU, beside torch.nn's")
+    rounded.add_argument("page", type=Path, nargs="?", help="put the table between the markers of this page")
+    rounded.add_argument("--cells", type=arguments.names("cell", MODULES), default=MODULES)
     least = commands.add_parser("floor", help="what a GPU cannot do without, by arithmetic alone; needs no GPU")
     least.add_argument("page", type=Path, nargs="?", help="put the tables between the markers of this page")
     least.add_argument("--shapes", type=arguments.names("shape", shapes), default=tuple(shapes))
@@ -186,6 +189,9 @@ def _run(given: Sequence[str], program: str) -> int:
             measured = (options.cells, options.units, options.batches, options.threads, options.rounds, options.budget)
             text = call.call(*measured, given_again)
             call.into(text, options.page) if options.page else print(text)
+        elif options.command == "rounding":
+            text = rounding.rounding(options.cells, command_line(program, given))
+            rounding.into(text, options.page) if options.page else print(text)
         elif options.command == "profile":
             chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
             print(profile(options.cells, chosen_shapes, options.task, options.threads))
