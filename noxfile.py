@@ -130,6 +130,8 @@ def exchange(session: nox.Session) -> None:
     """Every execution of the exchange between a GPU's blocks, in small; its polls in the machine code."""
     session.run(PYTHON, "tools/check_exchange.py")
     session.run(PYTHON, "tools/check_polls.py")
+    (target,) = sampling.sample([target for target in compile_cuda.TARGETS if target >= 80], 1, sampling.commit())
+    session.run(PYTHON, "tools/check_polls.py", "--kernels", *sampled(session, "--target", str(target)))
 
 
 @step

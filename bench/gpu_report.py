@@ -148,8 +148,9 @@ class Run(NamedTuple):
 
     Attributes:
         not_run: names of steps that others, or Ctrl-C, kept from running.
+        pages: text that a step wrote, by the name of its file.
         tests: None where a record is missing.
-        missing: results that are.
+        missing: results and pages that are.
         dry: whether the CPU was in the GPU's place.
     """
 
@@ -157,12 +158,18 @@ class Run(NamedTuple):
     not_run: Sequence[str]
     tests: dict[Path, Tests | None]
     measured: list[Measured]
+    pages: dict[str, str]
     missing: list[Path]
     dry: bool
 
     @staticmethod
     def read(
-        steps: Sequence[Step], not_run: Sequence[str], tests: Sequence[Path], results: Sequence[Path], dry: bool = False
+        steps: Sequence[Step],
+        not_run: Sequence[str],
+        tests: Sequence[Path],
+        results: Sequence[Path],
+        pages: Sequence[Path] = (),
+        dry: bool = False,
     ) -> Run:
         """From the files that the steps have left."""
         return Run(
@@ -170,7 +177,8 @@ class Run(NamedTuple):
             not_run,
             {path: read_tests(path) for path in tests},
             [measured(path) for path in results if path.exists()],
-            [path for path in results if not path.exists()],
+            {path.stem: path.read_text().strip() for path in pages if path.exists()},
+            [path for path in (*results, *pages) if not path.exists()],
             dry,
         )
 
@@ -208,6 +216,8 @@ def page(run: Run) -> str:
             parts += [f"## Failed: {step.name}", f"{step.outcome}. The end of `{step.log}`:", _of_log(step.log)]
     if run.tests:
         parts += ["## Tests", *(_of_tests(path, of) for path, of in run.tests.items())]
+    for name, text in run.pages.items():
+        parts += [f"## {name.capitalize()}", text]
     for found in run.measured:
         parts += [f"# In {found.results['dtype']}", found.report]
     return "\n\n".join(part.strip() for part in parts) + "\n"
@@ -223,6 +233,7 @@ def write(run: Run, output: Path) -> None:
         "not_run": list(run.not_run),
         "tests": {path.stem: None if of is None else of._asdict() for path, of in run.tests.items()},
         "results": {found.results["dtype"]: found.results for found in run.measured},
+        "pages": run.pages,
         "missing": [str(path) for path in run.missing],
     }
     output.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
@@ -239,11 +250,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--not-run", action="append", default=[], metavar="NAME", help="a step that should have run")
     add("--tests", type=Path, action="append", default=[], help="what pytest --junitxml wrote")
     add("--results", type=Path, action="append", default=[], help="what python -m bench wrote")
+    add("--page", type=Path, action="append", default=[], help="text in markdown that a step wrote")
     add("--dry-run", action="store_true", help="say that the CPU was in the GPU's place")
     add("--output", type=Path, required=True, help="a markdown file")
     options = parser.parse_args(arguments)
     steps = [Step(name, int(status), int(took), Path(log)) for name, status, took, log in options.step]
-    run = Run.read(steps, options.not_run, options.tests, options.results, options.dry_run)
+    run = Run.read(steps, options.not_run, options.tests, options.results, options.page, options.dry_run)
     write(run, options.output)
     print(f"wrote {options.output}: {'nothing failed' if run.all_well else 'SOMETHING FAILED, it says what'}")
     return 0 if run.all_well else 1

@@ -105,6 +105,13 @@ def about_triton() -> str:
     return f"there, with triton {version}: float32, float64, bfloat16 and float16 on CUDA tensors"
 
 
+def about_cpu(bf16: str) -> str:
+    """What the CPU's kernels take, and how they run bfloat16."""
+    if bf16 == "exact":
+        return "there: float32 and float64; bfloat16 and float16 compute in float32"
+    return f"there: float32, float64 and bfloat16 ({bf16} products); float16 computes in float32"
+
+
 def report() -> int:
     """Prints everything; returns 1 where the self check fails, else 0."""
     import fused_rnn_dropout as frd
@@ -120,7 +127,7 @@ def report() -> int:
         ("fused_rnn_dropout", f"{frd.__version__} at {Path(frd.__file__).parent}"),
         ("kernels", f"loaded; built with compiler {info['compiler']}, needs torch >= {info['torch_target']}"),
         ("instruction set", f"{info['isa']}, of {', '.join(info['compiled_isas'])} in the library"),
-        ("backend cpu", "there: float32 and float64; bfloat16 and float16 compute in float32"),
+        ("backend cpu", about_cpu(info["bf16"])),
         ("backend reference", "there: plain PyTorch, slow, every option, any device"),
         ("backend cuda", about_cuda()),
         ("backend triton", about_triton()),

@@ -32,9 +32,13 @@ class KeptDtypes(NamedTuple):
 
 
 def kept_dtypes(gpu: bool, dtype: torch.dtype) -> KeptDtypes:
-    """A GPU's kernels keep values in the dtype of the results, the CPU's in the one they compute in."""
+    """A GPU's kernels keep values in the dtype of the results, and so do the CPU's where they compute with bfloat16.
+
+    Otherwise those of the CPU keep them in the one they compute in.
+    """
     memory = compute_dtype(dtype)
-    return KeptDtypes(dtype if gpu else memory, memory)
+    low = gpu or (dtype == torch.bfloat16 and library.cpu_bf16() != "exact")
+    return KeptDtypes(dtype if low else memory, memory)
 
 
 def states_apart(cell: Cell, gpu: bool, dtype: torch.dtype, flags: int) -> bool:

@@ -62,6 +62,23 @@ def library_paths() -> tuple[Path, ...]:
     return tuple(Path(str(module.__file__)).resolve() for module in _loaded)
 
 
+_CPU_BF16 = ("exact", "native", "emulated")  # csrc/cpu/layer.h's Bf16
+
+
+def cpu_bf16() -> str:
+    """How the CPU's kernels run layers whose results are bfloat16, as the environment variable ``FRD_CPU_BF16`` says.
+
+    Returns:
+        ``"native"``: products of rounded numbers, with the processor's dot products; so where it has them and nothing
+        is set. ``"exact"``: everything in float32, rounded once at the end; so elsewhere. ``"emulated"``: what native
+        computes, by instructions that every processor has, for tests.
+
+    Raises:
+        RuntimeError: the variable is set to something else, or to ``native`` where the processor cannot.
+    """
+    return _CPU_BF16[torch.ops.fused_rnn_dropout.cpu_bf16()]
+
+
 gpu_devices = {"cuda"}
 """The kinds of devices whose tensors the GPU's kernels take. The tests add the CPU, where they run the same sources."""
 

@@ -6,7 +6,8 @@ kernels (``ops.py``) give it the same nodes then. ``dynamo=False`` looks each op
 :func:`register_torchscript` put there. All three refuse the same calls with the same words.
 
 A node is one of torch's symbolic operators, which give zeros in torch: ``verify=True`` of ``torch.onnx.export`` would
-compare with those. Products and states are float32 in ONNX, as in the CPU's kernels for bfloat16 and float16.
+compare with those. Products and states are float32 in ONNX, as in the CPU's kernels for float16, and for bfloat16 where
+they have no products of it.
 """
 
 from __future__ import annotations

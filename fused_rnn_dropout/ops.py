@@ -15,7 +15,8 @@ batch_sizes   int64 (T) on the CPU, rows of each step, or None
 example_ids   int64 (B), the example counter of each row, or None for 0 .. B-1
 rng           int64 (6, 2), a pair for each of ``sites.GROUPS``, maybe all the same memory; None where nothing is drawn
 thresholds    int64 (10), round(p * 2**32) in the order of ``sites.SITES``; None where no site is configured
-dtype         dtype of the results; computation is in float64 for float64, else in float32
+dtype         dtype of the results; computation is in float64 for float64, else in float32, with products of values
+              of that dtype on a GPU and, where ``library.cpu_bf16`` says so, in bfloat16 on the CPU
 flags         which sites are configured, ``sites.FLAG``
 layer         counter of the layer
 directions    1 forward, 2 reverse, 3 both
@@ -435,11 +436,12 @@ def cpu_isas() -> tuple[str, ...]:
 
 
 def build_info() -> dict[str, Any]:
-    """What the compiled library is: compiler, oldest torch it loads in, instruction sets, threads."""
+    """What the compiled library is: compiler, oldest torch it loads in, instruction sets, bfloat16, threads."""
     return {
         "compiler": library.compiler,
         "torch_target": "2.10",
         "isa": cpu_isa(),
         "compiled_isas": cpu_isas(),
+        "bf16": library.cpu_bf16(),
         "threads": torch.get_num_threads(),
     }

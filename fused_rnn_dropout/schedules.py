@@ -1,7 +1,8 @@
 """The schedules: how a backend runs a recurrence over time, best first, and the walk that chooses one.
 
 A *schedule* is a row. It says why it cannot run some layers (``obstacle``) and why it would not pay (``worth``); the
-first of a backend's rows that says neither is taken, and the last row of each takes everything. :func:`choose` walks
+first of a backend's rows that says neither is taken, and the last row of each takes everything. What an environment
+variable asks for, or else what a table of the device's times names, goes before that. :func:`choose` walks
 the rows once for each call; backward runs what its forward ran. ``docs/design.md`` says how a schedule is added.
 """
 
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from . import cudnn_library, onnx, persistent
+from . import cudnn_library, onnx, persistent, schedule_table
+from .cells import CELLS
 from .cudnn import layers_at_once
 from .cudnn_library import Weights
 from .library import setting
@@ -68,9 +70,9 @@ class Schedule(NamedTuple):
         worth: why it would not pay to run them so; None where it does.
         why: what speaks for it where nothing speaks against it.
         outer_sites: whether its layers mask what they read and write; elsewhere an operator does it around them.
-        only_asked: why it is taken only where the backend's environment variable asks for it; empty where it is taken
-            by itself too.
-        asked_as: what that variable calls it; its name where empty.
+        only_asked: why it is taken only where the backend's environment variable asks for it or a table of the
+            device's times names it; empty where it is taken by itself too.
+        asked_as: what that variable and such tables call it; its name where empty.
         tells: what else ``explain`` says of layers that it runs.
     """
 
@@ -132,11 +134,15 @@ def _cudnn_obstacle(layers: Layers) -> str | None:
 # --------------------------------------------------------------------------------------------------------------------
 
 
+def _gradients_asked(layers: Layers) -> bool:
+    """Whether a backward may follow."""
+    return persistent.gradients_asked([layers.input, *(w for of in layers.weights for one in of for w in one)])
+
+
 def _persistent_plans(layers: Layers) -> dict[str, persistent.Plan | str]:
     """The plan, or why there is none, of the passes that may come."""
     plan, of_layer = layers.plan, layers.weights[0]
-    tensors = [layers.input, *(weight for of in layers.weights for one in of for weight in one)]
-    passes = {"forward": False} | ({"backward": True} if persistent.gradients_asked(tensors) else {})
+    passes = {"forward": False} | ({"backward": True} if _gradients_asked(layers) else {})
     flags = plan.layer_flags(0, len(layers.weights)) if layers.masks_on else plan.eval_flags
     w_hh = of_layer[0][1]
     assert w_hh is not None
@@ -219,7 +225,7 @@ SCHEDULES: dict[str, tuple[Schedule, ...]] = {
             "one cooperative launch for all steps of a layer, W_hh on the chip, masks made while waiting",
             _persistent_obstacle,
             outer_sites=True,
-            only_asked="it was not timed on a device yet, so it runs only where FRD_CUDA_SCHEDULE asks for it",
+            only_asked="it runs only where FRD_CUDA_SCHEDULE asks for it or a table of the device's times names it",
             tells=_persistent_tells,
         ),
         Schedule(ALTERNATING, 0, "one matrix product and one kernel a step, masks inside it", outer_sites=True),
@@ -251,10 +257,53 @@ def _asked_as(row: Schedule) -> str:
     return row.asked_as or row.name
 
 
-def _against(row: Schedule, layers: Layers, variable: str | None, asked: str | None) -> str | None:
+NAMES = {backend: tuple(_asked_as(row) for row in SCHEDULES[backend]) for backend in VARIABLES}
+"""What those variables, and tables of a device's times, call the schedules."""
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The walk
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def _named(backend: str, name: str) -> Schedule:
+    (row,) = [row for row in SCHEDULES[backend] if _asked_as(row) == name]
+    return row
+
+
+def _from_table(backend: str, layers: Layers) -> schedule_table.Answer:
+    """The schedule that a table of the device's times names, where it can run these layers."""
+    path = schedule_table.given() if backend in VARIABLES else None
+    if path is None:
+        return schedule_table.Answer(None, "")
+    if torch.compiler.is_compiling() or _fake(layers.input):
+        return schedule_table.Answer(None, f"a tracer runs, which does not read {schedule_table.VARIABLE}")
+    if layers.packed:
+        return schedule_table.Answer(None, f"{schedule_table.VARIABLE} is about padded batches")
+    directions, dtype = layers.weights[0], str(layers.dtype)[6:]
+    w_hh = directions[0][1]
+    assert w_hh is not None
+    inside, cell = bool(_acting_inside(layers.plan, layers.masks_on)), layers.plan.cell
+    device = schedule_table.device_name(layers.input.device)
+    found = schedule_table.ask(
+        path, NAMES, tuple(CELLS),
+        schedule_table.Kind(device, backend, cell, dtype, len(directions), inside, _gradients_asked(layers)),
+        schedule_table.Size(w_hh.size(0) // CELLS[cell].gates, layers.batch, layers.steps),
+    )  # fmt: skip
+    obstacle = _named(backend, found.schedule).obstacle(layers) if found.schedule else None
+    return (
+        found if obstacle is None else schedule_table.Answer(None, f"{found.schedule} was the fastest, but {obstacle}")
+    )
+
+
+def _against(
+    row: Schedule, layers: Layers, variable: str | None, asked: str | None, table: schedule_table.Answer
+) -> str | None:
     """What speaks against a schedule; None where nothing does."""
-    if asked is None:
+    if asked is None and table.schedule is None:
         return row.only_asked or row.obstacle(layers) or row.worth(layers)
+    if asked is None:
+        return None if table.schedule == _asked_as(row) else f"the table names {table.schedule}"
     if asked != _asked_as(row):
         return f"{variable} asks for {asked}"
     obstacle = row.obstacle(layers)
@@ -267,20 +316,24 @@ def choose(backend: str, layers: Layers) -> Choice:
     """The schedule of a call.
 
     Raises:
-        ValueError: the backend's environment variable names none of its schedules, or one that cannot run these layers.
+        ValueError: the backend's environment variable names none of its schedules, or one that cannot run these layers;
+            or the file that ``FRD_SCHEDULE_TABLE`` names cannot be read, or is no table.
     """
-    rows = SCHEDULES[backend]
     variable = VARIABLES.get(backend)
-    asked = setting(variable, sorted(map(_asked_as, rows))) if variable else None
+    asked = setting(variable, sorted(NAMES[backend])) if variable else None
+    table = _from_table(backend, layers) if asked is None else schedule_table.Answer(None, "")
     walk: dict[str, str] = {}
     why = ""
-    for row in rows:
-        against = _against(row, layers, variable, asked)
+    for row in SCHEDULES[backend]:
+        against = _against(row, layers, variable, asked, table)
         if against is None:
             break
         why, walk[row.name] = why if why and row.only_asked else against, f"not taken, {against}"
     walk[row.name] = "taken"
-    return Choice(row, f"{variable} asks for it" if asked else row.why or why, walk)
+    if asked is not None:
+        return Choice(row, f"{variable} asks for it", walk)
+    by_itself = [] if table.schedule else [row.why or why]
+    return Choice(row, "; ".join(filter(None, [*by_itself, table.why])), walk)
 
 
 __all__ = ["ALTERNATING", "CUDNN", "PERSISTENT", "SCHEDULES", "SEQUENCE", "Choice", "Layers", "Schedule", "choose"]

@@ -14,6 +14,8 @@
 #   doctor    the device, and what can run on it
 #   correct   tests marked gpu, but Triton's; those of gigabytes after the others, one at a time
 #   triton    Triton's tests marked gpu, which compile kernels for minutes
+#   persistent  the persistent schedule's tests and how long a word takes from block to block; where they pass, every
+#             schedule side by side, and the table of their times, for FRD_SCHEDULE_TABLE
 #   bench     `python -m bench --device cuda` in each of FRD_GPU_DTYPES (default: "float32 bfloat16")
 #
 #   FRD_PYTHON   an interpreter that is used as it is, with a CUDA build of torch, and pytest: nothing is installed into it
@@ -34,7 +36,7 @@ refuse() { echo "error: $*" >&2; exit 2; }
 # What was asked for
 # --------------------------------------------------------------------------------------------------------------------
 
-all=(build doctor correct triton bench) steps=(build)
+all=(build doctor correct triton persistent bench) steps=(build)
 export dry=
 carry=
 case ${1:-} in
@@ -79,7 +81,8 @@ fi
 
 # What an earlier call left goes, by name: there may be more in that folder.
 mkdir -p -- "$out" 2>/dev/null || refuse "FRD_OUT: $out cannot be made a folder"
-{ rm -f "$out"/{report.{md,json},{build,doctor,correct,triton,bench}.log,{correct,large,triton}.xml,{float32,bfloat16,float16}.json} &&
+{ rm -f "$out"/{report.{md,json},{build,doctor,correct,triton,persistent,bench}.log,{correct,large,triton,persistent}.xml} \
+  "$out"/{{float32,bfloat16,float16}.json,exchange.md,schedules.{md,json}} &&
   : >"$out/report.md"; } 2>/dev/null || refuse "FRD_OUT: $out cannot be written to"
 
 export PYTHONUNBUFFERED=1 PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
@@ -150,6 +153,7 @@ for name in "${steps[@]}"; do
     correct) report+=(--tests "$out/correct.xml" --tests "$out/large.xml") ;;
     correct1) report+=(--tests "$out/correct.xml") ;;
     triton*) report+=(--tests "$out/triton.xml") ;;
+    persistent*) report+=(--tests "$out/persistent.xml" --page "$out/exchange.md" --page "$out/schedules.md") ;;
     bench*) for dtype in $dtypes; do report+=(--results "$out/$dtype.json"); done ;;
   esac
   write_report >/dev/null || true

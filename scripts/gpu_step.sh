@@ -14,8 +14,8 @@ tests() {  # record, marks, arguments. Dry: which tests these are, as none of th
     on_a_gpu pytest -m "'$2'" "${@:3}"
     pytest "$2" "${@:3}" --collect-only -qq
   else
-    # shellcheck disable=SC2046  # no argument where there are no workers
-    pytest "$2" "${@:3}" --junitxml="$out/$1.xml" $([[ $1 == large ]] || processes)
+    # shellcheck disable=SC2046  # no argument where there are no workers, nor where each test needs the device for itself
+    pytest "$2" "${@:3}" --junitxml="$out/$1.xml" $([[ $1 == large || $1 == persistent ]] || processes)
   fi
 }
 
@@ -66,6 +66,25 @@ triton() {
     pytest "not slow" tests/kernels/test_triton_backend.py -k words --junitxml="$out/triton.xml"
   else
     tests triton "gpu and triton"
+  fi
+}
+
+persistent() {  # what is not right is not timed
+  local files=(tests/kernels/test_exchange.py tests/kernels/test_persistent.py) dtypes=${dtypes// /,}
+  tests persistent "gpu and not triton" "${files[@]}" -rP
+  if [[ $dry ]]; then
+    pytest "not gpu" "${files[0]}" -k takes_the_time -rP --junitxml="$out/persistent.xml"
+  fi
+  {
+    printf 'A step of the exchange alone, one row, by form, words and blocks:\n\n'
+    grep -E '^[a-z0-9]+ [a-z]+ [0-9]+ blocks: .* us a step$' "$out/persistent.log" | sed 's/^/- /' || echo "- it was not timed"
+  } >"$out/exchange.md"
+  if [[ $dry ]]; then
+    on_a_gpu "python -m bench schedules --dtypes $dtypes"
+    "$python" tests/host_run.py bench schedules --cells LSTM --dtypes "$dtypes" --hidden 8,16 --batch 2 --steps 4 --rounds 2 \
+      --output "$out/schedules.json"
+  else
+    "$python" -m bench schedules --dtypes "$dtypes" --output "$out/schedules.json"
   fi
 }
 

@@ -34,6 +34,9 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 
+os.environ.pop("FRD_SCHEDULE_TABLE", None)  # a test that is about a table gives its own
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     sampled.add_options(parser)
     parser.addoption(

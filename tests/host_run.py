@@ -7,12 +7,16 @@ is said to be there. Where cuDNN would run, ``cudnn_stand_in`` does. pytest's op
 run of the tests.
 
 Memory that nobody has written to is poisoned meanwhile: what torch or the bindings allocate is full of NaN.
+
+    python tests/host_run.py MODULE [ARGUMENT ...]   runs a module so, as ``python -m`` does
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import runpy
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,3 +112,12 @@ def run_on_host() -> Iterator[None]:
         yield
     finally:
         uninstall()
+
+
+if __name__ == "__main__":
+    if len(sys.argv) < 2:
+        sys.exit(__doc__)
+    sys.modules["host_run"] = sys.modules["__main__"]  # one of this name, with what is installed
+    install()
+    del sys.argv[0]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 STUBS = """#include "cpu/layer.h"
 const frd::cpu::Kernels* frd::cpu::avx2_kernels() { return nullptr; }
 const frd::cpu::Kernels* frd::cpu::avx512_kernels() { return nullptr; }
+const frd::cpu::TypedKernels<frd::cpu::BFloat16>* frd::cpu::avx512_bf16_kernels() { return nullptr; }
 """
 FLAGS = ("-std=c++20", "-O1", "-fPIC", "-fvisibility=hidden", "-Wno-psabi", "-DPy_LIMITED_API=0x030A0000",
          "-DTORCH_TARGET_VERSION=0x020a000000000000")  # fmt: skip
@@ -33,7 +34,7 @@ def run(command: list[str]) -> None:
 
 
 def _sources(csrc: Path) -> list[Path]:
-    skip = {"isa_avx2.cpp", "isa_avx512.cpp"}
+    skip = {"isa_avx2.cpp", "isa_avx512.cpp", "isa_avx512bf16.cpp"}
     found = [*csrc.glob("bind/*.cpp"), *csrc.glob("cpu/*.cpp")]
     return sorted(path for path in found if path.name not in skip and not path.name.startswith("cuda_"))
 

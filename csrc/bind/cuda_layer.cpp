@@ -180,7 +180,7 @@ struct BackwardCall {
  private:
   static Kept checked(const Layer& l, Keep keep, const Kept& kept) {
     check_devices(l.given.x, kept.gates, kept.beside, kept.states, kept.y, kept.grad_y, kept.grad_h_n, kept.grad_c_n);
-    return kept.dense(l, keep, l.dtype);
+    return kept.dense(l, keep, l.dtype, l.dtype);
   }
 };
 

@@ -1,5 +1,6 @@
 // Operators without a recurrence: dropout of inputs and outputs, the numbers of masks, the choice of instruction set.
 #include "bind/tensors.h"
+#include "cpu/numbers.h"
 #include "cpu/profile.h"
 
 namespace frd::bind {
@@ -15,11 +16,11 @@ Tensor dropout_of(const Tensor& x, const MaybeTensor& batch_sizes, cpu::RowMask 
   mask.width = x.size(-1);
   mask.step_offset = check_steps(mask.step_offset, batch.sequence.steps);
   mask.example_ids = ids ? example_ids.data() : nullptr;
-  kernels().of<T>().drop_rows({.parallel = parallel(),
-                               .source = read<T>(source),
-                               .target = data<T>(target),
-                               .sequence = batch.sequence,
-                               .mask = mask});
+  typed_kernels<T>().drop_rows({.parallel = parallel(),
+                                .source = read<T>(source),
+                                .target = data<T>(target),
+                                .sequence = batch.sequence,
+                                .mask = mask});
   return in_type(target, x.scalar_type());
 }
 
@@ -41,6 +42,8 @@ Tensor dropout(const Tensor& x, const Tensor& rng, const Tensor& thresholds, con
   mask.key = Random::key(rng);
   mask.step_offset = static_cast<uint32_t>(step_offset);
   if (x.scalar_type() == ScalarType::Double) return dropout_of<double>(x, batch_sizes, mask, example_ids);
+  if (x.scalar_type() == ScalarType::BFloat16 && bf16() != cpu::Bf16::EXACT)
+    return dropout_of<cpu::BFloat16>(x, batch_sizes, mask, example_ids);
   return dropout_of<float>(x, batch_sizes, mask, example_ids);
 }
 
@@ -79,6 +82,9 @@ std::vector<int64_t> cpu_isa(int64_t choice) {
   return found;
 }
 
+// How layers with results in bfloat16 run: the number of a cpu::Bf16.
+int64_t cpu_bf16() { return static_cast<int64_t>(bf16()); }
+
 // Nanoseconds spent in each phase (cpu/profile.h) since the last call; from now on they are counted if `on`.
 std::vector<int64_t> cpu_profile(bool on) {
   std::vector<int64_t> found;
@@ -95,6 +101,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn_dropout, CPU, m) {
 }
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn_dropout, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
+  m.impl("cpu_bf16", TORCH_BOX(&cpu_bf16));
   m.impl("cpu_profile", TORCH_BOX(&cpu_profile));
   m.impl("snapshot", TORCH_BOX(&snapshot));
 }

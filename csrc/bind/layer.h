@@ -80,7 +80,8 @@ struct Kept {
   Tensor gates, beside, states;
 
   // The same, checked and dense. `value`: the type in which a forward keeps values; c is kept in that of compute.
-  Kept dense(const LayerArguments& l, Keep keep, ScalarType value) const {
+  // `last`: that of the gradients at the last states.
+  Kept dense(const LayerArguments& l, Keep keep, ScalarType value, ScalarType last) const {
     const int64_t units = l.shapes.units, projected = l.shapes.projected;
     const std::vector<int64_t> of_y = l.batch.shape(l.width());
     Kept found = *this;
@@ -98,8 +99,8 @@ struct Kept {
     check_shape("grad_y", grad_y, of_y);
     check_shape("grad_h_n", grad_h_n, l.of_h());
     check_shape("grad_c_n", grad_c_n, l.of_c());
-    found.grad_h_n = bind::dense(grad_h_n, value);
-    found.grad_c_n = bind::dense(grad_c_n, value);
+    found.grad_h_n = bind::dense(grad_h_n, last);
+    found.grad_c_n = bind::dense(grad_c_n, last);
     return found;
   }
 

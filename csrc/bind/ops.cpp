@@ -8,6 +8,7 @@ STABLE_TORCH_LIBRARY(fused_rnn_dropout, m) {
   for (const char* schema : frd::bind::SCHEMAS) m.def(schema);
   for (const char* schema : frd::bind::GPU_SCHEMAS) m.def(schema);
   m.def("cpu_isa(int choice) -> int[]");
+  m.def("cpu_bf16() -> int");
   m.def("cpu_profile(bool on) -> int[]");
   m.def("snapshot(Tensor x) -> Tensor");
 }

@@ -1,14 +1,19 @@
 // Tensors of the stable ABI for the CPU kernels.
 #pragma once
 
+#include <cstdlib>
+
 #include "bind/arguments.h"
 #include "cpu/layer.h"
 #include "cpu/memory.h"
+#include "cpu/numbers.h"
 
 namespace frd::bind {
 
 template <class T>
-inline constexpr ScalarType scalar_type = std::is_same_v<T, double> ? ScalarType::Double : ScalarType::Float;
+inline constexpr ScalarType scalar_type = std::is_same_v<T, double>          ? ScalarType::Double
+                                          : std::is_same_v<T, cpu::BFloat16> ? ScalarType::BFloat16
+                                                                             : ScalarType::Float;
 
 inline cpu::Parallel parallel() {
   return {static_cast<int>(torch::stable::get_num_threads()),
@@ -24,17 +29,36 @@ inline const cpu::Kernels& kernels() {
   return cpu::kernels();
 }
 
+template <class D>
+const cpu::TypedKernels<D>& typed_kernels() {
+  kernels();  // raises where FRD_CPU_ISA names none
+  return cpu::typed_kernels<D>();
+}
+
+// How layers with results in bfloat16 run.
+inline cpu::Bf16 bf16() {
+  kernels();
+  const cpu::Bf16 found = cpu::bf16_in_use();
+  STD_TORCH_CHECK(found != cpu::Bf16::UNKNOWN,
+                  "the environment variable FRD_CPU_BF16 must be exact, emulated or, with AVX-512 and its dot products "
+                  "of bfloat16, native; got ",
+                  std::getenv("FRD_CPU_BF16"),
+                  cpu::has_native_bf16() ? "" : ", and this processor or FRD_CPU_ISA has not got those");
+  return found;
+}
+
 // torch::stable::empty finds its operator by name, which takes longer than the memory does.
 inline Tensor empty(const std::vector<int64_t>& shape, ScalarType dtype) {
   std::vector<int64_t> strides(shape.size());
   for (int64_t i = static_cast<int64_t>(shape.size()) - 1, stride = 1; i >= 0; --i) {
     strides[i] = stride;
-    stride *= std::max<int64_t>(shape[i], 1);
+    stride *= shape[i] > 1 ? shape[i] : 1;
   }
   const int32_t type = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));  // as that torch has it
   AtenTensorHandle handle = nullptr;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(), strides.data(),
-                                                         type, aoti_torch_device_type_cpu(), 0, &handle));
+  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
+                                                         strides.data(), type, aoti_torch_device_type_cpu(), 0,
+                                                         &handle));
   const Tensor made(handle);
   cpu::prefer_large_pages(made.mutable_data_ptr(), static_cast<size_t>(made.numel()) * made.element_size());
   return made;

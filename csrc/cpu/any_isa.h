@@ -4,6 +4,7 @@
 #pragma once
 
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -26,6 +27,7 @@
 #include "core/rows.h"
 #include "cpu/chunks.h"
 #include "cpu/layer.h"
+#include "cpu/numbers.h"
 #include "cpu/profile.h"
 #include "cpu/scratch.h"
 #include "cpu/team.h"

@@ -8,29 +8,31 @@
 #include "cpu/chunks.h"
 #include "cpu/layer.h"
 #include "cpu/masks.h"
+#include "cpu/numbers.h"
 #include "cpu/pack.h"
 #include "cpu/simd.h"
 
 namespace frd::cpu::FRD_ISA {
 
-template <class T, template <class Math> class Cells>
+template <class D, template <class Math> class Cells>
 class LayerCell {
-  using V = Vec<T>;
+  using S = Arithmetic<D>;
+  using V = Vec<D>;
 
  public:
-  using Math = SimdMath<T>;
+  using Math = SimdMath<S>;
   using Equations = Cells<Math>;
   static constexpr CellInfo INFO = CELLS[Equations::CELL];
   static constexpr int G = INFO.gates;
   static constexpr int SUMMED = G - INFO.apart;  // gates whose two halves, and so whose two biases, are added at once
 
   // most: rows of the largest chunk of steps.
-  LayerCell(const LayerInputs<T>& p, int64_t most)
+  LayerCell(const LayerInputs<D>& p, int64_t most)
       : sites_(state_sites<Math>(p.masks.flags, p.masks.thresholds)),
         masks_(p.parallel, p.masks, p.sequence, p.units, most),
         bias_apart_(INFO.apart && p.b_hh ? p.b_hh + SUMMED * p.units : nullptr),
         has_bias_(p.b_ih),
-        bias_(scratch<T>(p.b_ih ? G * p.units : 0)) {
+        bias_(scratch<S>(p.b_ih ? G * p.units : 0)) {
     for (int64_t i = 0; p.b_ih && i < G * p.units; ++i)
       bias_[i] = i < SUMMED * p.units ? p.b_ih[i] + p.b_hh[i] : p.b_ih[i];
   }
@@ -41,7 +43,7 @@ class LayerCell {
   FRD_MEMBER Drops<Math> drops(int64_t t, int64_t b, int64_t u) const { return masks_.drops(t, b, u); }
 
   // What is added to W x, [GH] or null, and what to the part of U h that the last gate takes apart.
-  const T* bias() const { return has_bias_ ? bias_.get() : nullptr; }
+  const S* bias() const { return has_bias_ ? bias_.get() : nullptr; }
   FRD_MEMBER V bias_apart(int64_t u, int64_t n) const { return bias_apart_ ? load(bias_apart_ + u, n) : V{}; }
 
   // The state as others see it: the recurrent product, the output and the caller. It is its own gradient.
@@ -54,7 +56,7 @@ class LayerCell {
     return INFO.has_c ? h : enter<Math>(masks_.dead_units(), sites_.entry_scale, masks_.dead(b, u), h);
   }
   FRD_MEMBER V enter_c(int64_t b, int64_t u, V c) const {
-    return enter<Math>(masks_.dead_units(), T(1), masks_.dead(b, u), c);
+    return enter<Math>(masks_.dead_units(), S(1), masks_.dead(b, u), c);
   }
 
   // The loops over gates, here and in the passes, are unrolled by name: an array that is read at a place which the
@@ -62,7 +64,7 @@ class LayerCell {
 
   // What the cell is given at n units: of each gate W x + b, H apart from `gates` on, and the sums of U h; `bias` is
   // bias_apart(...) of the units. Returns what the last gate takes apart.
-  FRD_INLINE V preactivations(const T* gates, int64_t H, int64_t n, const V* sums, V bias, V* a) {
+  FRD_INLINE V preactivations(const S* gates, int64_t H, int64_t n, const V* sums, V bias, V* a) {
 #pragma GCC unroll 8
     for (int v = 0; v < G; ++v) {
       a[v] = load(gates + v * H, n);
@@ -73,10 +75,10 @@ class LayerCell {
 
  private:
   const StateSites<Math> sites_;
-  StateMasks<T> masks_;
-  const T* const bias_apart_;
+  StateMasks<S> masks_;
+  const S* const bias_apart_;
   const bool has_bias_;
-  const Buffer<T> bias_;
+  const Buffer<S> bias_;
 };
 
 }  // namespace frd::cpu::FRD_ISA

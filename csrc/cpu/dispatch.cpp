@@ -1,4 +1,4 @@
-// Which kernels run: the best that this processor has, or what FRD_CPU_ISA or a test asks for.
+// Which kernels run: the best that this processor has, or what FRD_CPU_ISA, FRD_CPU_BF16 or a test asks for.
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -8,11 +8,13 @@
 namespace frd::cpu {
 namespace {
 
+constexpr int AVX512 = 2;  // of the instruction sets
+
 bool processor_has(int isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
   if (isa == 1) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  if (isa == 2)
+  if (isa == AVX512)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 #endif
@@ -43,6 +45,22 @@ const Kernels* kernels_of(int isa) {
 const Kernels& kernels() { return *kernels_of(isa_in_use()); }
 
 int isa_in_use() { return in_use().load(std::memory_order_relaxed); }
+
+bool has_native_bf16() {
+#if defined(__x86_64__)
+  return isa_in_use() == AVX512 && avx512_bf16_kernels() && __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+Bf16 bf16_in_use() {
+  const char* wanted = std::getenv("FRD_CPU_BF16");
+  if (!wanted || !*wanted) return has_native_bf16() ? Bf16::NATIVE : Bf16::EXACT;
+  if (std::strcmp(wanted, "exact") == 0) return Bf16::EXACT;
+  if (std::strcmp(wanted, "emulated") == 0) return Bf16::EMULATED;
+  return std::strcmp(wanted, "native") == 0 && has_native_bf16() ? Bf16::NATIVE : Bf16::UNKNOWN;
+}
 
 bool use_isa(int isa) {
   if (!kernels_of(isa)) return false;

@@ -9,6 +9,7 @@
 #include "cpu/chunks.h"
 #include "cpu/layer.h"
 #include "cpu/masks.h"
+#include "cpu/numbers.h"
 #include "cpu/pack.h"
 #include "cpu/profile.h"
 #include "cpu/simd.h"
@@ -17,7 +18,7 @@ namespace frd::cpu::FRD_ISA {
 
 // The mask of a layer's input or output, as bits: of the rows of a chunk at a time, numbered from its first one on. A
 // mask that is drawn once per sequence is drawn when this is made.
-template <class T>
+template <class D>
 class RowMasks {
  public:
   // most: rows of the largest chunk.
@@ -26,7 +27,7 @@ class RowMasks {
         sequence_(sequence),
         mask_(mask),
         keys_(mask.key),
-        scale_(T(keep_scale(mask.threshold))),
+        scale_(Arithmetic<D>(keep_scale(mask.threshold))),
         skipped_(mask.first % FIELDS),
         bytes_(bytes_of(skipped_ + mask.width)),
         bits_(scratch<uint8_t>(mask.on ? (mask.per_step ? most : sequence.batch) * bytes_ : 0)),
@@ -45,7 +46,7 @@ class RowMasks {
 
   // The same, and the chunk's rows [chunk.rows, width] as others shall see them: a masked copy in `target`, or `source`
   // itself where the mask is off.
-  const T* masked(const Chunk& chunk, const T* source, T* target) {
+  const D* masked(const Chunk& chunk, const D* source, D* target) {
     if (!on()) return source;
     const int64_t width = mask_.width;
     draw(chunk, [&](int64_t row) {
@@ -58,9 +59,9 @@ class RowMasks {
   }
 
   // Elements i .. i + LANES of a row, or their gradient. i % LANES == 0.
-  FRD_MEMBER Vec<T> apply(int64_t row, int64_t i, Vec<T> value) const {
+  FRD_MEMBER Vec<D> apply(int64_t row, int64_t i, Vec<D> value) const {
     if (!on()) return value;
-    return select(Simd<T>::mask_of(spread(of_row_[row], i)), Vec<T>{}, scale_ * value);
+    return select(Simd<D>::mask_of(spread(of_row_[row], i)), Vec<D>{}, scale_ * value);
   }
 
  private:
@@ -93,29 +94,29 @@ class RowMasks {
   const Sequence& sequence_;
   const RowMask mask_;
   const RoundKeys keys_;
-  const T scale_;
+  const Arithmetic<D> scale_;
   const int64_t skipped_, bytes_;  // of a row: elements of its first call before the first one; bytes
   Buffer<uint8_t> bits_;           // [rows of a chunk], or [batch]
   Buffer<const uint8_t*> of_row_;  // [rows of a chunk]
 };
 
 // The rows of a chunk with their mask, as packing reads them.
-template <class T>
+template <class D>
 struct MaskedRows {
-  const Plain<T> rows;
-  const RowMasks<T>& masks;
+  const Plain<D> rows;
+  const RowMasks<D>& masks;
 
-  FRD_MEMBER void read(int64_t row, int64_t first, Vec<T>* out) const {
-    rows.read(row, first, out);
-    for (int v = 0; masks.on() && v < BLOCK_VECTORS; ++v) out[v] = masks.apply(row, first + v * LANES, out[v]);
+  FRD_MEMBER void read(int64_t row, int64_t first, int64_t width, Vec<D>* out) const {
+    rows.read(row, first, width, out);
+    for (int64_t v = 0; masks.on() && v < width; ++v) out[v] = masks.apply(row, first + v * LANES, out[v]);
   }
 };
 
-template <class T>
-void drop_rows(const DropRows<T>& p) {
+template <class D>
+void drop_rows(const DropRows<D>& p) {
   Stopwatch watch;
-  const int64_t width = p.mask.width, most = chunk_rows<T>(p.sequence, width);
-  RowMasks<T> masks(p.parallel, p.sequence, p.mask, largest_chunk(p.sequence, most));
+  const int64_t width = p.mask.width, most = chunk_rows<D>(p.sequence, width);
+  RowMasks<D> masks(p.parallel, p.sequence, p.mask, largest_chunk(p.sequence, most));
   for (int64_t begin = 0; begin < p.sequence.steps;) {
     const Chunk chunk = Chunk::from(p.sequence, begin, most);
     masks.masked(chunk, p.source + chunk.row * width, p.target + chunk.row * width);

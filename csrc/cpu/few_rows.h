@@ -10,155 +10,174 @@
 
 #include "cpu/gemm.h"
 #include "cpu/layer.h"
+#include "cpu/numbers.h"
 #include "cpu/pack.h"
 #include "cpu/simd.h"
+#include "cpu/terms.h"
 
 namespace frd::cpu::FRD_ISA {
 
 // Sums that grow side by side: what registers allow beside a block that is being turned.
-template <class T>
-inline constexpr int SUMS_AT_ONCE = LANES == 16 && sizeof(T) == 4 ? 8 : 4;
+template <class D>
+inline constexpr int SUMS_AT_ONCE = EMULATED<D>                                 ? 2
+                                    : LANES == 16 && sizeof(Arithmetic<D>) == 4 ? 8
+                                                                                : 4;
 
-// LANES units of one gate: rows [row, row + count) of a weight, of which a register holds one column.
-template <class T>
+// LANES units of one gate: rows [row, row + count) of a weight, of which a register holds one term's columns.
+template <class D>
 struct LyingGate {
-  const MaskedWeight<T>* w;
+  const MaskedWeight<D>* w;
   int64_t row, count;
 
-  // Columns [first, first + LANES), not masked; zero beyond the weight.
-  FRD_MEMBER void read(int64_t first, Vec<T>* block) const {
+  static constexpr int64_t NUMBERS = LANES * TERM<D>;            // of a row, in a register
+  static constexpr int64_t REGISTERS = BLOCK_VECTORS / TERM<D>;  // of a block of a row
+
+  // Columns [first, first + NUMBERS), not masked; zero beyond the weight.
+  FRD_MEMBER void read(int64_t first, Terms<D>* block) const {
     const int64_t k = w->columns();
-    const T* const from = w->data() + row * k + first;
-    constexpr int64_t ahead = 4 * LANES;  // LANES rows at once are too many streams for the processor to see
-    if (count >= LANES && first + LANES <= k) {
+    const D* const from = w->data() + row * k + first;
+    constexpr int64_t ahead = 4 * NUMBERS;  // LANES rows at once are too many streams for the processor to see
+    if (count >= LANES && first + NUMBERS <= k) {
 #pragma GCC unroll 16
       for (int lane = 0; lane < LANES; ++lane) {
-        block[lane] = load(from + lane * k);
+        block[lane] = load_terms(from + lane * k, NUMBERS);
         __builtin_prefetch(from + lane * k + ahead);
       }
+      transpose(block);
     } else {
-      for (int lane = 0; lane < LANES; ++lane) block[lane] = lane < count ? load(from + lane * k, k - first) : Vec<T>{};
+      read_end(first, block);
     }
+  }
+  // Those at an end of the weight.
+  __attribute__((noinline)) void read_end(int64_t first, Terms<D>* block) const {
+    const int64_t k = w->columns();
+    for (int lane = 0; lane < LANES; ++lane)
+      block[lane] = lane < count ? load_terms(w->data() + (row + lane) * k + first, k - first) : Terms<D>{};
     transpose(block);
   }
 
-  // Columns [first, first + BLOCK), masked, LANES at a time.
-  FRD_MEMBER void read_masked(int64_t first, Vec<T> (*blocks)[LANES]) const {
+  // Columns [first, first + BLOCK), masked, NUMBERS at a time.
+  __attribute__((noinline)) void read_masked(int64_t first, Terms<D> (*blocks)[LANES]) const {
     for (int lane = 0; lane < LANES; ++lane) {
-      Vec<T> values[BLOCK_VECTORS] = {};
+      Terms<D> values[REGISTERS] = {};
       if (lane < count) {
         w->fetch(row + lane, first + BLOCK);
-        w->read(row + lane, first, values);
+        w->read_terms(row + lane, first, values);
       }
-      for (int q = 0; q < BLOCK_VECTORS; ++q) blocks[q][lane] = values[q];
+      for (int q = 0; q < REGISTERS; ++q) blocks[q][lane] = values[q];
     }
-    for (int q = 0; q < BLOCK_VECTORS; ++q) transpose(blocks[q]);
+    for (int q = 0; q < REGISTERS; ++q) transpose(blocks[q]);
   }
 };
 
-// acc[m] += a[m][kk .. kk + n) * block, n at most LANES.
-template <int MR, class T>
-FRD_INLINE void add_block(const T* const* a, int64_t kk, int64_t n, const Vec<T>* block, Vec<T>* acc) {
-  const auto column = [&](int i) {
+// acc[m] += a[m][kk .. k) * block, as far as the block goes. kk is the first number of a term.
+template <int MR, class D>
+FRD_INLINE void add_block(const D* const* a, int64_t kk, int64_t k, const Terms<D>* block, Vec<D>* acc) {
+  const auto column = [&](int64_t i) {
 #pragma GCC unroll 8
-    for (int m = 0; m < MR; ++m) acc[m] += a[m][kk + i] * block[i];
+    for (int m = 0; m < MR; ++m) add_term(acc[m], term(a[m] + kk, i), block[i]);
   };
-  if (n >= LANES) {
+  const int64_t whole = (k - kk) / TERM<D>;
+  if (whole >= LANES) {
 #pragma GCC unroll 16
     for (int i = 0; i < LANES; ++i) column(i);
-  } else {
-    for (int i = 0; i < n; ++i) column(i);
+    return;
+  }
+  for (int64_t i = 0; i < whole; ++i) column(i);
+  if ((k - kk) % TERM<D>) {
+    for (int m = 0; m < MR; ++m) add_term(acc[m], last_term(a[m], k), block[whole]);
   }
 }
 
 // sums[m * stride] = a[m] times a gate, for MR rows. One gate after the other: the rows of several, which may lie a
 // power of two apart, would throw one another out of the cache.
-template <int MR, class T>
-__attribute__((noinline)) static void multiply_lying(const LyingGate<T>& gate, const T* const* a, Vec<T>* sums,
+template <int MR, class D>
+__attribute__((noinline)) static void multiply_lying(const LyingGate<D>& gate, const D* const* a, Vec<D>* sums,
                                                      int stride) {
   const int64_t k = gate.w->columns();
-  Vec<T> acc[MR] = {};
+  Vec<D> acc[MR] = {};
   if (gate.w->on()) {
     for (int64_t first = 0; first < k; first += BLOCK) {
-      Vec<T> blocks[BLOCK_VECTORS][LANES];
+      Terms<D> blocks[LyingGate<D>::REGISTERS][LANES];
       gate.read_masked(first, blocks);
-      for (int64_t q = 0, kk = first; q < BLOCK_VECTORS && kk < k; ++q, kk += LANES)
-        add_block<MR>(a, kk, k - kk, blocks[q], acc);
+      for (int64_t q = 0, kk = first; q < LyingGate<D>::REGISTERS && kk < k; ++q, kk += LyingGate<D>::NUMBERS)
+        add_block<MR>(a, kk, k, blocks[q], acc);
     }
   } else {
-    for (int64_t first = 0; first < k; first += LANES) {
-      Vec<T> block[LANES];
+    for (int64_t first = 0; first < k; first += LyingGate<D>::NUMBERS) {
+      Terms<D> block[LANES];
       gate.read(first, block);
-      add_block<MR>(a, first, k - first, block, acc);
+      add_block<MR>(a, first, k, block, acc);
     }
   }
   for (int m = 0; m < MR; ++m) sums[m * stride] = acc[m];
 }
 
-template <class T, int... M>
-FRD_INLINE void multiply_lying(int64_t rows, const LyingGate<T>& gate, const T* const* a, Vec<T>* sums, int stride,
+template <class D, int... M>
+FRD_INLINE void multiply_lying(int64_t rows, const LyingGate<D>& gate, const D* const* a, Vec<D>* sums, int stride,
                                std::integer_sequence<int, M...>) {
-  ((rows == M + 1 ? multiply_lying<M + 1, T>(gate, a, sums, stride) : void()), ...);
+  ((rows == M + 1 ? multiply_lying<M + 1, D>(gate, a, sums, stride) : void()), ...);
 }
 
 // sums[m] = a[m] times tile `tile` of W [NV * units, k], as multiply_tile has it from the packed tile.
-template <int NV, class T>
-FRD_INLINE void multiply_lying(const MaskedWeight<T>& w, int64_t tile, int64_t rows, const T* const* a,
-                               Vec<T> (*sums)[NV]) {
+template <int NV, class D>
+FRD_INLINE void multiply_lying(const MaskedWeight<D>& w, int64_t tile, int64_t rows, const D* const* a,
+                               Vec<D> (*sums)[NV]) {
   const int64_t units = w.rows() / NV, u = tile * LANES;
-  constexpr int most = SUMS_AT_ONCE<T>;
+  constexpr int most = SUMS_AT_ONCE<D>;
   for (int64_t m = 0; m < rows; m += most)
     for (int v = 0; v < NV; ++v)
-      multiply_lying(least(rows - m, most), LyingGate<T>{&w, v * units + u, units - u}, a + m, sums[m] + v, NV,
+      multiply_lying(least(rows - m, most), LyingGate<D>{&w, v * units + u, units - u}, a + m, sums[m] + v, NV,
                      std::make_integer_sequence<int, most>{});
 }
 
 // A weight whose rows go round: row kk is row (kk + by) of it.
-template <class T>
+template <class D>
 struct TurnedWeight {
-  const MaskedWeight<T>& w;
+  const MaskedWeight<D>& w;
   int64_t by;
 
   int64_t row(int64_t kk) const { return kk + by < w.rows() ? kk + by : kk + by - w.rows(); }
-  FRD_MEMBER void read(int64_t kk, int64_t first, Vec<T>* out) const { w.read(row(kk), first, out); }
-  FRD_MEMBER void read(int64_t kk, int64_t first, int64_t width, Vec<T>* out) const {
+  FRD_MEMBER void read(int64_t kk, int64_t first, Vec<D>* out) const { w.read(row(kk), first, out); }
+  FRD_MEMBER void read(int64_t kk, int64_t first, int64_t width, Vec<D>* out) const {
     w.read(row(kk), first, width, out);
   }
-  // Asks for what read(kk, first, width, ...) will read some rows later: rows are far apart.
-  FRD_MEMBER void fetch_ahead(int64_t kk, int64_t first, int64_t width) const {
+  // As read_across(...) does. Asks for what will be read some rows later: rows are far apart.
+  FRD_MEMBER void read_terms(int64_t term, int64_t first, int64_t width, Terms<D>* out) const {
     constexpr int64_t ahead = 8;
-    if (kk + ahead < w.rows()) w.fetch(row(kk + ahead), first, width * LANES);
+    for (int64_t kk = term * TERM<D> + ahead, i = 0; i < TERM<D> && kk < w.rows(); ++i, ++kk)
+      w.fetch(row(kk), first, width * LANES);
+    read_across<D>(*this, term, w.rows(), first, width, out);
   }
 };
 
 // sums[m] = a[m] times columns [first, first + NV * LANES), whose rows are read as they lie.
-template <int MR, int NV, class T>
-__attribute__((noinline)) static void multiply_columns(const TurnedWeight<T>& turned, int64_t first, const T* const* a,
-                                                       Vec<T> (*sums)[NV]) {
-  const MaskedWeight<T>& w = turned.w;
+template <int MR, int NV, class D>
+__attribute__((noinline)) static void multiply_columns(const TurnedWeight<D>& turned, int64_t first, const D* const* a,
+                                                       Vec<D> (*sums)[NV]) {
+  const MaskedWeight<D>& w = turned.w;
   const int64_t k = w.rows(), columns = w.columns();
-  Vec<T> acc[MR][NV] = {};
-  const auto add = [&](int64_t kk, const Vec<T>* weights) {
+  Vec<D> acc[MR][NV] = {};
+  const auto add = [&](int64_t i, const Terms<D>* weights) {
 #pragma GCC unroll 12
     for (int m = 0; m < MR; ++m) {
-      const T value = a[m][kk];
+      const Term<D> value = term(a[m], i);
 #pragma GCC unroll 4
-      for (int v = 0; v < NV; ++v) acc[m][v] += value * weights[v];
+      for (int v = 0; v < NV; ++v) add_term(acc[m][v], value, weights[v]);
     }
   };
-  if (w.on() || first + NV * LANES > columns) {
-    for (int64_t kk = 0; kk < k; ++kk) {
-      turned.fetch_ahead(kk, first, NV);
-      Vec<T> weights[NV];
-      turned.read(kk, first, NV, weights);
-      add(kk, weights);
+  if (TERM<D> > 1 || w.on() || first + NV * LANES > columns) {
+    for (int64_t i = 0; i < k / TERM<D>; ++i) {
+      Terms<D> weights[NV];
+      turned.read_terms(i, first, NV, weights);
+      add(i, weights);
     }
-  } else {
-    const T* row = w.data() + turned.by * columns + first;
+  } else if constexpr (TERM<D> == 1) {
+    const D* row = w.data() + turned.by * columns + first;
     for (int64_t kk = 0; kk < k; ++kk, row += columns) {
       if (kk + turned.by == k) row = w.data() + first;
       __builtin_prefetch(row + 8 * columns);
-      Vec<T> weights[NV];
+      Terms<D> weights[NV];
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) weights[v] = load(row + v * LANES);
       add(kk, weights);
@@ -166,11 +185,16 @@ __attribute__((noinline)) static void multiply_columns(const TurnedWeight<T>& tu
   }
   for (int m = 0; m < MR; ++m)
     for (int v = 0; v < NV; ++v) sums[m][v] = acc[m][v];
+  add_last_term<NV>(MR, a, k, sums, [&](int v) {
+    Terms<D> weights;
+    turned.read_terms(k / TERM<D>, first + v * LANES, 1, &weights);
+    return weights;
+  });
 }
-template <int NV, class T, int... M>
-FRD_INLINE void multiply_columns(int64_t rows, const TurnedWeight<T>& w, int64_t first, const T* const* a,
-                                 Vec<T> (*sums)[NV], std::integer_sequence<int, M...>) {
-  ((rows == M + 1 ? multiply_columns<M + 1, NV, T>(w, first, a, sums) : void()), ...);
+template <int NV, class D, int... M>
+FRD_INLINE void multiply_columns(int64_t rows, const TurnedWeight<D>& w, int64_t first, const D* const* a,
+                                 Vec<D> (*sums)[NV], std::integer_sequence<int, M...>) {
+  ((rows == M + 1 ? multiply_columns<M + 1, NV, D>(w, first, a, sums) : void()), ...);
 }
 
 }  // namespace frd::cpu::FRD_ISA

@@ -10,7 +10,6 @@
 #endif
 
 #define FRD_ISA avx2
-#define FRD_ISA_NAME "avx2"
 #define FRD_LANES 8
 #include "cpu/kernels.h"
 
@@ -20,7 +19,10 @@
 #pragma GCC pop_options
 #endif
 
-const frd::cpu::Kernels* frd::cpu::avx2_kernels() { return &avx2::table; }
+const frd::cpu::Kernels* frd::cpu::avx2_kernels() {
+  static const Kernels table{"avx2", avx2::KERNELS<float>, avx2::KERNELS<double>, avx2::read_words};
+  return &table;
+}
 #else
 const frd::cpu::Kernels* frd::cpu::avx2_kernels() { return nullptr; }
 #endif

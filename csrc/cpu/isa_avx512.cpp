@@ -11,7 +11,6 @@
 #endif
 
 #define FRD_ISA avx512
-#define FRD_ISA_NAME "avx512"
 #define FRD_LANES 16
 #include "cpu/kernels.h"
 
@@ -21,7 +20,10 @@
 #pragma GCC pop_options
 #endif
 
-const frd::cpu::Kernels* frd::cpu::avx512_kernels() { return &avx512::table; }
+const frd::cpu::Kernels* frd::cpu::avx512_kernels() {
+  static const Kernels table{"avx512", avx512::KERNELS<float>, avx512::KERNELS<double>, avx512::read_words};
+  return &table;
+}
 #else
 const frd::cpu::Kernels* frd::cpu::avx512_kernels() { return nullptr; }
 #endif

@@ -21,19 +21,18 @@ void run_pass(const Arguments& p) {
   pass.run();
 }
 
-template <class T, template <class Math> class... Cells>
-constexpr TypedKernels<T> typed_kernels() {
+template <class D, template <class Math> class... Cells>
+constexpr TypedKernels<D> all_cells() {
   static_assert(sizeof...(Cells) == NUM_CELLS);
-  TypedKernels<T> found{};
-  ((found.forward[Cells<SimdMath<T>>::CELL] = run_pass<ForwardPass<T, Cells>, LayerForward<T>>), ...);
-  ((found.backward[Cells<SimdMath<T>>::CELL] = run_pass<BackwardPass<T, Cells>, LayerBackward<T>>), ...);
-  found.drop_rows = drop_rows<T>;
+  TypedKernels<D> found{};
+  using Math = SimdMath<Arithmetic<D>>;
+  ((found.forward[Cells<Math>::CELL] = run_pass<ForwardPass<D, Cells>, LayerForward<D>>), ...);
+  ((found.backward[Cells<Math>::CELL] = run_pass<BackwardPass<D, Cells>, LayerBackward<D>>), ...);
+  found.drop_rows = drop_rows<D>;
   return found;
 }
 
-template <class T>
-inline constexpr TypedKernels<T> KERNELS = typed_kernels<T, Lstm, Gru, RnnTanh, RnnRelu>();
-
-inline const Kernels table{FRD_ISA_NAME, KERNELS<float>, KERNELS<double>, read_words};
+template <class D>
+inline constexpr TypedKernels<D> KERNELS = all_cells<D, Lstm, Gru, RnnTanh, RnnRelu>();
 
 }  // namespace frd::cpu::FRD_ISA

@@ -11,6 +11,7 @@
 #include "core/outer_sites.h"
 #include "core/philox.h"
 #include "core/rows.h"
+#include "cpu/numbers.h"
 
 namespace frd::cpu {
 
@@ -88,12 +89,12 @@ struct Masks {
   }
 };
 
-// Dropout of rows that no layer here reads or writes. T is the type in memory.
-template <class T>
+// Dropout of rows that no layer here reads or writes.
+template <class D>
 struct DropRows {
   Parallel parallel;
-  const T* source;  // [rows, width]
-  T* target;        // [rows, width]
+  const D* source;  // [rows, width]
+  D* target;        // [rows, width]
   Sequence sequence;
   RowMask mask;
 };
@@ -108,61 +109,67 @@ struct ReadWords {
 };
 
 // What a forward and its backward are both given: a layer in one direction. I inputs, H units, P of them in h: fewer
-// than H with a projection. G gates. What a cell has not is null.
-template <class T>
+// than H with a projection. G gates. What a cell has not is null. D is the type in memory of what the products read and
+// of what has T rows; states that enter or leave, biases, c and the gradients of weights are in that of arithmetic, S.
+template <class D>
 struct LayerInputs {
+  using S = Arithmetic<D>;
   Parallel parallel{};
   Sequence sequence{};
   Masks masks{};
   int64_t inputs = 0, units = 0, projected = 0;  // I, H, P
   int64_t first = 0;                             // where its P columns begin in a row of the output
-  const T* x = nullptr;                          // [rows, I]
-  const T* w_ih = nullptr;                       // [GH, I], not masked yet, as the next two
-  const T* w_hh = nullptr;                       // [GH, P]
-  const T* w_hr = nullptr;                       // [P, H], or null
-  const T* b_ih = nullptr;                       // [GH], or null
-  const T* b_hh = nullptr;                       // [GH], or null
-  const T* h0 = nullptr;                         // [batch, P]
-  const T* c0 = nullptr;                         // [batch, H]
+  const D* x = nullptr;                          // [rows, I]
+  const D* w_ih = nullptr;                       // [GH, I], not masked yet, as the next two
+  const D* w_hh = nullptr;                       // [GH, P]
+  const D* w_hr = nullptr;                       // [P, H], or null
+  const S* b_ih = nullptr;                       // [GH], or null
+  const S* b_hh = nullptr;                       // [GH], or null
+  const S* h0 = nullptr;                         // [batch, P]
+  const S* c0 = nullptr;                         // [batch, H]
 };
 
-template <class T>
-struct LayerForward : LayerInputs<T> {
+template <class D>
+struct LayerForward : LayerInputs<D> {
+  using S = Arithmetic<D>;
   Keep keep = KEEP_NOTHING;
-  T* gates = nullptr;      // [rows, GH], activated, or null where they are not kept
-  T* beside = nullptr;     // [rows, H], what CellInfo::keeps_beside says, or null where it is not kept
-  T* states = nullptr;     // [rows, P], or null where `out` holds the same or nothing is kept
-  T* out = nullptr;        // [rows, P], a row each out_stride: two directions may lie side by side
+  D* gates = nullptr;      // [rows, GH], activated, or null where they are not kept
+  S* c = nullptr;          // [rows, H], after each step, or null where it is not kept
+  D* apart = nullptr;      // [rows, H], what the last gate takes apart, or null where it is not kept
+  D* states = nullptr;     // [rows, P], or null where `out` holds the same or nothing is kept
+  D* out = nullptr;        // [rows, P], a row each out_stride: two directions may lie side by side
   int64_t out_stride = 0;  // at least P
-  T* h_n = nullptr;        // [batch, P]
-  T* c_n = nullptr;        // [batch, H]
+  S* h_n = nullptr;        // [batch, P]
+  S* c_n = nullptr;        // [batch, H]
 };
 
-template <class T>
-struct LayerBackward : LayerInputs<T> {
-  const T* gates = nullptr;   // [rows, GH], activated, or null: they are computed again
-  const T* beside = nullptr;  // [rows, H], as forward keeps it
-  const T* states = nullptr;  // [rows, P], unscaled, a row each states_stride
-  const T* dout = nullptr;    // [rows, P], a row each dout_stride, or null
+template <class D>
+struct LayerBackward : LayerInputs<D> {
+  using S = Arithmetic<D>;
+  const D* gates = nullptr;   // [rows, GH], activated, or null: they are computed again
+  const S* c = nullptr;       // [rows, H], as forward keeps it, as the next one
+  const D* apart = nullptr;   // [rows, H]
+  const D* states = nullptr;  // [rows, P], unscaled, a row each states_stride
+  const D* dout = nullptr;    // [rows, P], a row each dout_stride, or null
   int64_t states_stride = 0, dout_stride = 0;
-  const T* dh_n = nullptr;  // [batch, P], or null
-  const T* dc_n = nullptr;  // [batch, H], or null
-  T* dx = nullptr;          // [rows, I], or null where nobody asks, as the gradients of weights and biases
-  T* dw_ih = nullptr;       // [GH, I]
-  T* dw_hh = nullptr;       // [GH, P]
-  T* dw_hr = nullptr;       // [P, H]
-  T* db_ih = nullptr;       // [GH]
-  T* db_hh = nullptr;       // [GH]; null too where a cell has nothing apart, as it is db_ih then
-  T* dh0 = nullptr;         // [batch, P]
-  T* dc0 = nullptr;         // [batch, H]
+  const S* dh_n = nullptr;  // [batch, P], or null
+  const S* dc_n = nullptr;  // [batch, H], or null
+  D* dx = nullptr;          // [rows, I], or null where nobody asks, as the gradients of weights and biases
+  S* dw_ih = nullptr;       // [GH, I]
+  S* dw_hh = nullptr;       // [GH, P]
+  S* dw_hr = nullptr;       // [P, H]
+  S* db_ih = nullptr;       // [GH]
+  S* db_hh = nullptr;       // [GH]; null too where a cell has nothing apart, as it is db_ih then
+  S* dh0 = nullptr;         // [batch, P]
+  S* dc0 = nullptr;         // [batch, H]
 };
 
 // The entry points of one instruction set.
-template <class T>
+template <class D>
 struct TypedKernels {
-  void (*forward[NUM_CELLS])(const LayerForward<T>&);
-  void (*backward[NUM_CELLS])(const LayerBackward<T>&);
-  void (*drop_rows)(const DropRows<T>&);
+  void (*forward[NUM_CELLS])(const LayerForward<D>&);
+  void (*backward[NUM_CELLS])(const LayerBackward<D>&);
+  void (*drop_rows)(const DropRows<D>&);
 };
 
 struct Kernels {
@@ -170,19 +177,7 @@ struct Kernels {
   TypedKernels<float> f32;
   TypedKernels<double> f64;
   void (*read_words)(const ReadWords&);
-
-  template <class T>
-  const TypedKernels<T>& of() const;
 };
-
-template <>
-inline const TypedKernels<float>& Kernels::of<float>() const {
-  return f32;
-}
-template <>
-inline const TypedKernels<double>& Kernels::of<double>() const {
-  return f64;
-}
 
 // Instruction sets, best last; those this build or this processor lacks are null.
 inline constexpr int NUM_ISAS = 3;
@@ -194,5 +189,28 @@ const Kernels* kernels_of(int isa);  // null where it cannot run here
 const Kernels& kernels();            // those in use: the best, or what use_isa chose
 int isa_in_use();
 bool use_isa(int isa);  // false where it cannot run here
+
+// How layers of BFloat16 run: converted to float at the operator's door, as everywhere that nothing else can; with the
+// processor's dot products; or with products of the same rounded numbers that any processor can do, which are slow and
+// for tests.
+enum class Bf16 { EXACT, NATIVE, EMULATED, UNKNOWN };
+const TypedKernels<BFloat16>* avx512_bf16_kernels();  // null where this build has none
+const TypedKernels<BFloat16>* emulated_bf16_kernels();
+bool has_native_bf16();  // whether the processor has what the instruction set in use needs for them
+// What FRD_CPU_BF16 asks for: NATIVE where it is not set and the instruction set in use has them, UNKNOWN where it
+// names nothing that can run.
+Bf16 bf16_in_use();
+
+// Those in use for a type in memory; of BFloat16 there are none where it is converted.
+template <class D>
+const TypedKernels<D>& typed_kernels() {
+  if constexpr (std::is_same_v<D, BFloat16>) {
+    return *(bf16_in_use() == Bf16::NATIVE ? avx512_bf16_kernels() : emulated_bf16_kernels());
+  } else if constexpr (std::is_same_v<D, double>) {
+    return kernels().f64;
+  } else {
+    return kernels().f32;
+  }
+}
 
 }  // namespace frd::cpu

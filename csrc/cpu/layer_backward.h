@@ -20,6 +20,7 @@
 #include "cpu/gates_again.h"
 #include "cpu/gemm.h"
 #include "cpu/layer.h"
+#include "cpu/numbers.h"
 #include "cpu/operand.h"
 #include "cpu/pack.h"
 #include "cpu/products.h"
@@ -30,23 +31,24 @@
 
 namespace frd::cpu::FRD_ISA {
 
-template <class T, template <class Math> class Cells>
+template <class D, template <class Math> class Cells>
 class BackwardPass {
-  using V = Vec<T>;
-  using Math = SimdMath<T>;
-  using Cell = LayerCell<T, Cells>;
+  using S = Arithmetic<D>;
+  using V = Vec<D>;
+  using Math = SimdMath<S>;
+  using Cell = LayerCell<D, Cells>;
   static constexpr int G = Cell::G, WIDE = Cell::INFO.gradients();
   static constexpr bool HAS_C = Cell::INFO.has_c, APART = Cell::INFO.apart;
   static constexpr int FIRST_OF_W = APART ? G - 1 : 0;  // the gate whose gradient stands first in a row
   static constexpr int FIRST_OF_U = APART ? 1 : 0;      // where in a row the gradients that go through U begin
 
  public:
-  explicit BackwardPass(const LayerBackward<T>& p)
+  explicit BackwardPass(const LayerBackward<D>& p)
       : p_(p),
         H_(p.units),
         P_(p.projected),
         B_(p.sequence.batch),
-        most_(chunk_rows<T>(p.sequence, WIDE * H_, !p.gates)),
+        most_(chunk_rows<D>(p.sequence, WIDE * H_, !p.gates)),
         largest_(largest_chunk(p.sequence, most_)),
         groups_(groups_for(p.parallel, tiles_of(P_, LANES), 2.0 * G * B_ * H_ * P_)),
         cell_(p, largest_),
@@ -55,23 +57,23 @@ class BackwardPass {
         m_ih_(p.parallel, p.w_ih, G * H_, p.inputs, FLAG_WEIGHT_IH, KIND_WEIGHT_IH, p.masks),
         m_hh_(p.parallel, p.w_hh, G * H_, P_, FLAG_WEIGHT_HH, KIND_WEIGHT_HH, p.masks),
         m_hr_(p.parallel, p.w_hr, projects() ? P_ : 0, H_, FLAG_WEIGHT_HR, KIND_WEIGHT_HR, p.masks),
-        w_hh_(p.parallel, m_hh_, 0, once_unless(few_for_columns<T>(B_, p.sequence.steps)), groups_),
-        w_hr_(p.parallel, m_hr_, 0, once_unless(few_for_columns<T>(B_, p.sequence.steps)), groups_),
+        w_hh_(p.parallel, m_hh_, 0, once_unless(few_for_columns<D>(B_, p.sequence.steps)), groups_),
+        w_hr_(p.parallel, m_hr_, 0, once_unless(few_for_columns<D>(B_, p.sequence.steps)), groups_),
         of_h_(w_hh_.layout()),
         of_outputs_(w_hr_.layout()),
-        dgates_(scratch<T>(p.gates || APART ? largest_ * WIDE * H_ : 0)),
-        later_(scratch<T>(B_ * G * H_)),
-        dh_(scratch<T>(B_ * P_)),
-        dc_(scratch<T>(HAS_C ? B_ * H_ : 0)),
-        operand_(scratch<T>(operand_wanted() ? largest_ * P_ : 0)),
-        dprojected_(scratch<T>(projects() ? largest_ * P_ : 0)),
-        outputs_(scratch<T>(projects() ? largest_ * H_ : 0)),
-        x_(scratch<T>(reads_.on() && !p.gates ? largest_ * p.inputs : 0)),
+        dgates_(scratch<D>(p.gates || APART ? largest_ * WIDE * H_ : 0)),
+        later_(scratch<D>(B_ * G * H_)),
+        dh_(scratch<S>(B_ * P_)),
+        dc_(scratch<S>(HAS_C ? B_ * H_ : 0)),
+        operand_(scratch<D>(operand_wanted() ? largest_ * P_ : 0)),
+        dprojected_(scratch<D>(projects() ? largest_ * P_ : 0)),
+        outputs_(scratch<D>(projects() ? largest_ * H_ : 0)),
+        x_(scratch<D>(reads_.on() && !p.gates ? largest_ * p.inputs : 0)),
         dw_ih_(p.parallel, p.dw_ih, m_ih_, largest_),
         dw_hh_(p.parallel, p.dw_hh, m_hh_, largest_),
         dw_hr_(p.parallel, p.dw_hr, m_hr_, largest_),
-        again_(p.gates ? nullptr : new GatesAgain<T, Cell>(p, cell_, m_ih_, m_hh_, largest_)) {
-    if (p.dx) w_ih_.reset(new ColumnTiles<T>(p.parallel, m_ih_, FIRST_OF_W * H_, packing_of_dx(p, m_ih_, most_)));
+        again_(p.gates ? nullptr : new GatesAgain<D, Cell>(p, cell_, m_ih_, m_hh_, largest_)) {
+    if (p.dx) w_ih_.reset(new ColumnTiles<D>(p.parallel, m_ih_, FIRST_OF_W * H_, packing_of_dx(p, m_ih_, most_)));
     for (int64_t b = 0; b < B_; ++b) begin_row(b);
   }
 
@@ -83,7 +85,7 @@ class BackwardPass {
       if (p_.gates) {
         reads_.draw(chunk_);
         gates_ = p_.gates + chunk_.row * G * H_;
-        apart_ = APART ? p_.beside + chunk_.row * H_ : nullptr;
+        apart_ = APART ? p_.apart + chunk_.row * H_ : nullptr;
         gradients_ = dgates_.get();
       } else {
         again_->run(chunk_, reads_.masked(chunk_, p_.x + chunk_.row * p_.inputs, x_.get()), operand_.get());
@@ -101,7 +103,7 @@ class BackwardPass {
       watch.lap(GRADIENTS);
       const int64_t t = p_.sequence.time(chunk_.begin);
       for (int64_t b = 0; b < p_.sequence.active(t); ++b)
-        std::memcpy(&later_[b * G * H_], through_u(t, b), G * H_ * sizeof(T));
+        std::memcpy(&later_[b * G * H_], through_u(t, b), G * H_ * sizeof(D));
     }
     leave();
     watch.lap(GRADIENTS);
@@ -116,8 +118,8 @@ class BackwardPass {
   }
   RowMask mask_of_out() const { return p_.dout ? p_.masks.of_rows(true, p_.first, P_) : RowMask{}; }
   int64_t row_in_chunk(int64_t t, int64_t b) const { return p_.sequence.row(t) + b - chunk_.row; }
-  T* dgates(int64_t t, int64_t b) const { return gradients_ + row_in_chunk(t, b) * WIDE * H_; }
-  T* through_u(int64_t t, int64_t b) const { return dgates(t, b) + FIRST_OF_U * H_; }
+  D* dgates(int64_t t, int64_t b) const { return gradients_ + row_in_chunk(t, b) * WIDE * H_; }
+  D* through_u(int64_t t, int64_t b) const { return dgates(t, b) + FIRST_OF_U * H_; }
 
   // The gradients at the caller's h_n and c_n.
   void begin_row(int64_t b) {
@@ -147,7 +149,7 @@ class BackwardPass {
     const int64_t after = p_.sequence.after(t), active = p_.sequence.active(t);
     const int64_t sent = p_.sequence.exists(after) ? p_.sequence.active(after) : 0;
     const bool held = chunk_.contains(s + 1);
-    const T* from = held ? through_u(after, 0) : later_.get();
+    const D* from = held ? through_u(after, 0) : later_.get();
     const int64_t stride = (held ? WIDE : G) * H_;
     product(
         of_h_, tile, 0, sent, [&](int64_t b) { return from + b * stride; }, w_hh_.at(tile),
@@ -174,7 +176,7 @@ class BackwardPass {
     const StateSites<Math>& sites = cell_.sites();
     const Drops<Math> drops = cell_.drops(t, b, u);
     const V dout = p_.dout ? cell_.seen(at_output(t, b, u)) : V{};
-    T* carried = &dh_[b * P_ + u];
+    S* carried = &dh_[b * P_ + u];
     V dh = load(carried, n) + cell_.through(b, u, sum);
     if (!sites.unzoned) dh += dout;
     V dh_new = Zone<Math>::to_new(sites.zone_h, drops.of[STATE_ZONE_H], dh);
@@ -199,7 +201,7 @@ class BackwardPass {
 
   // With a projection: the gradient at one tile of what it reads.
   void projected(int64_t t, int64_t tile) {
-    const T* from = &dprojected_[row_in_chunk(t, 0) * P_];
+    const D* from = &dprojected_[row_in_chunk(t, 0) * P_];
     product(
         of_outputs_, tile, 0, p_.sequence.active(t), [&](int64_t b) { return from + b * P_; }, w_hr_.at(tile),
         [&](int64_t b, int64_t u, V sum) { at_c(t, b, u, cell_.drops(t, b, u), sum); });
@@ -207,7 +209,7 @@ class BackwardPass {
 
   // Gradients at LANES units of c_t, whose new h has dh_new.
   void at_c(int64_t t, int64_t b, int64_t u, const Drops<Math>& drops, V dh_new) {
-    T* carried = &dc_[b * H_ + u];
+    S* carried = &dc_[b * H_ + u];
     store(carried, at_gates(t, b, u, drops, dh_new, load(carried, H_ - u)), H_ - u);
   }
 
@@ -215,7 +217,7 @@ class BackwardPass {
   // of the step before.
   FRD_MEMBER V at_gates(int64_t t, int64_t b, int64_t u, const Drops<Math>& drops, V dh_new, V dc) {
     const int64_t n = H_ - u, row = row_in_chunk(t, b);
-    const T* gates = gates_ + row * G * H_ + u;
+    const D* gates = gates_ + row * G * H_ + u;
     V a[G], apart = APART ? load(apart_ + row * H_ + u, n) : V{};
 #pragma GCC unroll 8
     for (int v = 0; v < G; ++v) a[v] = load(gates + v * H_, n);
@@ -223,7 +225,7 @@ class BackwardPass {
     if constexpr (Cell::INFO.projects)
       if (p_.w_hr) store(&outputs_[row * H_ + u], Cell::Equations::output(cell_.sites(), drops, a, before), n);
     const V dbefore = Cell::Equations::backward(cell_.sites(), drops, a, apart, before, dh_new, dc);
-    T* to = dgates(t, b) + u;
+    D* to = dgates(t, b) + u;
     if (APART) store(to, a[G - 1], n);
 #pragma GCC unroll 8
     for (int v = 0; v < G - APART; ++v) store(to + (FIRST_OF_U + v) * H_, a[v], n);
@@ -232,7 +234,13 @@ class BackwardPass {
   }
 
   // The memory of H units after a step.
-  const T* memory(int64_t row) const { return HAS_C ? p_.beside + row * H_ : p_.states + row * p_.states_stride; }
+  const auto* memory(int64_t row) const {
+    if constexpr (HAS_C) {
+      return p_.c + row * H_;
+    } else {
+      return p_.states + row * p_.states_stride;
+    }
+  }
   V memory_before(int64_t t, int64_t b, int64_t u) const {
     const int64_t n = H_ - u;
     if (b < p_.sequence.continued_from(t)) return load(memory(p_.sequence.row(p_.sequence.before(t)) + b) + u, n);
@@ -242,25 +250,25 @@ class BackwardPass {
   // What the steps of a chunk add to the gradients of x and of the weights.
   void add_gradients() {
     const int64_t rows = chunk_.rows, width = WIDE * H_;
-    const T* x = p_.x + chunk_.row * p_.inputs;
+    const D* x = p_.x + chunk_.row * p_.inputs;
     const Ends ends{chunk_.end == p_.sequence.steps, chunk_.begin == 0};
     if (p_.dx) input_gradient(p_.parallel, gradients_, rows, width, *w_ih_, reads_, p_.dx + chunk_.row * p_.inputs);
     if (p_.dw_ih || p_.dw_hh || p_.db_ih) {
       dw_ih_.chunk(x, rows, reads_);
       dw_hh_.chunk(operand_.get(), rows);
       if constexpr (APART) {
-        add_weight_gradients<T>(p_.parallel, gradients_, rows, width, width, H_, ends,
+        add_weight_gradients<D>(p_.parallel, gradients_, rows, width, width, H_, ends,
                                 {{&dw_ih_, p_.db_ih, 0, H_, FIRST_OF_W * H_},
                                  {&dw_ih_, p_.db_ih, H_, G * H_, 0},
                                  {&dw_hh_, p_.db_hh, FIRST_OF_U * H_, width, 0}});
       } else {
-        add_weight_gradients<T>(p_.parallel, gradients_, rows, width, width, width, ends,
+        add_weight_gradients<D>(p_.parallel, gradients_, rows, width, width, width, ends,
                                 {{&dw_ih_, p_.db_ih, 0, width, 0}, {&dw_hh_, nullptr, 0, width, 0}});
       }
     }
     if (p_.dw_hr) {
       dw_hr_.chunk(outputs_.get(), rows);
-      add_weight_gradients<T>(p_.parallel, dprojected_.get(), rows, P_, P_, P_, ends, {{&dw_hr_, nullptr, 0, P_, 0}});
+      add_weight_gradients<D>(p_.parallel, dprojected_.get(), rows, P_, P_, P_, ends, {{&dw_hr_, nullptr, 0, P_, 0}});
     }
   }
 
@@ -283,27 +291,27 @@ class BackwardPass {
     store(p_.dh0 + b * P_ + u, cell_.enter_h(b, u, dh), n);
   }
 
-  const LayerBackward<T>& p_;
+  const LayerBackward<D>& p_;
   const int64_t H_, P_, B_, most_, largest_;
   const int groups_;
   Cell cell_;
-  RowMasks<T> reads_, writes_;
-  const MaskedWeight<T> m_ih_, m_hh_, m_hr_;
-  const ColumnTiles<T> w_hh_, w_hr_;
+  RowMasks<D> reads_, writes_;
+  const MaskedWeight<D> m_ih_, m_hh_, m_hr_;
+  const ColumnTiles<D> w_hh_, w_hr_;
   const Columns &of_h_, &of_outputs_;
-  std::unique_ptr<ColumnTiles<T>> w_ih_;  // where dx is wanted
-  Buffer<T> dgates_;      // [rows of a chunk, WIDE * H]: gradients, where they have a place of their own
-  Buffer<T> later_;       // [B, GH]: of the step after the chunk, those that go through U
-  Buffer<T> dh_, dc_;     // [B, P], [B, H]: carried; each unit is touched by its owner alone
-  Buffer<T> operand_;     // [rows of a chunk, P]: what the recurrent product read
-  Buffer<T> dprojected_;  // [rows of a chunk, P]: with a projection, gradients at its product
-  Buffer<T> outputs_;     // [rows of a chunk, H]: what the projection read
-  Buffer<T> x_;           // [rows of a chunk, I]: the input, where it is masked and gates are computed again
-  WeightGradient<T> dw_ih_, dw_hh_, dw_hr_;
-  std::unique_ptr<GatesAgain<T, Cell>> again_;  // where the forward kept no gates
+  std::unique_ptr<ColumnTiles<D>> w_ih_;  // where dx is wanted
+  Buffer<D> dgates_;      // [rows of a chunk, WIDE * H]: gradients, where they have a place of their own
+  Buffer<D> later_;       // [B, GH]: of the step after the chunk, those that go through U
+  Buffer<S> dh_, dc_;     // [B, P], [B, H]: carried; each unit is touched by its owner alone
+  Buffer<D> operand_;     // [rows of a chunk, P]: what the recurrent product read
+  Buffer<D> dprojected_;  // [rows of a chunk, P]: with a projection, gradients at its product
+  Buffer<D> outputs_;     // [rows of a chunk, H]: what the projection read
+  Buffer<D> x_;           // [rows of a chunk, I]: the input, where it is masked and gates are computed again
+  WeightGradient<D> dw_ih_, dw_hh_, dw_hr_;
+  std::unique_ptr<GatesAgain<D, Cell>> again_;  // where the forward kept no gates
   Chunk chunk_{};
-  const T *gates_ = nullptr, *apart_ = nullptr;  // of the chunk: activated, and what the last gate takes apart
-  T* gradients_ = nullptr;                       // of the chunk, [rows, WIDE * H]
+  const D *gates_ = nullptr, *apart_ = nullptr;  // of the chunk: activated, and what the last gate takes apart
+  D* gradients_ = nullptr;                       // of the chunk, [rows, WIDE * H]
 };
 
 }  // namespace frd::cpu::FRD_ISA

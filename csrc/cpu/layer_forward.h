@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "core/counters.h"
 #include "core/flags.h"
@@ -13,6 +14,7 @@
 #include "cpu/dropout.h"
 #include "cpu/gemm.h"
 #include "cpu/layer.h"
+#include "cpu/numbers.h"
 #include "cpu/pack.h"
 #include "cpu/products.h"
 #include "cpu/profile.h"
@@ -25,21 +27,23 @@ namespace frd::cpu::FRD_ISA {
 // Rows whose last step is t: their state goes to h_n and c_n.
 inline bool ends(const Sequence& sequence, int64_t t, int64_t b) { return b >= sequence.continued_by(t); }
 
-template <class T, template <class Math> class Cells>
+template <class D, template <class Math> class Cells>
 class ForwardPass {
-  using V = Vec<T>;
-  using Math = SimdMath<T>;
-  using Cell = LayerCell<T, Cells>;
+  using S = Arithmetic<D>;
+  using V = Vec<D>;
+  using Math = SimdMath<S>;
+  using Cell = LayerCell<D, Cells>;
   static constexpr int G = Cell::G;
   static constexpr bool HAS_C = Cell::INFO.has_c;
+  static constexpr bool IN_PLACE = std::is_same_v<D, S>;  // W x + b lies where the gates are kept
 
  public:
-  explicit ForwardPass(const LayerForward<T>& p)
+  explicit ForwardPass(const LayerForward<D>& p)
       : p_(p),
         H_(p.units),
         P_(p.projected),
         B_(p.sequence.batch),
-        most_(chunk_rows<T>(p.sequence, G * H_)),
+        most_(chunk_rows<S>(p.sequence, G * H_)),
         cell_(p, largest_chunk(p.sequence, most_)),
         reads_(p.parallel, p.sequence, p.masks.of_rows(false, 0, p.inputs), largest_chunk(p.sequence, most_)),
         writes_(p.parallel, p.sequence, p.masks.of_rows(true, p.first, P_), largest_chunk(p.sequence, most_)),
@@ -50,12 +54,12 @@ class ForwardPass {
         w_hh_(p.parallel, m_hh_, once_unless(few_for_gates(m_hh_, B_, p.sequence.steps))),
         m_hr_(p.parallel, p.w_hr, projects() ? P_ : 0, H_, FLAG_WEIGHT_HR, KIND_WEIGHT_HR, p.masks),
         w_hr_(p.parallel, m_hr_, once_unless(few_for_gates(m_hr_, B_, p.sequence.steps))),
-        buffer_(scratch<T>(p.gates ? 0 : largest_chunk(p.sequence, most_) * G * H_)),
-        x_(scratch<T>(reads_.on() ? largest_chunk(p.sequence, most_) * p.inputs : 0)),
-        read_(scratch<T>(2 * B_ * P_)),
-        h_(scratch<T>(B_ * P_)),
-        c_(scratch<T>(HAS_C ? B_ * H_ : 0)),
-        outputs_(scratch<T>(projects() ? B_ * H_ : 0)) {
+        buffer_(scratch<S>(IN_PLACE && p.gates ? 0 : largest_chunk(p.sequence, most_) * G * H_)),
+        x_(scratch<D>(reads_.on() ? largest_chunk(p.sequence, most_) * p.inputs : 0)),
+        read_(scratch<D>(2 * B_ * P_)),
+        h_(scratch<S>(B_ * P_)),
+        c_(scratch<S>(HAS_C ? B_ * H_ : 0)),
+        outputs_(scratch<D>(projects() ? B_ * H_ : 0)) {
     for (int64_t b = 0; b < B_; ++b) enter_row(b);
   }
 
@@ -63,8 +67,10 @@ class ForwardPass {
     Stopwatch watch;
     for (int64_t begin = 0; begin < p_.sequence.steps; begin = chunk_.end) {
       chunk_ = Chunk::from(p_.sequence, begin, most_);
-      gates_ = p_.gates ? p_.gates + chunk_.row * G * H_ : buffer_.get();
-      const T* const x = reads_.masked(chunk_, p_.x + chunk_.row * p_.inputs, x_.get());
+      gates_ = buffer_.get();
+      if constexpr (IN_PLACE)
+        if (p_.gates) gates_ = p_.gates + chunk_.row * G * H_;
+      const D* const x = reads_.masked(chunk_, p_.x + chunk_.row * p_.inputs, x_.get());
       watch.lap(DROP_ROWS);
       input_product<G>(p_.parallel, x, chunk_.rows, w_ih_, cell_.bias(), gates_);
       watch.lap(INPUT_PRODUCT);
@@ -108,29 +114,33 @@ class ForwardPass {
   // LANES hidden units at step t: recurrent product, gates, memory.
   void units(int64_t s, int64_t t, int64_t u) {
     const int64_t n = H_ - u, row0 = p_.sequence.row(t);
-    const T* read = &read_[(s % 2) * B_ * P_];
+    const D* read = &read_[(s % 2) * B_ * P_];
     const V bias = cell_.bias_apart(u, n);
     product<G>(
         0, p_.sequence.active(t), [&](int64_t b) { return read + b * P_; }, w_hh_.at(u / LANES),
         [&](int64_t b) {
           for (int v = 0; v < G; ++v) prefetch<true>(gates_ + ((row0 - chunk_.row + b) * G + v) * H_ + u, LANES);
-          if (p_.beside) prefetch<true>(p_.beside + (row0 + b) * H_ + u, LANES);
+          for (int v = 0; v < G && !IN_PLACE && p_.gates; ++v)
+            prefetch<true>(p_.gates + ((row0 + b) * G + v) * H_ + u, LANES);
+          if (p_.c) prefetch<true>(p_.c + (row0 + b) * H_ + u, LANES);
+          if (p_.apart) prefetch<true>(p_.apart + (row0 + b) * H_ + u, LANES);
           if (!projects()) prefetch<true>(p_.out + (row0 + b) * p_.out_stride + u, LANES);
         },
         [&](int64_t b, const V* sums) {
           const int64_t row = row0 + b;
-          T* gates = gates_ + (row - chunk_.row) * G * H_ + u;
-          T* carried = HAS_C ? &c_[b * H_ + u] : &h_[b * P_ + u];
+          const S* gates = gates_ + (row - chunk_.row) * G * H_ + u;
+          S* carried = HAS_C ? &c_[b * H_ + u] : &h_[b * P_ + u];
           V a[G], memory = load(carried, n);
           const V apart = Cell::preactivations(gates, H_, n, sums, bias, a);
           const Drops<Math> drops = cell_.drops(t, b, u);
           const V h_new = Cell::Equations::forward(cell_.sites(), drops, a, apart, memory);
           if (p_.gates) {
 #pragma GCC unroll 8
-            for (int v = 0; v < G; ++v) store(gates + v * H_, a[v], n);
+            for (int v = 0; v < G; ++v) store(p_.gates + (row * G + v) * H_ + u, a[v], n);
           }
-          if (p_.beside) store(p_.beside + row * H_ + u, HAS_C ? memory : apart, n);
+          if (p_.apart) store(p_.apart + row * H_ + u, apart, n);
           if (HAS_C) {
+            if (p_.c) store(p_.c + row * H_ + u, memory, n);
             store(carried, memory, n);
             if (ends(p_.sequence, t, b)) store(p_.c_n + b * H_ + u, memory, n);
           }
@@ -152,7 +162,7 @@ class ForwardPass {
   }
 
   // Zoneout of h, and everything that h goes to. The mask of the output is on the output alone.
-  void finish(int64_t s, int64_t t, int64_t b, int64_t u, Mask<T> keep, V h_old, V h_new) {
+  void finish(int64_t s, int64_t t, int64_t b, int64_t u, Mask<D> keep, V h_old, V h_new) {
     const int64_t n = P_ - u, row = p_.sequence.row(t) + b;
     const V h = Zone<Math>::mix(cell_.sites().zone_h, keep, h_old, h_new), seen = cell_.seen(h);
     store(&h_[b * P_ + u], h, n);
@@ -163,23 +173,23 @@ class ForwardPass {
     if (ends(p_.sequence, t, b)) store(p_.h_n + b * P_ + u, seen, n);
   }
 
-  const LayerForward<T>& p_;
+  const LayerForward<D>& p_;
   const int64_t H_, P_, B_, most_;
   Cell cell_;
-  RowMasks<T> reads_, writes_;
-  const MaskedWeight<T> m_ih_;
-  const GateTiles<G, T> w_ih_;
-  const MaskedWeight<T> m_hh_;
-  const GateTiles<G, T> w_hh_;
-  const MaskedWeight<T> m_hr_;
-  const GateTiles<1, T> w_hr_;
-  Buffer<T> buffer_;   // [rows of a chunk, GH]: gates that are not kept
-  Buffer<T> x_;        // [rows of a chunk, I]: the input, where it is masked
-  Buffer<T> read_;     // [2, B, P]: h as the recurrent product sees it, of this step and of the next
-  Buffer<T> h_, c_;    // [B, P], [B, H]: the state; each unit is touched by its owner alone
-  Buffer<T> outputs_;  // [B, H]: with a projection, what it reads
+  RowMasks<D> reads_, writes_;
+  const MaskedWeight<D> m_ih_;
+  const GateTiles<G, D> w_ih_;
+  const MaskedWeight<D> m_hh_;
+  const GateTiles<G, D> w_hh_;
+  const MaskedWeight<D> m_hr_;
+  const GateTiles<1, D> w_hr_;
+  Buffer<S> buffer_;   // [rows of a chunk, GH]: W x + b, where no gates are kept in its place
+  Buffer<D> x_;        // [rows of a chunk, I]: the input, where it is masked
+  Buffer<D> read_;     // [2, B, P]: h as the recurrent product sees it, of this step and of the next
+  Buffer<S> h_, c_;    // [B, P], [B, H]: the state; each unit is touched by its owner alone
+  Buffer<D> outputs_;  // [B, H]: with a projection, what it reads
   Chunk chunk_{};
-  T* gates_ = nullptr;  // of the chunk: in, W x + b; out, activated
+  S* gates_ = nullptr;  // of the chunk: W x + b
 };
 
 }  // namespace frd::cpu::FRD_ISA

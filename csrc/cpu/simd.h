@@ -17,6 +17,7 @@ typedef int8_t VecB __attribute__((vector_size(FRD_LANES)));
 typedef int64_t VecL __attribute__((vector_size(8 * FRD_LANES)));
 typedef uint32_t VecU __attribute__((vector_size(4 * FRD_LANES)));
 typedef uint16_t VecH __attribute__((vector_size(4 * FRD_LANES)));  // the halves of VecU
+typedef uint16_t VecN __attribute__((vector_size(2 * FRD_LANES)));  // a number of 16 bits a lane
 typedef uint64_t VecUL __attribute__((vector_size(8 * FRD_LANES)));
 
 template <class T>
@@ -33,6 +34,12 @@ struct Simd<double> {
   using Vec = VecD;
   using Mask = VecL;
   FRD_INLINE Mask mask_of(VecI words) { return __builtin_convertvector(words, VecL); }
+};
+template <>
+struct Simd<BFloat16> : Simd<float> {};
+template <>
+struct Simd<Pair> {
+  using Vec = VecU;
 };
 template <class T>
 using Vec = typename Simd<T>::Vec;
@@ -108,6 +115,66 @@ FRD_INLINE void store(T* p, V v, int64_t n) {
   for (int64_t lane = 0; lane < n; ++lane) p[lane] = v[lane];
 }
 
+// Numbers of 16 bits are widened where they are read, and rounded to the nearest where they are written, ties to even.
+FRD_INLINE VecF widened(VecN x) {
+#if FRD_LANES == 16 && defined(__x86_64__)
+  return (VecF)((VecU)_mm512_cvtepu16_epi32((__m256i)x) << 16);
+#elif FRD_LANES == 8 && defined(__x86_64__)
+  return (VecF)((VecU)_mm256_cvtepu16_epi32((__m128i)x) << 16);
+#else
+  return (VecF)(__builtin_convertvector(x, VecU) << 16);
+#endif
+}
+// As numbers of 32 bits.
+FRD_INLINE VecU rounded(VecF x) {
+#if defined(FRD_BF16_DOT)
+  return (VecU)_mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
+  const VecU bits = (VecU)x, upper = bits >> 16;
+  const VecU nearest = (bits + 0x7FFFu + (upper & 1u)) >> 16;
+  return select(x != x, upper | 0x40u, nearest);  // a NaN stays one
+#endif
+}
+FRD_INLINE VecN narrowed(VecF x) {
+#if defined(FRD_BF16_DOT)
+  return (VecN)_mm512_cvtneps_pbh((__m512)x);
+#elif FRD_LANES == 16 && defined(__x86_64__)
+  return (VecN)_mm512_cvtepi32_epi16((__m512i)rounded(x));
+#elif FRD_LANES == 8 && defined(__x86_64__)
+  const __m256i words = (__m256i)rounded(x);
+  return (VecN)_mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+#else
+  return __builtin_convertvector(rounded(x), VecN);
+#endif
+}
+
+FRD_INLINE VecF load(const BFloat16* p) {
+  VecN x;
+  __builtin_memcpy(&x, p, sizeof x);
+  return widened(x);
+}
+FRD_INLINE void store(BFloat16* p, VecF v) {
+  const VecN x = narrowed(v);
+  __builtin_memcpy(p, &x, sizeof x);
+}
+FRD_INLINE VecF load(const BFloat16* p, int64_t n) {
+  if (n >= LANES) return load(p);
+#if FRD_LANES == 16 && defined(__x86_64__)
+  return widened((VecN)_mm256_maskz_loadu_epi16(static_cast<__mmask16>(n > 0 ? (1u << n) - 1 : 0), p));
+#endif
+  VecN x{};
+  for (int64_t lane = 0; lane < n; ++lane) x[lane] = p[lane].bits;
+  return widened(x);
+}
+FRD_INLINE void store(BFloat16* p, VecF v, int64_t n) {
+  if (n >= LANES) return store(p, v);
+  const VecN x = narrowed(v);
+#if FRD_LANES == 16 && defined(__x86_64__)
+  return _mm256_mask_storeu_epi16(p, static_cast<__mmask16>(n > 0 ? (1u << n) - 1 : 0), (__m256i)x);
+#endif
+  for (int64_t lane = 0; lane < n; ++lane) p[lane].bits = x[lane];
+}
+
 // Asks for the cache lines of n numbers, to be written too where `write`.
 template <bool write = false, class T>
 FRD_INLINE void prefetch(const T* p, int64_t n) {
@@ -142,14 +209,14 @@ FRD_INLINE void exchange_all(V* rows) {
 }
 #if FRD_LANES == 16 && defined(__x86_64__)
 // The same in instructions that need no table of lanes: neighbours twice, within each quarter of a register, then whole
-// quarters twice.
-template <int... L>
-FRD_INLINE void transpose_quarters(VecF* rows, std::integer_sequence<int, L...>) {
+// quarters twice. As floats, whatever numbers of 32 bits they are: those of integers would need a table.
+template <class V, int... L>
+FRD_INLINE void transpose_quarters(V* rows, std::integer_sequence<int, L...>) {
   VecF a[LANES], b[LANES];
 #pragma GCC unroll 8
   for (int i = 0; i < LANES; i += 2) {
-    a[i] = pick<((L & ~3) + (L & 3) / 2 + (L & 1) * LANES)...>(rows[i], rows[i + 1]);
-    a[i + 1] = pick<((L & ~3) + (L & 3) / 2 + (L & 1) * LANES + 2)...>(rows[i], rows[i + 1]);
+    a[i] = pick<((L & ~3) + (L & 3) / 2 + (L & 1) * LANES)...>((VecF)rows[i], (VecF)rows[i + 1]);
+    a[i + 1] = pick<((L & ~3) + (L & 3) / 2 + (L & 1) * LANES + 2)...>((VecF)rows[i], (VecF)rows[i + 1]);
   }
 #pragma GCC unroll 4
   for (int i = 0; i < LANES; i += 4) {  // b[i + j]: of rows i .. i + 3, columns j, j + 4, j + 8, j + 12
@@ -168,10 +235,10 @@ FRD_INLINE void transpose_quarters(VecF* rows, std::integer_sequence<int, L...>)
       even[half] = pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES)...>(low, high);
       odd[half] = pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES + 4)...>(low, high);
     }
-    rows[j] = pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES)...>(even[0], even[1]);
-    rows[8 + j] = pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES + 4)...>(even[0], even[1]);
-    rows[4 + j] = pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES)...>(odd[0], odd[1]);
-    rows[12 + j] = pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES + 4)...>(odd[0], odd[1]);
+    rows[j] = (V)pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES)...>(even[0], even[1]);
+    rows[8 + j] = (V)pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES + 4)...>(even[0], even[1]);
+    rows[4 + j] = (V)pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES)...>(odd[0], odd[1]);
+    rows[12 + j] = (V)pick<((L & 4) * 2 + (L & 3) + (L & 8) / 8 * LANES + 4)...>(odd[0], odd[1]);
   }
 }
 #endif
@@ -180,7 +247,7 @@ FRD_INLINE void transpose_quarters(VecF* rows, std::integer_sequence<int, L...>)
 template <class V>
 FRD_INLINE void transpose(V* rows) {
 #if FRD_LANES == 16 && defined(__x86_64__)
-  if constexpr (sizeof(rows[0][0]) == 4) return transpose_quarters((VecF*)rows, Lanes{});
+  if constexpr (sizeof(rows[0][0]) == 4) return transpose_quarters(rows, Lanes{});
 #endif
   exchange_all<1>(rows);
   exchange_all<2>(rows);

@@ -11,7 +11,7 @@ from fused_rnn_dropout import __version__
 from fused_rnn_dropout.cells import MODULES
 from fused_rnn_dropout.program import run_program
 
-from . import arguments, call, compare, floor, gpu, memory, plots, single, sites
+from . import arguments, call, compare, floor, gpu, memory, plots, rounding, schedules, single, sites
 from .contenders import BY_NAME, TASKS, contenders_of
 from .machine import command_line
 from .profile import profile
@@ -20,15 +20,14 @@ from .run import DTYPES, Settings, load, run
 from .shapes import QUICK, SHAPES
 
 PROGRAM = "python -m bench"
+_COMMANDS = "[run | compare | report | pages | profile | sites | call | rounding | schedules | floor]"
 _LIMITS = "--threads should be at least 1, --rounds at least 2 and --budget above 0"
 
 
 def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog=program, description="Measures the library side by side with others.")
     made.add_argument("--version", action="version", version=f"fused_rnn_dropout {__version__}")
-    commands = made.add_subparsers(
-        dest="command", metavar="[run | compare | report | pages | profile | sites | call | floor]"
-    )
+    commands = made.add_subparsers(dest="command", metavar=_COMMANDS)
     single.add(commands)
     compare.add(commands)
     shapes, contenders = [shape.name for shape in SHAPES], list(BY_NAME)
@@ -75,6 +74,21 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     cost.add_argument("--threads", type=int, default=2)
     cost.add_argument("--rounds", type=int, help="paired rounds (default: what --budget allows, at least 5)")
     cost.add_argument("--budget", type=float, default=10.0, help="seconds for a shape (default: 10)")
+    side_by_side = commands.add_parser(
+        "schedules", help="a GPU's schedules side by side, right first; writes the file that FRD_SCHEDULE_TABLE names"
+    )
+    grid = schedules.Grid()
+    side_by_side.add_argument("--cells", type=arguments.names("cell", MODULES), default=grid.cells)
+    side_by_side.add_argument("--dtypes", type=arguments.names("dtype", tuple(DTYPES)), default=grid.dtypes)
+    for name, meaning in (("hidden", "H, which is I too"), ("batch", "B"), ("steps", "T")):
+        chosen = getattr(grid, name)
+        shown_as = ",".join(map(str, chosen))
+        side_by_side.add_argument(
+            f"--{name}", type=arguments.counts, default=chosen, help=f"{meaning} (default: {shown_as})"
+        )
+    side_by_side.add_argument("--rounds", type=int, help="paired rounds (default: what --budget allows, at least 5)")
+    side_by_side.add_argument("--budget", type=float, default=grid.budget, help="seconds for a size (default: 0.5)")
+    side_by_side.add_argument("--output", type=Path, default=Path("schedules.json"), help="the table; a page beside it")
     alone = commands.add_parser("call", help="what a call costs beside its arithmetic, and one step beside torch.nn's")
     alone.add_argument("page", type=Path, nargs="?", help="put the tables between the markers of this page")
     alone.add_argument("--cells", type=arguments.names("cell", MODULES), default=("LSTM", "GRU"))
@@ -83,6 +97,9 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     alone.add_argument("--threads", type=int, default=1)
     alone.add_argument("--rounds", type=int, help="paired rounds (default: what --budget allows, at least 5)")
     alone.add_argument("--budget", type=float, default=1.0, help="seconds for a step (default: 1)")
+    rounded = commands.add_parser("rounding", help="how far bfloat16 is off on the CPU, beside torch.nn's")
+    rounded.add_argument("page", type=Path, nargs="?", help="put the table between the markers of this page")
+    rounded.add_argument("--cells", type=arguments.names("cell", MODULES), default=MODULES)
     least = commands.add_parser("floor", help="what a GPU cannot do without, by arithmetic alone; needs no GPU")
     least.add_argument("page", type=Path, nargs="?", help="put the tables between the markers of this page")
     least.add_argument("--shapes", type=arguments.names("shape", shapes), default=tuple(shapes))
@@ -156,6 +173,13 @@ def _run(given: Sequence[str], program: str) -> int:
                 options.cells, chosen_shapes, options.one, options.threads, options.rounds, options.budget, command
             )
             sites.into(text, options.page) if options.page else print(text)
+        elif options.command == "schedules":
+            if (options.rounds is not None and options.rounds < 2) or options.budget <= 0:
+                raise ValueError("--rounds should be at least 2 and --budget above 0")
+            of_grid = {name: getattr(options, name) for name in schedules.Grid._fields}
+            text, failed = schedules.schedules(schedules.Grid(**of_grid), options.output, command_line(program, given))
+            print(f"{text}\n\nwrote {options.output}: FRD_SCHEDULE_TABLE={options.output} has it chosen by")
+            return int(failed)
         elif options.command == "call":
             if options.threads < 1 or (options.rounds is not None and options.rounds < 2) or options.budget <= 0:
                 raise ValueError(_LIMITS)
@@ -165,6 +189,9 @@ def _run(given: Sequence[str], program: str) -> int:
             measured = (options.cells, options.units, options.batches, options.threads, options.rounds, options.budget)
             text = call.call(*measured, given_again)
             call.into(text, options.page) if options.page else print(text)
+        elif options.command == "rounding":
+            text = rounding.rounding(options.cells, command_line(program, given))
+            rounding.into(text, options.page) if options.page else print(text)
         elif options.command == "profile":
             chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
             print(profile(options.cells, chosen_shapes, options.task, options.threads))

@@ -16,3 +16,14 @@ def names(kind: str, allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]
         return given
 
     return parse
+
+
+def counts(text: str) -> tuple[int, ...]:
+    """A type for argparse: whole numbers from 1 on, with commas between them."""
+    try:
+        given = tuple(dict.fromkeys(map(int, text.split(","))))
+    except ValueError:
+        given = ()
+    if not given or min(given) < 1:
+        raise argparse.ArgumentTypeError(f"should be whole numbers from 1 on with commas between them, got {text!r}")
+    return given

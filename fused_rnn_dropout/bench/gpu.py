@@ -12,7 +12,7 @@ import torch
 
 from fused_rnn_dropout import library
 
-from .measure import timed
+from .measure import synchronize, timed
 
 CLOCKS = ("clocks.sm", "clocks.mem", "clocks.max.sm", "clocks.max.mem", "power.limit", "driver_version")
 """What ``nvidia-smi`` is asked for."""
@@ -107,7 +107,7 @@ def limits() -> dict[str, Any]:
 
 
 def working(
-    makers: Mapping[str, Callable[[], Callable[[], None]]], tick: Callable[[str], None]
+    makers: Mapping[str, Callable[[], Callable[[], None]]], tick: Callable[[str], None], device: str = "cuda"
 ) -> tuple[dict[str, Callable[[], None]], dict[str, float], dict[str, str]]:
     """Makes each run and calls it once.
 
@@ -122,12 +122,12 @@ def working(
         tick(name)
         try:
             run = make()
-            first[name] = timed(run, "cuda")
+            first[name] = timed(run, device)
             runs[name] = run
         except Exception as error:  # whatever it is, it goes into the report, and the others are still measured
             failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error) else ''}"
             try:
-                torch.cuda.synchronize()
+                synchronize(device)
             except RuntimeError as lost:
                 raise DeviceLost(f"the device does not answer after {name}: {failed[name]}") from lost
     return runs, first, failed

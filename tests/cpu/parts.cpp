@@ -7,6 +7,7 @@
 // tile.
 #include "parts.h"
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -22,6 +23,7 @@
 #include "cpu/gemm.h"
 #include "cpu/layer.h"
 #include "cpu/masks.h"
+#include "cpu/numbers.h"
 #include "cpu/pack.h"
 #include "cpu/products.h"
 #include "cpu/simd.h"
@@ -34,14 +36,15 @@ template <int NV, class T>
 void pack_gates_of(uint32_t flags) {
   const int64_t units = size(), k = size();
   const Weight<T> w(NV * units, k, flags);
-  const Buffer<T> packed = pack_gates<NV>(PARALLEL, w.weight());
+  const Buffer<Term<T>> packed = pack_gates<NV>(PARALLEL, w.weight());
   for (int64_t tile = 0; tile < tiles_of(units, LANES); ++tile)
-    for (int64_t kk = 0; kk < k; ++kk)
+    for (int64_t kk = 0; kk < terms<T>(k) * TERM<T>; ++kk)
       for (int64_t v = 0; v < NV; ++v)
         for (int64_t lane = 0; lane < LANES; ++lane) {
           const int64_t unit = tile * LANES + lane;
-          const T want = unit < units ? w.at(v * units + unit, kk) : T(0);
-          const T got = packed[((tile * k + kk) * NV + v) * LANES + lane];
+          const T want = unit < units && kk < k ? w.at(v * units + unit, kk) : T(0);
+          const Term<T> term = packed[((tile * terms<T>(k) + kk / TERM<T>)*NV + v) * LANES + lane];
+          const T got = in_term<T>(term, kk % TERM<T>);
           EXPECT(got == want, "%d gates of %ld units, k %ld, unit %ld: %g, not %g", NV, units, k, unit, double(got),
                  double(want));
         }
@@ -56,17 +59,18 @@ void pack_columns_of(uint32_t flags) {
   const MaskedWeight<T> weight = w.weight();
   const ColumnTiles<T> at_once(PARALLEL, weight, turned, Packing::AT_ONCE);
   const ColumnTiles<T> in_turn(PARALLEL, weight, turned, Packing::IN_TURN);
-  std::vector<T> room(static_cast<size_t>(in_turn.room()));
+  std::vector<Term<T>> room(static_cast<size_t>(in_turn.room()));
   const Columns& layout = at_once.layout();
   for (int64_t tile = 0; tile < layout.tiles; ++tile) {
     const int64_t width = layout.width(tile);
-    const T *once = at_once.at(tile).packed, *turn = in_turn.at(tile, room.data()).packed;
-    for (int64_t kk = 0; kk < rows; ++kk)
+    const Term<T>*once = at_once.at(tile).packed, *turn = in_turn.at(tile, room.data()).packed;
+    for (int64_t kk = 0; kk < terms<T>(rows) * TERM<T>; ++kk)
       for (int64_t i = 0; i < width * LANES; ++i) {
-        const int64_t column = layout.first(tile) * LANES + i, at = kk * width * LANES + i;
-        const T want = column < columns ? w.at((kk + turned) % rows, column) : T(0);
-        EXPECT(once[at] == want && turn[at] == want, "[%ld, %ld] turned by %ld, row %ld, column %ld: %g and %g, not %g",
-               rows, columns, turned, kk, column, double(once[at]), double(turn[at]), double(want));
+        const int64_t column = layout.first(tile) * LANES + i, at = kk / TERM<T> * width * LANES + i;
+        const T want = column < columns && kk < rows ? w.at((kk + turned) % rows, column) : T(0);
+        const T first = in_term<T>(once[at], kk % TERM<T>), second = in_term<T>(turn[at], kk % TERM<T>);
+        EXPECT(first == want && second == want, "[%ld, %ld] turned by %ld, row %ld, column %ld: %g and %g, not %g",
+               rows, columns, turned, kk, column, double(first), double(second), double(want));
       }
   }
 }
@@ -91,17 +95,28 @@ void pack_typed() {
     EXPECT(to.back() == T(-77), "[%ld, %ld] turned wrote beyond its end", rows, width);
   }
 }
-void pack() { pack_typed<float>(), pack_typed<double>(); }
+void pack() { pack_typed<float>(), pack_typed<double>(), pack_typed<BFloat16>(); }
 
 // Rows [begin, end) times the columns of a packed matrix: the right sums, each row asked for once, and the same bits
 // whatever rows are taken together.
 template <int NV, class T>
 void product_of() {
   const int64_t k = between(0, 40), rows = between(1, 30), begin = between(0, rows - 1);
-  const std::vector<T> a = numbers<T>(rows * k), tile = numbers<T>(k * NV * LANES);
-  std::vector<T> found(static_cast<size_t>(rows * NV * LANES));
+  using S = Arithmetic<T>;
+  // What lies between two rows is none of the product's business.
+  std::vector<T> a = numbers<T>(rows * (k + 1));
+  for (int64_t b = 0; b < rows; ++b) a[b * (k + 1) + k] = T(std::numeric_limits<S>::quiet_NaN());
+  std::vector<Term<T>> tile(static_cast<size_t>(terms<T>(k) * NV * LANES));
+  const auto weight = [&](int64_t kk, int64_t column) {
+    return double(in_term<T>(tile[kk / TERM<T> * NV * LANES + column], kk % TERM<T>));
+  };
+  for (int64_t kk = 0; kk < k; ++kk)
+    for (int64_t column = 0; column < NV * LANES; ++column)
+      std::memcpy(reinterpret_cast<char*>(&tile[kk / TERM<T> * NV * LANES + column]) + kk % TERM<T> * sizeof(T),
+                  numbers<T>(1).data(), sizeof(T));
+  std::vector<S> found(static_cast<size_t>(rows * NV * LANES));
   std::vector<int> fetched(static_cast<size_t>(rows)), calls(static_cast<size_t>(rows));
-  const auto row = [&](int64_t b) { return a.data() + b * k; };
+  const auto row = [&](int64_t b) { return a.data() + b * (k + 1); };
   const PackedTile<NV, T> packed{tile.data(), k};
   product<NV>(
       begin, rows, row, packed, [&](int64_t b) { ++fetched[b]; },
@@ -118,10 +133,10 @@ void product_of() {
     for (int64_t i = 0; i < NV * LANES; ++i) {
       double want = 0, size = 1;
       for (int64_t kk = 0; kk < k; ++kk) {
-        const double term = double(a[b * k + kk]) * double(tile[kk * NV * LANES + i]);
+        const double term = double(row(b)[kk]) * weight(kk, i);
         want += term, size += std::fabs(term);
       }
-      const T got = found[b * NV * LANES + i];
+      const S got = found[b * NV * LANES + i];
       EXPECT(close(got, want, size), "row %ld, column %ld: %g, not %g", b, i, double(got), want);
     }
   }
@@ -131,6 +146,7 @@ void gemm() {
   for (int i = 0; i < 60; ++i) {
     product_of<1, float>(), product_of<2, float>(), product_of<3, float>(), product_of<4, float>();
     product_of<1, double>(), product_of<2, double>(), product_of<3, double>(), product_of<4, double>();
+    product_of<1, BFloat16>(), product_of<2, BFloat16>(), product_of<3, BFloat16>(), product_of<4, BFloat16>();
   }
   for (int64_t n = 0; n < 70 * LANES; n += 5)
     for (int64_t groups = 1; groups < 5; ++groups) {
@@ -168,12 +184,14 @@ double factor(const RowMask& mask, int64_t row, int64_t column) {
 
 template <class T>
 void input_products(Packing packing, uint32_t flags) {
+  using S = Arithmetic<T>;
   constexpr int NV = 3;
   const int64_t units = size(), k = size(), rows = between(1, 40);
   const Weight<T> w(NV * units, k, flags);
-  const std::vector<T> x = numbers<T>(rows * k), bias = numbers<T>(NV * units);
+  const std::vector<T> x = numbers<T>(rows * k);
+  const std::vector<S> bias = numbers<S>(NV * units);
   const bool with_bias = generator() % 2;
-  std::vector<T> gates(static_cast<size_t>(rows * NV * units));
+  std::vector<S> gates(static_cast<size_t>(rows * NV * units));
   const MaskedWeight<T> weight = w.weight();
   input_product<NV>(PARALLEL, x.data(), rows, GateTiles<NV, T>(PARALLEL, weight, packing),
                     with_bias ? bias.data() : nullptr, gates.data());
@@ -184,7 +202,7 @@ void input_products(Packing packing, uint32_t flags) {
         const double term = double(w.at(i, kk)) * double(x[row * k + kk]);
         want += term, size += std::fabs(term);
       }
-      const T got = gates[row * NV * units + i];
+      const S got = gates[row * NV * units + i];
       EXPECT(close(got, want, size), "W x of row %ld, gate row %ld: %g, not %g", row, i, double(got), want);
     }
 
@@ -221,13 +239,14 @@ void as_it_lies(uint32_t flags) {
   const MaskedWeight<T> weight = w.weight();
   const std::vector<T> x = numbers<T>(rows * k), dgates = numbers<T>(rows * NV * units);
   const RowMasks<T> none(PARALLEL, Sequence{1, rows, rows, nullptr, nullptr, false}, RowMask{}, rows);
-  std::vector<T> gates[2], dx[2];
+  std::vector<Arithmetic<T>> gates[2];
+  std::vector<T> dx[2];
   for (const Packing packing : {Packing::AT_ONCE, Packing::NEVER}) {
-    std::vector<T>& of_gates = gates[packing == Packing::NEVER];
+    std::vector<Arithmetic<T>>& of_gates = gates[packing == Packing::NEVER];
     std::vector<T>& of_x = dx[packing == Packing::NEVER];
     of_gates.resize(static_cast<size_t>(rows * NV * units)), of_x.resize(static_cast<size_t>(rows * k));
     const GateTiles<NV, T> tiles(PARALLEL, weight, packing);
-    input_product<NV>(PARALLEL, x.data(), rows, tiles, static_cast<const T*>(nullptr), of_gates.data());
+    input_product<NV>(PARALLEL, x.data(), rows, tiles, static_cast<const Arithmetic<T>*>(nullptr), of_gates.data());
     const ColumnTiles<T> columns(PARALLEL, weight, turned, packing);
     input_gradient(PARALLEL, dgates.data(), rows, NV * units, columns, none, of_x.data());
   }
@@ -242,9 +261,9 @@ void as_it_lies(uint32_t flags) {
 void few_rows() {
   for (int i = 0; i < 30; ++i)
     for (const uint32_t flags : WEIGHT_FLAGS) {
-      as_it_lies<1, float>(flags), as_it_lies<1, double>(flags);
-      as_it_lies<3, float>(flags), as_it_lies<3, double>(flags);
-      as_it_lies<4, float>(flags), as_it_lies<4, double>(flags);
+      as_it_lies<1, float>(flags), as_it_lies<1, double>(flags), as_it_lies<1, BFloat16>(flags);
+      as_it_lies<3, float>(flags), as_it_lies<3, double>(flags), as_it_lies<3, BFloat16>(flags);
+      as_it_lies<4, float>(flags), as_it_lies<4, double>(flags), as_it_lies<4, BFloat16>(flags);
     }
 }
 
@@ -255,8 +274,9 @@ template <class T>
 void weight_gradients(uint32_t flags) {
   const int64_t unit = size(), gates = 3, width = (gates + 1) * unit, stride = width + between(0, 3);
   const int64_t most = 40, inputs = between(0, 1) ? size() : between(1, 9) * 4 * LANES, outputs = size();
-  std::vector<T> dw(static_cast<size_t>(gates * unit * inputs)), du(static_cast<size_t>(gates * unit * outputs));
-  std::vector<T> db_w(static_cast<size_t>(gates * unit)), db_u = db_w;
+  using S = Arithmetic<T>;
+  std::vector<S> dw(static_cast<size_t>(gates * unit * inputs)), du(static_cast<size_t>(gates * unit * outputs));
+  std::vector<S> db_w(static_cast<size_t>(gates * unit)), db_u = db_w;
   std::vector<double> want_w(dw.size()), want_u(du.size()), want_bw(db_w.size()), want_bu(db_u.size());
   const bool wants_w = generator() % 4, wants_u = generator() % 4;
   double largest = 1;  // scale
@@ -285,14 +305,14 @@ void weight_gradients(uint32_t flags) {
         want_bw[i] += of_input, want_bu[i] += of_state;
         for (int64_t c = 0; c < inputs; ++c) {
           const double scale = factor(mask, row, c);
-          want_w[i * inputs + c] += of_input * scale * double(x[row * inputs + c]);
+          want_w[i * inputs + c] += of_input * double(T(static_cast<S>(scale) * x[row * inputs + c]));
           largest = std::fmax(largest, scale);
         }
         for (int64_t c = 0; c < outputs; ++c) want_u[i * outputs + c] += of_state * double(h[row * outputs + c]);
       }
   }
   const double size = 3 * most * 4;
-  const auto check = [&](const char* name, const Weight<T>& weight, const std::vector<T>& got,
+  const auto check = [&](const char* name, const Weight<T>& weight, const std::vector<S>& got,
                          const std::vector<double>& want, double size) {
     for (size_t i = 0; i < got.size(); ++i) {
       const double factor = double(weight.factors[i]);
@@ -311,10 +331,12 @@ void products() {
       for (const uint32_t flags : WEIGHT_FLAGS) {
         input_products<float>(packing, flags);
         input_products<double>(packing, flags);
+        input_products<BFloat16>(packing, flags);
       }
     for (const uint32_t flags : WEIGHT_FLAGS) {
       weight_gradients<float>(flags);
       weight_gradients<double>(flags);
+      weight_gradients<BFloat16>(flags);
     }
   }
 }
@@ -437,6 +459,44 @@ void masks() {
   }
 }
 
+// Every BFloat16 through a register and back, and floats around the middle between two of them.
+void bfloat16() {
+  const auto flushed = [](float x) {  // which the processor's own conversions do to numbers that are not normal
+#if defined(FRD_BF16_DOT)
+    return std::fabs(x) < std::numeric_limits<float>::min() ? 0 * x : x;
+#else
+    return x;
+#endif
+  };
+  const auto same = [](BFloat16 a, BFloat16 b) { return a.bits == b.bits; };
+  for (uint32_t first = 0; first < 1u << 16; first += 1) {
+    BFloat16 from[LANES], to[LANES + 1];
+    for (uint32_t lane = 0; lane < LANES; ++lane) from[lane].bits = static_cast<uint16_t>(first + 977 * lane);
+    const int64_t n = between(0, LANES);
+    for (BFloat16& x : to) x.bits = 0xFFFE;
+    store(to, load(from, n), n);
+    for (int64_t lane = 0; lane <= LANES; ++lane) {
+      BFloat16 want = lane < n ? BFloat16(flushed(from[lane])) : to[LANES];
+      EXPECT(same(to[lane], want), "%x of %ld came back as %x", from[lane % LANES].bits, long(n), to[lane].bits);
+    }
+    EXPECT(to[LANES].bits == 0xFFFE, "stored beyond the end");
+
+    VecF x{};
+    for (uint32_t lane = 0; lane < LANES; ++lane) {
+      static constexpr uint32_t LOWER[] = {0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF};
+      const uint32_t bits = (first + 977 * lane) << 16 | LOWER[generator() % 6];
+      const float at = std::bit_cast<float>(bits);
+      x[lane] = std::isnan(at) ? std::numeric_limits<float>::quiet_NaN() : at;
+    }
+    store(to, x);
+    const VecU words = rounded(x);
+    for (int lane = 0; lane < LANES; ++lane) {
+      const BFloat16 want(flushed(x[lane]));
+      EXPECT(same(to[lane], want) && words[lane] == want.bits, "%a is %x, not %x", x[lane], to[lane].bits, want.bits);
+    }
+  }
+}
+
 // |got - want| in ulps of what `want` rounds to. Below the normal numbers an ulp is that of the smallest of them.
 template <class T>
 double ulps(T got, long double want) {
@@ -504,8 +564,8 @@ struct Test {
   const char* name;
   void (*run)();
 };
-constexpr Test TESTS[] = {{"pack", pack},         {"gemm", gemm},   {"products", products},
-                          {"few_rows", few_rows}, {"masks", masks}, {"functions", functions}};
+constexpr Test TESTS[] = {{"pack", pack},   {"gemm", gemm},         {"products", products},  {"few_rows", few_rows},
+                          {"masks", masks}, {"bfloat16", bfloat16}, {"functions", functions}};
 
 }  // namespace
 }  // namespace frd::cpu::FRD_ISA

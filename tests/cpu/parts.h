@@ -4,12 +4,15 @@
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
+#include <cstring>
 #include <random>
+#include <type_traits>
 #include <vector>
 
 #include "core/counters.h"
 #include "core/flags.h"
 #include "cpu/layer.h"
+#include "cpu/numbers.h"
 #include "cpu/pack.h"
 
 namespace frd::cpu::FRD_ISA {
@@ -32,7 +35,7 @@ int64_t between(int64_t least, int64_t most) {
 template <class T>
 std::vector<T> numbers(int64_t n) {
   std::vector<T> found(static_cast<size_t>(n));
-  for (T& x : found) x = static_cast<T>(between(-1000, 1000)) / T(512);
+  for (T& x : found) x = T(static_cast<Arithmetic<T>>(between(-1000, 1000)) / 512);
   return found;
 }
 // Small sizes, and those around whole registers; more than a block of masks among them.
@@ -40,7 +43,16 @@ int64_t size() { return generator() % 2 ? between(1, 5) : between(1, 10) * LANES
 
 template <class T>
 bool close(T got, double want, double size) {
-  return std::fabs(static_cast<double>(got) - want) <= size * (sizeof(T) == 4 ? 1e-6 : 1e-14);
+  const double rounding = std::is_same_v<T, BFloat16> ? std::fabs(want) / 256 : 0;  // of the result; sums are in float
+  return std::fabs(static_cast<double>(got) - want) <= rounding + size * (sizeof(Arithmetic<T>) == 4 ? 1e-6 : 1e-14);
+}
+
+// Number i of a term, the first of which is 0.
+template <class T>
+T in_term(const Term<T>& term, int64_t i) {
+  T found;
+  std::memcpy(&found, reinterpret_cast<const char*>(&term) + i * sizeof(T), sizeof found);
+  return found;
 }
 
 // Two threads' worth of chunks, one after the other, the last first.
@@ -63,14 +75,15 @@ template <class T>
 struct Weight {
   int64_t rows, columns;
   Masks masks;
-  std::vector<T> given, masked, factors;
+  std::vector<T> given, masked;
+  std::vector<Arithmetic<T>> factors;
 
   Weight(int64_t rows, int64_t columns, uint32_t flags)
       : rows(rows),
         columns(columns),
         masks(masks_of(flags, 0)),
         given(numbers<T>(rows * columns)),
-        factors(given.size(), T(1)) {
+        factors(given.size(), 1) {
     const bool on = (flags & FLAG_MASKS_ON) && (flags & FLAG_WEIGHT_HH), by_row = flags & FLAG_WEIGHT_ROW;
     const uint32_t kind = by_row ? KIND_WEIGHT_HH_ROWS : KIND_WEIGHT_HH;
     const uint32_t stream = stream_of(kind, masks.layer, masks.direction);
@@ -83,8 +96,8 @@ struct Weight {
       for (uint32_t column = 0; column < columns; ++column) {
         const uint32_t i = by_row ? row : column, b = by_row ? 0 : row;
         const bool drop = number_of(i, b, SEQ, stream, masks.keys[GROUP_WEIGHT]) < p;
-        factors[row * columns + column] = drop ? T(0) : T(keep_scale(p));
-        masked[row * columns + column] = drop ? T(0) : T(keep_scale(p)) * given[row * columns + column];
+        factors[row * columns + column] = static_cast<Arithmetic<T>>(drop ? 0 : keep_scale(p));
+        masked[row * columns + column] = T(factors[row * columns + column] * given[row * columns + column]);
       }
   }
   MaskedWeight<T> weight() const {

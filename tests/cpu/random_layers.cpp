@@ -3,10 +3,10 @@
 //
 //     random_layers ISA FIRST COUNT THREADS [FILE]
 //
-// ISA is the number of an instruction set. Layers FIRST .. FIRST + COUNT are computed, each in float and in double, on
-// THREADS threads; FILE gets all their results as doubles. tests/kernels/test_cpu_standalone.py asks whether threads
-// matter. A change that should change no bit is checked by building this against both trees and comparing what they
-// print.
+// ISA is the number of an instruction set. Layers FIRST .. FIRST + COUNT are computed, each in float, in double and,
+// where FRD_CPU_BF16 or the processor lets them be, in BFloat16, on THREADS threads; FILE gets all their results as
+// doubles. tests/kernels/test_cpu_standalone.py asks whether threads matter. A change that should change no bit is
+// checked by building this against both trees and comparing what they print.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -20,6 +20,7 @@
 #include "core/flags.h"
 #include "core/rows.h"
 #include "cpu/layer.h"
+#include "cpu/numbers.h"
 
 namespace {
 
@@ -51,7 +52,8 @@ class Draw {
   template <class T>
   std::vector<T> numbers(int64_t n) {
     std::vector<T> found(static_cast<size_t>(n));
-    for (T& x : found) x = static_cast<T>(static_cast<double>(bits() >> 11) / double(1ull << 52) - 1);  // [-1, 1)
+    for (T& x : found)
+      x = T(static_cast<cpu::Arithmetic<T>>(static_cast<double>(bits() >> 11) / double(1ull << 52) - 1));  // [-1, 1)
     return found;
   }
 
@@ -105,47 +107,65 @@ struct Configuration {
 };
 
 // Results, in the order in which they were asked for.
-template <class T>
 class Results {
  public:
   // n numbers for a kernel to write, or null where they are not wanted.
+  template <class T>
   T* room(bool wanted, int64_t n) {
     if (!wanted) return nullptr;
-    arrays_.push_back(std::vector<T>(static_cast<size_t>(n), T(-77)));
-    return arrays_.back().data();
+    arrays_.push_back({std::vector<unsigned char>(static_cast<size_t>(n) * sizeof(T)), as_doubles<T>});
+    T* const found = reinterpret_cast<T*>(arrays_.back().bytes.data());
+    for (int64_t i = 0; i < n; ++i) found[i] = T(-77);
+    return found;
   }
   uint64_t hash() const {
     uint64_t found = 14695981039346656037ull;  // FNV-1a
-    for (const std::vector<T>& array : arrays_)
-      for (size_t i = 0; i < array.size() * sizeof(T); ++i)
-        found = (found ^ reinterpret_cast<const unsigned char*>(array.data())[i]) * 1099511628211ull;
+    for (const Array& array : arrays_)
+      for (const unsigned char byte : array.bytes) found = (found ^ byte) * 1099511628211ull;
     return found;
   }
   void write(std::FILE* file) const {
-    for (const std::vector<T>& array : arrays_)
-      for (const T x : array) {
-        const double value = x;
-        std::fwrite(&value, sizeof value, 1, file);
-      }
+    for (const Array& array : arrays_) {
+      const std::vector<double> values = array.values(array.bytes);
+      std::fwrite(values.data(), sizeof(double), values.size(), file);
+    }
   }
 
  private:
-  std::vector<std::vector<T>> arrays_;
+  struct Array {
+    std::vector<unsigned char> bytes;
+    std::vector<double> (*values)(const std::vector<unsigned char>&);
+  };
+  template <class T>
+  static std::vector<double> as_doubles(const std::vector<unsigned char>& bytes) {
+    std::vector<double> found;
+    for (size_t i = 0; i < bytes.size(); i += sizeof(T)) {
+      T x;
+      std::memcpy(&x, &bytes[i], sizeof x);
+      found.push_back(x);
+    }
+    return found;
+  }
+
+  std::vector<Array> arrays_;
 };
 
-template <class T>
-Results<T> run(int64_t number) {
+template <class D>
+Results run(int64_t number) {
+  using S = cpu::Arithmetic<D>;
   Draw draw(static_cast<uint64_t>(number));
   const Configuration c(draw, number);
   const CellInfo& info = CELLS[c.cell];
   const int64_t I = c.inputs, H = c.units, P = c.projected, B = c.batch, N = c.rows, GH = info.gates * H;
-  const auto x = draw.numbers<T>(N * I), w_ih = draw.numbers<T>(GH * I), w_hh = draw.numbers<T>(GH * P);
-  const auto w_hr = draw.numbers<T>(P * H), b_ih = draw.numbers<T>(GH), b_hh = draw.numbers<T>(GH);
-  const auto h0 = draw.numbers<T>(B * P), c0 = draw.numbers<T>(B * H);
-  const auto dout = draw.numbers<T>(N * P), dh_n = draw.numbers<T>(B * P), dc_n = draw.numbers<T>(B * H);
-  const auto given = [](bool wanted, const std::vector<T>& numbers) { return wanted ? numbers.data() : nullptr; };
+  const auto x = draw.numbers<D>(N * I), w_ih = draw.numbers<D>(GH * I), w_hh = draw.numbers<D>(GH * P);
+  const auto w_hr = draw.numbers<D>(P * H);
+  const auto b_ih = draw.numbers<S>(GH), b_hh = draw.numbers<S>(GH);
+  const auto h0 = draw.numbers<S>(B * P), c0 = draw.numbers<S>(B * H);
+  const auto dout = draw.numbers<D>(N * P);
+  const auto dh_n = draw.numbers<S>(B * P), dc_n = draw.numbers<S>(B * H);
+  const auto given = [](bool wanted, const auto& numbers) { return wanted ? numbers.data() : nullptr; };
 
-  cpu::LayerInputs<T> layer;
+  cpu::LayerInputs<D> layer;
   layer.parallel = {threads, run_in_threads};
   layer.sequence = c.sequence();
   layer.masks = c.masks;
@@ -154,33 +174,34 @@ Results<T> run(int64_t number) {
   layer.b_ih = given(c.bias, b_ih), layer.b_hh = given(c.bias, b_hh);
   layer.h0 = h0.data(), layer.c0 = given(info.has_c, c0);
 
-  Results<T> results;
-  cpu::LayerForward<T> f{layer};
+  Results results;
+  cpu::LayerForward<D> f{layer};
   f.keep = c.keep;
   f.out_stride = P;
-  f.gates = results.room(c.keep == KEEP_ALL, N * GH);
-  f.beside = results.room(info.keeps_beside(c.keep), N * H);
-  f.states = results.room(true, N * P);
-  f.out = results.room(true, N * P);
-  f.h_n = results.room(true, B * P);
-  f.c_n = results.room(info.has_c, B * H);
-  const cpu::TypedKernels<T>& kernels = cpu::kernels().of<T>();
+  f.gates = results.room<D>(c.keep == KEEP_ALL, N * GH);
+  f.c = results.room<S>(info.has_c && info.keeps_beside(c.keep), N * H);
+  f.apart = results.room<D>(!info.has_c && info.keeps_beside(c.keep), N * H);
+  f.states = results.room<D>(true, N * P);
+  f.out = results.room<D>(true, N * P);
+  f.h_n = results.room<S>(true, B * P);
+  f.c_n = results.room<S>(info.has_c, B * H);
+  const cpu::TypedKernels<D>& kernels = cpu::typed_kernels<D>();
   kernels.forward[c.cell](f);
 
-  cpu::LayerBackward<T> g{layer};
-  g.gates = f.gates, g.beside = f.beside, g.states = f.states;
+  cpu::LayerBackward<D> g{layer};
+  g.gates = f.gates, g.c = f.c, g.apart = f.apart, g.states = f.states;
   g.states_stride = g.dout_stride = P;
   g.dout = given(!draw.one_in(8), dout), g.dh_n = given(!draw.one_in(8), dh_n);
   g.dc_n = given(info.has_c && !draw.one_in(8), dc_n);
-  g.dx = results.room(!draw.one_in(8), N * I);
-  g.dw_ih = results.room(!draw.one_in(8), GH * I);
-  g.dw_hh = results.room(!draw.one_in(8), GH * P);
-  g.dw_hr = results.room(c.projects && !draw.one_in(8), P * H);
+  g.dx = results.room<D>(!draw.one_in(8), N * I);
+  g.dw_ih = results.room<S>(!draw.one_in(8), GH * I);
+  g.dw_hh = results.room<S>(!draw.one_in(8), GH * P);
+  g.dw_hr = results.room<S>(c.projects && !draw.one_in(8), P * H);
   const bool bias = !draw.one_in(8);
-  g.db_ih = results.room(bias, GH);
-  g.db_hh = results.room(bias && info.apart, GH);
-  g.dh0 = results.room(true, B * P);
-  g.dc0 = results.room(info.has_c, B * H);
+  g.db_ih = results.room<S>(bias, GH);
+  g.db_hh = results.room<S>(bias && info.apart, GH);
+  g.dh0 = results.room<S>(true, B * P);
+  g.dc0 = results.room<S>(info.has_c, B * H);
   kernels.backward[c.cell](g);
   return results;
 }
@@ -190,15 +211,24 @@ Results<T> run(int64_t number) {
 int main(int count, char** arguments) {
   if (count < 5 || count > 6) return std::fputs("random_layers ISA FIRST COUNT THREADS [FILE]\n", stderr), 2;
   if (!cpu::use_isa(std::atoi(arguments[1]))) return std::fputs("this instruction set cannot run here\n", stderr), 2;
+  const cpu::Bf16 how = cpu::bf16_in_use();
+  if (how == cpu::Bf16::UNKNOWN) return std::fputs("FRD_CPU_BF16 names nothing that runs here\n", stderr), 2;
+  const bool bf16 = how != cpu::Bf16::EXACT;
   const int64_t first = std::atoll(arguments[2]), layers = std::atoll(arguments[3]);
   threads = std::atoi(arguments[4]);
   std::FILE* const file = count == 6 ? std::fopen(arguments[5], "wb") : nullptr;
   if (count == 6 && !file) return std::perror(arguments[5]), 2;
   for (int64_t number = first; number < first + layers; ++number) {
-    const auto single = run<float>(number);
-    const auto twice = run<double>(number);
-    std::printf("%ld %016lx %016lx\n", number, single.hash(), twice.hash());
-    if (file) single.write(file), twice.write(file);
+    std::vector<Results> found;
+    found.push_back(run<float>(number));
+    found.push_back(run<double>(number));
+    if (bf16) found.push_back(run<cpu::BFloat16>(number));
+    std::printf("%ld", number);
+    for (const Results& results : found) {
+      std::printf(" %016lx", results.hash());
+      if (file) results.write(file);
+    }
+    std::printf("\n");
   }
   return file ? std::fclose(file) : 0;
 }

@@ -4,9 +4,10 @@ It is compiled from module.cpp, operators.cpp, selftest.cu and exchange.cu besid
 csrc/cuda/schedules/*.cpp as C++, and csrc/bind/cuda_*.cpp against torch's stable ABI,
 with the compiler that CXX names (default c++). No CUDA toolkit is needed.
 
-Objects are kept in build/cuda-host under a fingerprint of what they were made from, so that only what changed is
-compiled, and two processes that ask at once share one build. FRD_EXTRA_CXXFLAGS is appended to the compiler's and the
-linker's options, as in setup.py.
+Objects are kept in build/cuda-host under a fingerprint of what they were made from: the compiler, its options, the
+source and the headers of this project that it includes. So only what changed is compiled, a copy of the checkout can
+take the objects along, and two processes that ask at once share one build. FRD_EXTRA_CXXFLAGS is appended to the
+compiler's and the linker's options, as in setup.py.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import functools
 import hashlib
 import importlib.util
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -28,7 +30,8 @@ from types import ModuleType
 MODULE = "frd_cuda_host"
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "build" / "cuda-host"
-HEADERS = ("csrc/core", "csrc/cuda", "csrc/bind", "tests/cuda")
+INCLUDED = re.compile(r'^\s*#\s*include\s+"([^"]+)"', re.M)
+INCLUDES = (ROOT / "csrc", ROOT / "tests/cuda")
 TORCH_TARGET = "0x020a000000000000"  # as in setup.py: only what torch 2.10 has
 
 # Kernels say "#pragma unroll", which nvcc knows and g++ need not.
@@ -83,7 +86,7 @@ def link_flags() -> list[str]:
 
 
 def compile_command(source: Path) -> list[str]:
-    flags = [*FLAGS, "-DFRD_CUDA_ON_HOST", f"-I{ROOT / 'csrc'}", f"-I{ROOT / 'tests/cuda'}"]
+    flags = [*FLAGS, "-DFRD_CUDA_ON_HOST", *(f"-I{folder}" for folder in INCLUDES)]
     flags += python_flags() if source.parent.name == "cuda" and source.name == "module.cpp" else []
     flags += torch_flags() if needs_torch(source) else []
     return [*compiler(), *flags, *extra_flags(), "-c", "-x", "c++", str(source)]
@@ -95,6 +98,31 @@ def fingerprint(*parts: object) -> str:
         data = part.read_bytes() if isinstance(part, Path) else str(part).encode()
         digest.update(len(data).to_bytes(8, "little") + data)
     return digest.hexdigest()[:16]
+
+
+@functools.cache
+def included(path: Path) -> frozenset[Path]:
+    """The files of this project that a file names in its #include "...", whatever conditions they are under."""
+    named = INCLUDED.findall(path.read_text("utf-8"))
+    return frozenset(
+        found for name in named for folder in (path.parent, *INCLUDES) if (found := folder / name).exists()
+    )
+
+
+def files_of(source: Path) -> list[Path]:
+    """A source and all that it includes, directly or not."""
+    found, new = {source}, [source]
+    while new:
+        more = {path.resolve() for path in included(new.pop())} - found
+        found |= more
+        new += more
+    return sorted(found)
+
+
+def object_of(source: Path, version: str) -> Path:
+    """Where the object of a source is kept. Its name has no path of this checkout in it."""
+    command = [part.replace(str(ROOT), "") for part in compile_command(source)]
+    return FOLDER / f"{source.stem}-{fingerprint(version, command, *files_of(source))}.o"
 
 
 def run(command: list[str]) -> None:
@@ -119,14 +147,9 @@ def stale(kept: list[Path]) -> Iterator[Path]:
 def build() -> Path:
     """The module's library, made anew where something that it depends on has changed."""
     version = subprocess.run([*compiler(), "--version"], capture_output=True, text=True, check=True).stdout
-    headers = [path for folder in HEADERS for path in sorted((ROOT / folder).rglob("*.h"))]
-    common = fingerprint(version, *headers)
-    objects = {
-        source: FOLDER / f"{source.stem}-{fingerprint(common, source, compile_command(source))}.o"
-        for source in sources()
-    }
+    objects = {source: object_of(source, version) for source in sources()}
     link = [*compiler(), "-shared", *map(str, objects.values()), *link_flags(), *extra_flags()]
-    library = FOLDER / f"{MODULE}-{fingerprint(link)}.so"
+    library = FOLDER / f"{MODULE}-{fingerprint([part.replace(str(ROOT), '') for part in link])}.so"
 
     FOLDER.mkdir(parents=True, exist_ok=True)
     with open(FOLDER / "lock", "w") as lock:

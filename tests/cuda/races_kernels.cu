@@ -2,8 +2,13 @@
 // whose threads meet at a barrier, with it and without. See races.h.
 #include "races.h"
 
-#include <memory>
-#include <vector>
+#include "cuda/kernels.h"
+#include "plain_layers.h"
+
+// Everything runs in float32, and nothing else is compiled: ThreadSanitizer's kernels of the persistent schedule are
+// large.
+#undef FRD_FOR_EACH_TYPE
+#define FRD_FOR_EACH_TYPE(instantiate) instantiate(float)
 
 #include "../../csrc/cuda/activate.cu"
 #undef FRD_INSTANTIATE
@@ -14,6 +19,8 @@
 #undef FRD_INSTANTIATE
 #include "../../csrc/cuda/dropout.cu"
 #undef FRD_INSTANTIATE
+#include "../../csrc/cuda/first_words.cu"
+#undef FRD_INSTANTIATE
 #include "../../csrc/cuda/forward_step.cu"
 #undef FRD_INSTANTIATE
 #include "../../csrc/cuda/leave.cu"
@@ -22,14 +29,19 @@
 #undef FRD_INSTANTIATE
 #include "../../csrc/cuda/operand.cu"
 #undef FRD_INSTANTIATE
+#include "../../csrc/cuda/persistent_backward_f32.cu"
+#include "../../csrc/cuda/persistent_forward_f32.cu"
 #include "../../csrc/cuda/prepare.cu"
 #undef FRD_INSTANTIATE
 #include "../../csrc/cuda/project_step.cu"
 #undef FRD_INSTANTIATE
 #include "../../csrc/cuda/schedules/alternating.cpp"
 #undef FRD_INSTANTIATE
+#include "../../csrc/cuda/schedules/persistent.cpp"
+#undef FRD_INSTANTIATE
 #include "../../csrc/cuda/sequence_masks.cu"
 #undef FRD_INSTANTIATE
+#include "../../csrc/cuda/step_offsets.cu"
 #include "../../csrc/cuda/unproject_step.cu"
 #undef FRD_INSTANTIATE
 #include "../../csrc/cuda/written_masks.cu"
@@ -52,93 +64,23 @@ using namespace frd::cuda;
 
 namespace {
 
-constexpr int64_t T = 2, B = 3, I = 5, H = 37, P = 6;
+constexpr int64_t T = 2, B = 3;
+using plain::Numbers;
 
 void require(cudaError_t error) {
   if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
 }
 
-// Numbers that live until the case ends.
-class Numbers {
- public:
-  float* floats(int64_t n) { return take<float>(n, 0.125f); }
-  template <class T>
-  T* take(int64_t n, T value) {
-    auto memory = std::make_shared<std::vector<T>>(static_cast<size_t>(n > 0 ? n : 1), value);
-    kept_.push_back(memory);
-    return memory->data();
-  }
-
- private:
-  std::vector<std::shared_ptr<void>> kept_;
-};
-
-void* allocate(void* numbers, int64_t bytes) {
-  return static_cast<Numbers*>(numbers)->take<double>((bytes + 7) / 8, 0.0);
-}
-
-void multiply(void*, Type, const Matrix& a, bool turn_a, const Matrix& b, bool turn_b, const Matrix& c) {
-  const auto at = [](const Matrix& m, bool turned, int64_t row, int64_t column) {
-    return static_cast<const float*>(m.data)[turned ? column * m.stride + row : row * m.stride + column];
-  };
-  const int64_t depth = turn_a ? a.rows : a.columns;
-  for (int64_t row = 0; row < c.rows; ++row)
-    for (int64_t column = 0; column < c.columns; ++column) {
-      float sum = 0;
-      for (int64_t k = 0; k < depth; ++k) sum += at(a, turn_a, row, k) * at(b, turn_b, k, column);
-      static_cast<float*>(c.data)[row * c.stride + column] = sum;
-    }
-}
-
-constexpr uint32_t SITES = FLAG_MASKS_ON | FLAG_HIDDEN | FLAG_WEIGHT_HH | FLAG_WEIGHT_IH | FLAG_UPDATE | FLAG_CELL |
-                           FLAG_CELL_SEQUENCE | FLAG_ZONEOUT_H;
-
-Random random_of(Numbers& numbers, uint32_t flags) {
-  int64_t* rng = numbers.take<int64_t>(2, 7);
-  const WriteSite written{true, true, false, stream_of(KIND_OUTPUT, 2, 0), SITE_OUTPUT_DROPOUT, 3};
-  return {flags, 1, 0, 0, nullptr, rng, rng, rng, rng, numbers.take<int64_t>(NUM_SITES, int64_t{1} << 30), written};
-}
-
-Weight weight_of(Numbers& numbers, int64_t rows, int64_t columns, uint32_t flag, uint32_t kind) {
-  return {numbers.floats(rows * columns), Type::F32, rows, columns, flag, kind};
-}
-
 void layer(Cell cell, bool projected, bool again) {
-  Numbers n;
-  const Surroundings around{nullptr, &n, allocate, multiply};
-  const CellInfo& info = CELLS[cell];
-  const int64_t N = T * B, p = projected ? P : H, GH = info.gates * H;
-  const uint32_t flags = (info.carries ? SITES : SITES & ~FLAG_CELL) | (info.has_c ? FLAG_ZONEOUT_C : 0) |
-                         (projected ? FLAG_WEIGHT_HR : 0);
-  LayerInputs<float> inputs;
-  inputs.cell = cell;
-  inputs.sequence = {T, B, N, nullptr, nullptr, !info.has_c}, inputs.random = random_of(n, flags);
-  inputs.inputs = I, inputs.units = H, inputs.projected = p;
-  inputs.x = n.floats(N * I);
-  inputs.w_ih = weight_of(n, GH, I, FLAG_WEIGHT_IH, KIND_WEIGHT_IH);
-  inputs.w_hh = weight_of(n, GH, p, FLAG_WEIGHT_HH, KIND_WEIGHT_HH);
-  if (projected) inputs.w_hr = weight_of(n, P, H, FLAG_WEIGHT_HR, KIND_WEIGHT_HR);
-  inputs.b_ih = n.floats(GH), inputs.b_hh = n.floats(GH), inputs.h0 = n.floats(B * p);
-  if (info.has_c) inputs.c0 = n.floats(B * H);
+  plain::Layer layer(cell, {T, B, 5, 37, 6}, plain::sites_of(cell, projected), projected, again);
+  alternating(layer.forward, layer.around());
+  alternating(layer.backward, layer.around());
+}
 
-  LayerForward<float> forward{inputs};
-  if (!again) forward.gates = n.floats(N * GH);
-  if (info.has_c) forward.cells = n.floats(N * H), forward.c_n = n.floats(B * H);
-  if (info.apart && !again) forward.apart = n.floats(N * H);
-  forward.states = n.floats(N * p);
-  forward.out = n.floats(N * p), forward.h_n = n.floats(B * p);
-  alternating(forward, around);
-
-  LayerBackward<float> backward{inputs};
-  backward.gates = forward.gates, backward.cells = forward.cells, backward.apart = forward.apart;
-  backward.states = forward.states;
-  backward.dout = n.floats(N * p), backward.dh_n = n.floats(B * p);
-  backward.dx = n.floats(N * I), backward.dw_ih = n.floats(GH * I), backward.dw_hh = n.floats(GH * p);
-  if (projected) backward.dw_hr = n.floats(P * H);
-  backward.db_ih = n.floats(GH), backward.dh0 = n.floats(B * p);
-  if (info.apart) backward.db_hh = n.floats(GH);
-  if (info.has_c) backward.dc_n = n.floats(B * H), backward.dc0 = n.floats(B * H);
-  alternating(backward, around);
+void persistent_layer(Cell cell) {
+  plain::Layer layer(cell, {3, B, 5, 21, 6}, plain::sites_of(cell, false), false, false);
+  persistent(std::vector{layer.forward}, layer.around());
+  persistent(std::vector{layer.backward}, layer.around());
 }
 
 void dropout(bool per_step) {
@@ -173,6 +115,8 @@ int main(int count, char** arguments) {
                          {"GRU, gates again", false, [] { layer(GRU, false, true); }},
                          {"RNN", false, [] { layer(RNN_TANH, false, false); }},
                          {"RNN, gates again", false, [] { layer(RNN_RELU, false, true); }},
+                         {"LSTM, persistent", false, [] { persistent_layer(LSTM); }},
+                         {"GRU, persistent", false, [] { persistent_layer(GRU); }},
                          {"dropout per sequence", false, [] { dropout(false); }},
                          {"dropout per step", false, [] { dropout(true); }},
                          {"sums of columns", false, [] { columns([](auto p) { return column_sums(p, nullptr); }); }},

@@ -20,11 +20,24 @@ from grids import TOLERANCE, assert_equal
 from torch import Tensor, nn
 
 import fused_rnn_dropout as frd
-from fused_rnn_dropout import cudnn_library, ops
+from fused_rnn_dropout import cudnn_library, library, ops
 
 HAS_DEVICE = torch.cuda.is_available()
 IDS = torch.tensor([7, 0, 2**32 - 2, 31])
 LOW = (torch.bfloat16, torch.float16)
+
+
+def _has_bf16() -> bool:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FRD_CPU_BF16", "native")
+        try:
+            return library.cpu_bf16() == "native"
+        except RuntimeError:
+            return False
+
+
+HAS_BF16 = _has_bf16()
+"""Whether this processor has dot products of bfloat16."""
 
 
 class Shape(NamedTuple):
@@ -44,6 +57,7 @@ class Target:
         backend: of the modules that :meth:`module` makes.
         device: of their tensors. With ``on_host`` that is the CPU, and the GPU's kernels run there by the shim.
         isa: of the CPU's kernels.
+        bf16: how these run bfloat16, ``FRD_CPU_BF16``; "" leaves the choice to the library.
         schedule: the one that is asked for; "" leaves the choice to the library.
         slow: Triton, whose interpreter and compiler are given smaller layers and fewer cases.
     """
@@ -52,6 +66,7 @@ class Target:
     backend: str
     device: str = "cpu"
     isa: str = ""
+    bf16: str = ""
     schedule: str = ""
     on_host: bool = False
 
@@ -87,12 +102,16 @@ class Target:
                 return "float64 sums of a block take more registers than a thread has"
         return None
 
+    def keeps(self, dtype: torch.dtype) -> bool:
+        """Whether the CPU's kernels read and keep numbers of this dtype of 16 bits as they are, as a GPU's do."""
+        return self.backend == "cpu" and dtype == torch.bfloat16 and library.cpu_bf16() != "exact"
+
     def tolerance(self, dtype: torch.dtype, steps: int) -> float:
         """Of the largest element of a tensor that a layer's kernels compute in ``steps`` steps."""
-        if dtype in TOLERANCE or self.backend == "cuda":
+        if dtype in TOLERANCE or self.backend == "cuda" or self.keeps(dtype):
             return grids.tolerance(dtype, steps)
-        # The CPU rounds the outputs of layers and the sums of two directions, and nothing else. Triton rounds what a
-        # product reads. Its interpreter truncates to bfloat16, twice as far, and the same way each time: errors add up.
+        # Else the CPU rounds the outputs of layers and the sums of two directions, and nothing more. Triton rounds what
+        # a product reads. Its interpreter truncates to bfloat16, twice as far, the same way each time: errors add up.
         return (4 if self.backend == "cpu" else 2 * steps) * torch.finfo(dtype).eps
 
     def passes(self, cell: str) -> list[tuple[bool, tuple[bool, ...]]]:
@@ -148,6 +167,8 @@ class Target:
             if self.isa:
                 stack.callback(ops.cpu_isa, ops.cpu_isa())
                 ops.cpu_isa(self.isa)
+            if self.bf16:
+                patch.setenv("FRD_CPU_BF16", self.bf16)
             if self.on_host:
                 stack.enter_context(host_run.run_on_host())
                 stack.callback(host_run.host_module().set_seed, 0)
@@ -170,6 +191,10 @@ CPUS = tuple(Target(f"cpu-{isa}", "cpu", isa=isa) for isa in _ISAS)
 """The CPU's kernels, with each instruction set that this processor has."""
 CPU = (CPUS[_ISAS.index(ops.cpu_isa())],)
 """With the one that is taken without asking."""
+CPU_EXACT = (Target("cpu-exact", "cpu", bf16="exact"),)
+"""The same, with bfloat16 converted to float32."""
+CPU_BF16 = tuple(Target(f"cpu-{how}", "cpu", bf16=how) for how in ("emulated", "native")[: 1 + HAS_BF16])
+"""The same, with products of bfloat16: those that every processor has, and its own."""
 CUDA_HOST = (Target("cuda-host", "cuda", schedule="alternating", on_host=True),)
 CUDA_DEVICE = (Target("cuda", "cuda", "cuda", schedule="alternating"),)
 CUDA = CUDA_HOST + CUDA_DEVICE

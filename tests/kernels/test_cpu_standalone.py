@@ -10,16 +10,18 @@ from pathlib import Path
 
 import cpu_library
 import pytest
+from targets import HAS_BF16
 
 from fused_rnn_dropout import ops
 
 ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
-LANES = {"baseline": 4, "avx2": 8, "avx512": 16}
+LANES = {"baseline": 4, "avx2": 8, "avx512": 16, "avx512bf16": 16}
 MACHINE = {
     "baseline": [],
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
+    "avx512bf16": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512bf16", "-DFRD_BF16_DOT"],
 }
 
 pytestmark = pytest.mark.cpu_kernels
@@ -38,14 +40,14 @@ def build(target: Path, *arguments: str | Path) -> Path:
 def parts(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The program for one instruction set."""
     isa = request.param
-    if isa not in ops.cpu_isas():
+    if not HAS_BF16 if isa == "avx512bf16" else isa not in ops.cpu_isas():
         pytest.skip(f"this processor has no {isa}")
     flags = [f"-DFRD_ISA={isa}", f"-DFRD_LANES={LANES[isa]}", *MACHINE[isa]]
     target = tmp_path_factory.mktemp("parts") / isa
     return build(target, *flags, ROOT / "tests/cpu/parts.cpp", CSRC / "cpu/scratch.cpp")
 
 
-@pytest.mark.parametrize("name", ["pack", "gemm", "products", "few_rows", "masks", "functions"])
+@pytest.mark.parametrize("name", ["pack", "gemm", "products", "few_rows", "masks", "bfloat16", "functions"])
 def test_parts(parts: Path, name: str) -> None:
     done = subprocess.run([parts, name], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -53,7 +55,7 @@ def test_parts(parts: Path, name: str) -> None:
 
 def test_every_part_is_asked_for(parts: Path) -> None:
     found = subprocess.run([parts], capture_output=True, text=True, check=True).stdout.split()
-    assert found == ["pack", "gemm", "products", "few_rows", "masks", "functions"]
+    assert found == ["pack", "gemm", "products", "few_rows", "masks", "bfloat16", "functions"]
 
 
 @pytest.fixture(scope="module")
@@ -69,14 +71,16 @@ def random_layers(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_results_do_not_depend_on_threads(random_layers: Path, threads: int) -> None:
     def results(threads: int) -> list[str]:
         command = [random_layers, "0", "0", "200", str(threads)]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+        env = {**os.environ, "FRD_CPU_BF16": "emulated"}
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout.splitlines()
 
     alone = results(1)
-    assert len({line.split()[1] for line in alone}) == 200, "layers must differ"
+    for dtype in (1, 2, 3):
+        assert len({line.split()[dtype] for line in alone}) == 200, "layers must differ"
     assert results(threads) == alone
 
 
-@pytest.mark.parametrize("isa", ["avx2", "avx512"])
+@pytest.mark.parametrize("isa", ["avx2", "avx512", "avx512bf16"])
 def test_nothing_shared_is_compiled_for_one_instruction_set(isa: str) -> None:
     """The linker may keep that copy of a function for every processor."""
     source = CSRC / f"cpu/isa_{isa}.cpp"

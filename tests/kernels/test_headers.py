@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CSRC = ROOT / "csrc"
 HEADERS = sorted(str(path.relative_to(CSRC)) for path in CSRC.rglob("*.h"))
 COMPILER = shlex.split(os.environ.get("CXX", "g++"))
-OF_AN_INSTRUCTION_SET = ["-DFRD_ISA=baseline", '-DFRD_ISA_NAME="baseline"', "-DFRD_LANES=4"]  # see cpu/isa_baseline.cpp
+OF_AN_INSTRUCTION_SET = ["-DFRD_ISA=baseline", "-DFRD_LANES=4"]  # see cpu/isa_baseline.cpp
 ON_THE_HOST = ["-DFRD_CUDA_ON_HOST", f"-I{ROOT / 'tests/cuda/host'}", f"-I{ROOT / 'tests/cuda'}"]
 
 pytestmark = pytest.mark.skipif(shutil.which(COMPILER[0]) is None, reason="needs a C++ compiler")

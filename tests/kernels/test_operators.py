@@ -962,7 +962,8 @@ def crash_on_purpose(said: Any) -> None:
 
 def test_build_info() -> None:
     info = ops.build_info()
-    assert set(info) == {"compiler", "torch_target", "isa", "compiled_isas", "threads"}
+    assert set(info) == {"compiler", "torch_target", "isa", "compiled_isas", "bf16", "threads"}
+    assert info["bf16"] in ("exact", "native", "emulated")
     assert info["isa"] == ops.cpu_isa() in info["compiled_isas"] == ops.cpu_isas()
     assert info["compiled_isas"][0] == "baseline" and set(info["compiled_isas"]) <= set(ops.ISAS)
     torch.set_num_threads(1)

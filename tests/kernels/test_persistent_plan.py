@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+import persistent_floor
 import persistent_plans
 import pytest
 from persistent_plans import DEVICES, KIB, Device, Layer, Plan
@@ -154,3 +155,53 @@ def test_the_table_of_the_page_is_what_is_printed(planner: Planner) -> None:
 
 def test_cells_have_the_numbers_of_the_package() -> None:
     assert {name: cell.number for name, cell in CELLS.items()} == persistent_plans.CELLS
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# The least time of a step
+# --------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_page_of_floors_is_up_to_date(planner: Planner) -> None:
+    page = persistent_floor.PAGE.read_text("utf-8")
+    inside = page.split(persistent_floor.BEGIN)[1].split(persistent_floor.END)[0]
+    made = persistent_floor.text(planner.program)
+    assert inside.strip() == made, "out of date: python tools/persistent_floor.py --write"
+
+
+@pytest.mark.parametrize("name", persistent_floor.PLACES)
+def test_a_floor_is_bounded_by_what_it_is_made_of(planner: Planner, name: str) -> None:
+    place = persistent_floor.PLACES[name]
+    layers = [layer for layer in LAYERS if layer.directions == 1]
+    found = planner.all([(place.limits, layer) for layer in layers])
+    assert any(isinstance(plan, dict) for plan in found)
+    for layer, plan in zip(layers, found, strict=True):
+        if isinstance(plan, str):
+            continue
+        seconds = persistent_floor.step(plan, layer, place)
+        assert seconds >= place.hop + plan["bytes_read"] / place.gpu.l2_of_one
+        assert seconds >= persistent_floor.memory(layer) / place.gpu.bandwidth
+        flops = 2 * CELLS[layer.cell].gates * layer.units**2 * layer.batch
+        assert seconds >= flops / place.gpu.peak["bfloat16"]
+        more = persistent_floor.step({**plan, "bytes_read": 2 * plan["bytes_read"]}, layer, place)
+        assert more > seconds or seconds == persistent_floor.memory(layer) / place.gpu.bandwidth
+
+
+def test_a_step_by_hand() -> None:
+    """An LSTM of 768 units in bfloat16 on 16 rows, on an H100: 2 x 64 blocks of 12 units and 8 rows."""
+    plan = {"row_tiles": 3, "batch_tiles": 1, "k_tiles": 48, "u_in_shared": 0, "bytes_read": 768 * 8 * 2}
+    layer, place = Layer("LSTM", "bfloat16", 16, 768), persistent_floor.PLACES["H100"]
+    from_l2 = 768 * 8 * 2 / (64 * 1.83e9)
+    products = 3 * 48 * (16 * 8 * 16 * 2) / (989e12 / 132)
+    assert persistent_floor.step(plan, layer, place) == pytest.approx(0.65e-6 + from_l2 + products)
+    assert persistent_floor.memory(layer) == 16 * 768 * (4 * 2 + 4 * 2 + 4 + 2)  # W x, gates, c, h
+
+
+@pytest.mark.parametrize("backward", [False, True])
+def test_both_types_of_16_bits_have_the_same_plans(planner: Planner, backward: bool) -> None:
+    """So that they share a row."""
+    for cell, units, batch in itertools.product(("LSTM", "GRU"), (256, 768, 1024, 1150, 2048), (16, 64)):
+        of = [Layer(cell, kind, batch, units, backward=backward) for kind in ("bfloat16", "float16")]
+        for place in persistent_floor.PLACES.values():
+            one, other = planner.all([(place.limits, layer) for layer in of])
+            assert one == other

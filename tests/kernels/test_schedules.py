@@ -286,8 +286,8 @@ def test_explain_prints_the_walk(on_host: None, monkeypatch: pytest.MonkeyPatch)
 
     hidden: dict[str, Any] = {"hidden_dropout": 0.5, "backend": "cuda"}
     why = (
-        "cuDNN with masked weights: not taken, hidden_dropout acts inside a step; persistent: not taken, it was not "
-        "timed on a device yet, so it runs only where FRD_CUDA_SCHEDULE asks for it; alternating: taken"
+        "cuDNN with masked weights: not taken, hidden_dropout acts inside a step; persistent: not taken, it runs only "
+        "where FRD_CUDA_SCHEDULE asks for it or a table of the device's times names it; alternating: taken"
     )
     assert walk(**hidden) == why
     assert walk(backend="cuda") == "cuDNN with masked weights: taken"

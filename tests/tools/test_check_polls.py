@@ -59,6 +59,46 @@ def test_a_form_without_what_it_waits_for() -> None:
     assert said.startswith("0 strong loads of 32 bits in a loop, not 1; 0 weak loads") and said.endswith("0 fences")
 
 
+KERNEL = """
+	.section	.text._Z6kernel,"ax",@progbits
+.L_x_1:
+.L_x_2:
+        /*0010*/                   LDG.E.128.STRONG.GPU R4, desc[UR4][R2.64] ;
+        /*0020*/              @!P0 BRA `(.L_x_2) ;
+        /*0030*/                   HMMA.16816.F32.BF16 R12, R4, R8, R12 ;
+.L_x_3:
+        /*0040*/                   LD.E.STRONG.GPU R3, desc[UR4][R2.64] ;
+        /*0050*/              @!P0 BRA `(.L_x_3) ;
+        /*0060*/                   STG.E.STRONG.GPU desc[UR4][R2.64], R4 ;
+        /*0070*/               @P1 BRA `(.L_x_1) ;
+        /*0080*/                   EXIT ;
+"""
+
+
+def test_polls_of_a_kernel_are_in_loops_of_their_own() -> None:
+    ((_, instructions),) = check_polls.kernels(KERNEL)
+    assert check_polls.kernel_faults(instructions) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("@!P0 BRA `(.L_x_2)", "@!P0 BRA `(.L_x_3)", "1 strong loads in no loop of their own"),
+        ("@!P0 BRA `(.L_x_3)", "NOP", "1 strong loads in no loop of their own"),
+        ("LDG.E.128.STRONG.GPU", "LDG.E.128", "no strong loads of 128 bits"),
+        ("LDG.E.128.STRONG.GPU", "LDG.E.64.STRONG.GPU", "no strong loads of 128 bits"),
+        ("STG.E.STRONG.GPU", "STG.E", "no strong stores in the loop over steps"),
+        ("@P1 BRA `(.L_x_1)", "NOP", "no strong stores in the loop over steps"),
+        ("HMMA.16816.F32.BF16", "FFMA", "no products on tensor cores"),
+        ("/*0030*/", "/*0028*/                   STL [R1], R2 ;\n        /*0030*/", "local memory"),
+    ],
+)
+def test_what_a_kernel_lacks_is_said(old: str, new: str, said: str) -> None:
+    assert old in KERNEL
+    ((_, instructions),) = check_polls.kernels(KERNEL.replace(old, new))
+    assert said in "; ".join(check_polls.kernel_faults(instructions))
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
 def test_a_weak_poll_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same kernels with plain loads in the place of relaxed ones, as this compiler translates them."""

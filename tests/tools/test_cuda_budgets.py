@@ -44,7 +44,9 @@ def script() -> ModuleType:
 def kernels_of_the_sources() -> dict[str, tuple[str, str]]:
     """Name: template parameters, source."""
     found = {name: (parameters, text) for text in SOURCES.values() for parameters, name in KERNEL.findall(text)}
-    assert len(found) == sum(text.count("__global__ void") for text in SOURCES.values()), "a kernel that KERNEL overlooks"
+    assert len(found) == sum(text.count("__global__ void") for text in SOURCES.values()), (
+        "a kernel that KERNEL overlooks"
+    )
     return found
 
 

@@ -62,11 +62,14 @@ def test_page_of_a_run_in_which_nothing_failed(tmp_path: Path) -> None:
     page, record = tmp_path / "report.md", junit(tmp_path / "t", TESTS)
     found = results(tmp_path / "float32.json", fails=False)
     step = ["--step", "correct", "0", "7", "correct.log"]
-    assert main([*step, "--tests", str(record), "--results", str(found), "--output", str(page)]) == 0
+    (tmp_path / "exchange.md").write_text("a word's way\n")
+    pages = ["--page", str(tmp_path / "exchange.md")]
+    assert main([*step, *pages, "--tests", str(record), "--results", str(found), "--output", str(page)]) == 0
     text = page.read_text()
     assert "Nothing failed." in text and "passed, 7 s" in text and "Made-up GPU" in text and "# In float32" in text
     assert "1 passed, 0 failed, 2 skipped" in text and "- skipped, 2: memory is short" in text
     whole = json.loads(page.with_suffix(".json").read_text())
+    assert "## Exchange\n\na word's way\n" in text and whole["pages"] == {"exchange": "a word's way"}
     assert whole["tests"]["tests"]["passed"] == 1 and whole["results"]["float32"]["device"] == "cuda"
 
 
@@ -103,6 +106,7 @@ WHAT = {
     "not run": "NOT RUN",
     "contender": "- LSTM awd train, recompute: RuntimeError: no room",
     "no results": ".json: not written",
+    "no page": "schedules.md: not written",
 }
 
 
@@ -122,7 +126,19 @@ def test_what_fails_is_on_the_page(what: str, tmp_path: Path) -> None:
     if what == "cut off":
         record.write_text(record.read_text().replace("</testsuite>", '<testcase time="0.000" /></testsuite>'))
     status = {"step": "3", "over time": "124", "killed": "137", "interrupted": "130"}.get(what, "0")
-    steps = ["--step", "bench", status, "9", str(log), *(["--not-run=triton"] if what == "not run" else [])]
+    written = tmp_path / "schedules.md"
+    if what != "no page":
+        written.write_text("side by side")
+    steps = [
+        "--page",
+        str(written),
+        "--step",
+        "bench",
+        status,
+        "9",
+        str(log),
+        *(["--not-run=triton"] if what == "not run" else []),
+    ]
     assert main(["--tests", str(record), "--results", str(found), *steps, "--output", str(page)]) == 1
     text = page.read_text()
     assert "**Something failed: see below.**" in text and "Nothing failed." not in text

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if not (ROOT / "scripts" / "gpu.sh").exists():
     pytest.skip("the scripts are part of a checkout, not of the installed package", allow_module_level=True)
 
-STEPS = ("build", "doctor", "correct", "triton", "bench")
+STEPS = ("build", "doctor", "correct", "triton", "persistent", "bench")
 WELL = dict.fromkeys(STEPS, "0")
 PAGE = f'case "$*" in *bench.gpu_report*) exec {sys.executable} "$@" ;; esac\n'
 """Has the stand-in for the interpreter write the page."""
@@ -94,15 +94,18 @@ def test_every_step_is_run_in_turn_and_nothing_is_installed(tmp_path: Path) -> N
     assert place.calls[0] == "1 setup.py build_ext --inplace"
     assert not any("pip" in call for call in place.calls)
     runs = [call for call in place.calls if " -m " in call and "gpu_report" not in call]
-    assert [call.split()[2] for call in runs] == ["fused_rnn_dropout", "pytest", "pytest", "pytest", "bench"]
+    assert [call.split()[2] for call in runs] == ["fused_rnn_dropout", *["pytest"] * 4, "bench", "bench"]
     out = tmp_path / "out"
     assert runs[-1] == f"1 -m bench --device cuda --dtype float16 --output {out}/float16.json --quick"
     assert "-m gpu and not gpu_large and not triton" in runs[1] and " -n" in runs[1]
     assert "-m gpu_large" in runs[2] and " -n" not in runs[2]
+    assert "test_exchange.py tests/kernels/test_persistent.py" in runs[4] and " -n" not in runs[4]
+    assert runs[5] == f"1 -m bench schedules --dtypes float16 --output {out}/schedules.json"
     assert place.steps == WELL
-    for record in ("correct.xml", "large.xml", "triton.xml"):
+    for record in ("correct.xml", "large.xml", "triton.xml", "persistent.xml"):
         assert f"--tests {out}/{record}" in place.calls[-1]
     assert f"--results {out}/float16.json" in place.calls[-1] and "--dry-run" not in place.calls[-1]
+    assert f"--page {out}/exchange.md --page {out}/schedules.md" in place.calls[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["bench", "bin", "calls", "out", "scripts"]
 
 
@@ -117,6 +120,28 @@ def test_steps_are_chosen_by_name(tmp_path: Path) -> None:
     place = Place(tmp_path)
     place.run("bench", "build")
     assert place.steps == {"build": "0", "bench": "0"} and "--tests" not in place.calls[-1]
+
+
+def test_what_is_not_right_is_not_timed(tmp_path: Path) -> None:
+    place = Place(tmp_path, 'case "$*" in *test_persistent*) exit 1 ;; esac')
+    place.run("persistent")
+    assert place.steps == {"build": "0", "persistent": "1"}
+    assert not any("bench schedules" in call for call in place.calls)
+
+
+def test_the_way_of_a_word_is_on_a_page(tmp_path: Path) -> None:
+    line = "strict8 phased 2 blocks: 0.912 us a step"
+    place = Place(tmp_path, f'case "$*" in *test_exchange*) echo "{line}"; echo "another line us a step" ;; esac')
+    place.run("persistent")
+    page = tmp_path / "out" / "exchange.md"
+    assert page.read_text().splitlines()[1:] == ["", f"- {line}"]
+
+
+def test_where_no_word_was_timed_the_page_says_so(tmp_path: Path) -> None:
+    place = Place(tmp_path)
+    place.run("persistent")
+    assert place.steps == {"build": "0", "persistent": "0"}
+    assert "- it was not timed" in (tmp_path / "out" / "exchange.md").read_text()
 
 
 def test_without_xdist_tests_run_one_by_one(tmp_path: Path) -> None:
@@ -265,7 +290,7 @@ def test_the_command_stops_at_once_without_a_gpu(listing: str | None, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "environment", "said"),
     [
-        (["benhc"], {}, "there is no step benhc; steps are build doctor correct triton bench"),
+        (["benhc"], {}, "there is no step benhc; steps are build doctor correct triton persistent bench"),
         (["doctor", "--quick"], {}, "there is no step --quick"),
         (["--carry", "8.0", "9.0"], {}, "--carry takes one argument"),
         ([], {"FRD_LIMIT": "10m"}, "FRD_LIMIT should be a number of seconds, got 10m"),
@@ -305,7 +330,16 @@ def test_relative_paths_are_the_callers(tmp_path: Path) -> None:
 def test_a_run_clears_what_an_earlier_one_left_and_nothing_else(tmp_path: Path) -> None:
     place, out = Place(tmp_path), tmp_path / "out"
     out.mkdir()
-    mine, theirs = ("notes.log", "data.json", "correct"), ("bench.log", "triton.xml", "bfloat16.json", "report.json")
+    mine = ("notes.log", "data.json", "correct")
+    theirs = (
+        "bench.log",
+        "triton.xml",
+        "bfloat16.json",
+        "report.json",
+        "exchange.md",
+        "schedules.json",
+        "persistent.xml",
+    )
     for name in (*mine, *theirs):
         (out / name).write_text("old")
     place.run("doctor")
@@ -369,6 +403,8 @@ def test_a_dry_run_goes_through_every_step_and_says_what_a_gpu_would_run(tmp_pat
         "nvidia-smi",
         "pytest -m 'gpu and not gpu_large and not triton'",
         "pytest -m 'gpu_large'",
+        "pytest -m 'gpu and not triton' tests/kernels/test_exchange.py tests/kernels/test_persistent.py",
+        "python -m bench schedules --dtypes float16",
         "bench --device cuda --dtype float16 --quick",
     ):
         assert any("on a GPU" in line and text in line for line in done.stdout.splitlines()), text
