@@ -57,7 +57,7 @@ inline uint32_t sites_of(Cell cell, bool projected) {
 class Layer {
  public:
   // `again`: gates are not kept.
-  Layer(Cell cell, const Sizes& z, uint32_t flags, bool projected, bool again) : info_(CELLS[cell]), z_(z) {
+  Layer(Cell cell, const Sizes& z, uint32_t flags, bool projected, bool again) : info_(CELLS[cell]) {
     const int64_t N = z.T * z.B, P = projected ? z.P : z.H, GH = info_.gates * z.H;
     LayerInputs<float> inputs;
     inputs.cell = cell;
@@ -105,7 +105,6 @@ class Layer {
   }
 
   const CellInfo& info_;
-  const Sizes z_;
   Numbers n_;
 };
 

@@ -283,8 +283,8 @@ def test_low_precision_modules(cell: str, proj: int, form: str, dtype: torch.dty
 @pytest.mark.cpu_kernels
 @pytest.mark.parametrize("dtype", LOW, ids=str)
 @pytest.mark.parametrize("cell", MODULES)
-def test_one_layer_rounds_only_its_results(cell: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Computation is in fp32 throughout, as asked for: the result of one layer is the fp32 result, rounded."""
+def test_one_layer_rounds_only_its_results(cell: str, dtype: torch.dtype, monkeypatch) -> None:
+    """Computation is in fp32 throughout where nothing else is asked for: the result of one layer is rounded."""
     monkeypatch.setenv("FRD_CPU_BF16", "exact")
     # Dropout of the input and of the output makes tensors of its own, in x's dtype.
     inside = {k: v for k, v in sites_of(cell).items() if not k.startswith(("input", "inter_layer", "output"))}
