@@ -243,6 +243,14 @@ def _autograd(
     return call
 
 
+_CAN_ASK = all(
+    hasattr(torch._C, name)
+    for name in (
+        "_dispatch_tls_local_include_set", "_dispatch_tls_is_dispatch_key_excluded", "_is_any_autocast_enabled",
+    )
+)  # fmt: skip
+"""Whether this torch has what :func:`only_autograd_asks` needs of its inside; else all operators are dispatched."""
+
 _keys = torch._C.DispatchKey
 _INFERENCE = torch._C.DispatchKeySet(_keys.BackendSelect)
 _USUAL = _INFERENCE.add(_keys.ADInplaceOrView)
@@ -251,7 +259,9 @@ _USUAL = _INFERENCE.add(_keys.ADInplaceOrView)
 
 def _no_mode() -> bool:
     """Whether operators run as they are called: no compiler looks at them, no tracer and no mode."""
-    return not torch.compiler.is_compiling() and torch._C._dispatch_tls_local_include_set() in (_USUAL, _INFERENCE)
+    if not _CAN_ASK or torch.compiler.is_compiling():
+        return False
+    return torch._C._dispatch_tls_local_include_set() in (_USUAL, _INFERENCE)
 
 
 def only_autograd_asks(tensors: tuple[Tensor, ...]) -> bool:

@@ -465,3 +465,17 @@ def test_copies_and_pickles_remember_nothing() -> None:
     for again in (copy.deepcopy(rnn), torch.load(file, weights_only=False)):
         assert again._plan.last_call[0] is None
         assert torch.equal(again(inputs(), rng=RNG)[0], rnn(inputs(), rng=RNG)[0])
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_torch_that_cannot_be_asked_has_every_operator_dispatched(monkeypatch, grad: bool) -> None:
+    rnn = called(train=grad, weight_dropout=0.5)
+    with torch.set_grad_enabled(grad):
+        torch.manual_seed(3)
+        expected = rnn(inputs())[0]
+        monkeypatch.setattr(ops, "_CAN_ASK", False)
+        with torch.profiler.profile() as profile:
+            torch.manual_seed(3)
+            assert torch.equal(rnn(inputs())[0], expected)
+    names = {event.name for event in profile.events()}
+    assert {"fused_rnn_dropout::layer"} | ({"fused_rnn_dropout::draw"} if grad else set()) <= names
