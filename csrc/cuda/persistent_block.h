@@ -5,7 +5,7 @@
 
 #include "cuda/cells.h"
 #include "cuda/persistent.h"
-#include "cuda/persistent_kernels.h"
+#include "cuda/persistent_launch.h"
 
 namespace frd::cuda {
 

@@ -4,16 +4,16 @@
 #include <cstdint>
 
 #include "core/counters.h"
-#include "cuda/exchange.h"
 #include "cuda/masks.h"
+#include "cuda/ring.h"
 
 namespace frd::cuda {
 
 inline constexpr int PERSISTENT_THREADS = 256, PERSISTENT_WARPS = 8;
 inline constexpr int CHUNK_WORDS = 16, TILE_ROWS = 8;  // of a batch row of the operand; batch rows of a product
 
-// The form of exchange of the schedule.
-using PersistentForm = Ring<8, true>;
+// The exchange of the schedule is a strict ring. Of its steps:
+using PersistentSteps = RingSteps<8>;
 
 // The tiles that a compiled kernel can hold: of U's rows, 16 each, and of the batch, 8 rows each. HELD: chunks of U
 // that a warp keeps in registers. GROUP: chunks of the operand that are on their way at once. BUFFERS: of the sums of

@@ -36,7 +36,7 @@ class Exchange {
     // Backward rows have a step more, which leads to h_0.
     shape_ = shape_of(plan_, sequence.batch, p.units, sequence.steps);
     const int64_t groups = int64_t{directions} * plan_.batch_groups;
-    const int64_t signals = groups * PersistentForm::signals(sequence.steps + backward, shape_.unit_groups);
+    const int64_t signals = groups * PersistentSteps::counters(sequence.steps + backward);
     const int64_t bytes = plan_.workspace + signals * static_cast<int64_t>(sizeof(uint32_t));
     ring_ = around.buffer<uint8_t>(bytes);
     signals_ = reinterpret_cast<uint32_t*>(static_cast<uint8_t*>(ring_) + plan_.workspace);
@@ -55,7 +55,7 @@ class Exchange {
     p.signals = signals_;
     p.zero = 0;
   }
-  int64_t first_words_bytes() const { return plan_.workspace / PersistentForm::SLOTS; }
+  int64_t first_words_bytes() const { return plan_.workspace / PersistentSteps::SLOTS; }
   const PersistentPlan& plan() const { return plan_; }
   const PersistentShape& shape() const { return shape_; }
 

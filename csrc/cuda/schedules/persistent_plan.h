@@ -162,7 +162,7 @@ inline PersistentPlan divide(const DeviceLimits& device, const PersistentLayer& 
   p.words_read = words * p.rows;
   p.bytes_read = p.words_read * word_bytes;
   p.bytes_written = int64_t{p.clusters} * p.items * word_bytes * p.rows;
-  p.workspace = PersistentForm::SLOTS * slot_size(shape) * word_bytes * batch_groups * layer.directions;
+  p.workspace = PersistentSteps::SLOTS * slot_size(shape) * word_bytes * batch_groups * layer.directions;
 
   // Clocks of a multiprocessor, roughly: 64 bytes from L2, 128 from shared memory, a product in 2 on each of 4 cores.
   const int64_t products = int64_t{p.row_tiles} * p.batch_tiles * p.k_tiles * (layer.type == Type::F32 ? 3 : 1) / 2;
