@@ -68,6 +68,7 @@ _ONE_FAMILY = (
     "held",
     "snapshot",
     "masked_weights",
+    "persistent_plan",
     "masked_weights_backward",
 )  # without products, nor a triton_ twin
 

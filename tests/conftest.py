@@ -116,10 +116,16 @@ def cudnn_rounds_by_dtype(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def warnings_given_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A warning that is given once per process is given once per test instead."""
-    if sites := sys.modules.get("fused_rnn_dropout.sites"):
-        monkeypatch.setattr(sites, "_warned", set())
+def warnings_given_anew() -> Iterator[None]:
+    """A warning that is given once per process is given once per test instead.
+
+    With a patch of its own: the test's would be made here, and undone after the fixtures that the test names. It would
+    then put back what these had set.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if sites := sys.modules.get("fused_rnn_dropout.sites"):
+            patch.setattr(sites, "_warned", set())
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -120,8 +120,8 @@ def files_of(source: Path) -> list[Path]:
 
 
 def object_of(source: Path, version: str) -> Path:
-    """Where the object of a source is kept. Its name has no path of this checkout in it."""
-    command = [part.replace(str(ROOT), "") for part in compile_command(source)]
+    """Where the object of a source is kept. Its name has no path of this checkout's sources in it."""
+    command = [part for part in compile_command(source) if not part.endswith(tuple(map(str, (source, *INCLUDES))))]
     return FOLDER / f"{source.stem}-{fingerprint(version, command, *files_of(source))}.o"
 
 

@@ -37,6 +37,8 @@ def against_reference(
         # The gradient of relu jumps at 0, and a sum that is rounded may lie on the other side of it.
         want = {name: value for name, value in want.items() if not name.startswith("d ")}
     within = target.tolerance(x.dtype, steps * rnn.num_layers)
+    if rnn.mode == "RNN_TANH" and x.dtype in LOW:
+        within *= 2  # its gradient is that of 1 - h², of an h that is kept as it was rounded
     outputs = []
     for rnn.recompute in recompute:
         got = measure(rnn, x, states, lengths, **given)

@@ -169,6 +169,8 @@ class Target:
                 ops.cpu_isa(self.isa)
             if self.bf16:
                 patch.setenv("FRD_CPU_BF16", self.bf16)
+            else:
+                patch.delenv("FRD_CPU_BF16", raising=False)
             if self.on_host:
                 stack.enter_context(host_run.run_on_host())
                 stack.callback(host_run.host_module().set_seed, 0)

@@ -89,6 +89,7 @@ class Scheduler {
 
   static constexpr uint64_t SPIN_LIMIT = 10'000'000;  // turns in a row in which threads did nothing but yield
   static constexpr uint64_t POLL_LIMIT = 1'000'000;   // the same of turns in which they polled
+  static constexpr uint64_t THREADS_POLL = 4096;      // but so many of each thread: a late word may take some hundred
   static constexpr size_t RESIDENT = 3;               // blocks of an ordinary launch, if not in order
 
   unsigned blocks() const { return launch_.grid.x * launch_.grid.y * launch_.grid.z; }
@@ -129,6 +130,9 @@ class Scheduler {
   std::deque<Thread*> ready_;
   Barrier grid_barrier_;  // arrived: blocks
   uint64_t idle_turns_ = 0;
+  const uint64_t spin_limit_ =
+      std::max(SPIN_LIMIT, SPIN_LIMIT / POLL_LIMIT * THREADS_POLL * launch_.block.x * launch_.block.y *
+                               launch_.block.z * std::min<uint64_t>(blocks(), launch_.cooperative ? blocks() : RESIDENT));
   std::exception_ptr failure_;
   char started_ = 0, finished_ = 0;  // ThreadSanitizer's addresses
 };
@@ -291,7 +295,7 @@ inline void Scheduler::wake(Thread& thread) {
 
 inline void Scheduler::yield(const Where& where) {
   Unchecked own;
-  if (++idle_turns_ > SPIN_LIMIT) throw Fault("threads spin and nothing else happens, last at " + text(where));
+  if (++idle_turns_ > spin_limit_) throw Fault("threads spin and nothing else happens, last at " + text(where));
   ready_.push_back(&current());
   leave(current());
 }
