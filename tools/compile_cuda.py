@@ -9,7 +9,8 @@ csrc/cuda/ptx.h, through the kernels of tests/cuda/selftest.cu. A figure that is
 budget without a kernel are errors (exit status 1).
 
 A compiler of another major version of CUDA than the table's, as tools/cuda12.py makes one, allots otherwise: there a
-kernel may use 16 registers more and spill 32 bytes, and its wide loads and stores are not counted.
+kernel may use 16 registers more (a persistent one all there are) and spill 32 bytes, and its wide loads and stores are
+not counted.
 
 --update writes the figures found into the table. It takes no spill and no atomic, and it drops no opcode that the table
 asks for: that is done by hand.
@@ -47,6 +48,7 @@ THREADS = 128  # of the blocks that block_of_rows() and block_in_line() in csrc/
 PERSISTENT = ("persistent_forward_kernel", "persistent_backward_kernel")
 OTHER_THREADS = {"column_sums_kernel": 256, "prepare_kernel": 1, **dict.fromkeys(PERSISTENT, 256)}
 
+MOST_REGISTERS = 255  # of a thread
 MORE_REGISTERS, MOST_SPILLS = 16, 32  # by a compiler of another major version than the table's; bytes of spills
 
 WIDE = ("LDG.E.64", "LDG.E.128", "STG.E.64", "STG.E.128")
@@ -308,7 +310,10 @@ def over_budget(
         if found < allowed if at_least else found > allowed:
             wrong.append(f"{kernel} on sm_{target}: {name} {found}, budget {allowed}{remark}")
 
-    check("registers", figures.registers, of_target(budget["registers"], target) + more_registers, False)
+    registers = of_target(budget["registers"], target) + more_registers
+    if more_registers and template_name(kernel) in PERSISTENT:
+        registers = MOST_REGISTERS  # one block has the multiprocessor to itself: they cost nothing until it spills
+    check("registers", figures.registers, registers, False)
     check("bytes of shared memory", figures.shared, of_target(budget["shared"], target), False)
     if more_registers:
         return wrong

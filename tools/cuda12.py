@@ -28,8 +28,9 @@ PACKAGES = (
 CLANG = os.environ.get("FRD_CLANGXX", "clang++-19")
 # clang has no __grid_constant__ on the host's side.
 WARNINGS = (
-    "-std=c++20", "-O3", "-Icsrc", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-cuda-version", "-Wno-unknown-attributes",
-)  # fmt: skip
+    *("-std=c++20", "-O3", "-Icsrc", "-Wall", "-Wextra", "-Werror"),
+    *("-Wno-unknown-cuda-version", "-Wno-unknown-attributes"),
+)
 
 
 def toolkit() -> Path:
