@@ -130,9 +130,9 @@ class Scheduler {
   std::deque<Thread*> ready_;
   Barrier grid_barrier_;  // arrived: blocks
   uint64_t idle_turns_ = 0;
-  const uint64_t spin_limit_ =
-      std::max(SPIN_LIMIT, SPIN_LIMIT / POLL_LIMIT * THREADS_POLL * launch_.block.x * launch_.block.y *
-                               launch_.block.z * std::min<uint64_t>(blocks(), launch_.cooperative ? blocks() : RESIDENT));
+  const uint64_t spin_limit_ = std::max(
+      SPIN_LIMIT, SPIN_LIMIT / POLL_LIMIT * THREADS_POLL * launch_.block.x * launch_.block.y * launch_.block.z *
+                      std::min<uint64_t>(blocks(), launch_.cooperative ? blocks() : RESIDENT));
   std::exception_ptr failure_;
   char started_ = 0, finished_ = 0;  // ThreadSanitizer's addresses
 };
