@@ -31,22 +31,13 @@ def rows(budgets: dict) -> Iterator[list[str]]:
     for name, budget in budgets.items():
         if found := STEP.fullmatch(name):
             way, cell, units, together, values = found.groups()
-            what = [
-                f"`{way}_step`",
-                cell.upper(),
-                values,
-                f"{units} units" + (", apart" if together == "false" else ""),
-            ]
+            kernel, share = f"`{way}_step`", f"{units} units" + (", apart" if together == "false" else "")
         elif found := PERSISTENT.fullmatch(name):
             way, cell, values, words, tiles = found.groups()
-            what = [
-                f"`persistent_{way}`",
-                cell.upper(),
-                values,
-                f"tiles {tiles}" + (f", {words} words" if words else ""),
-            ]
+            kernel, share = f"`persistent_{way}`", f"tiles {tiles}" + (f", {words} words" if words else "")
         else:
             continue
+        what = [kernel, cell.upper(), values, share]
         for target in TARGETS:
             registers, blocks = (
                 each[target] if isinstance(each, dict) else each for each in (budget["registers"], budget["blocks"])
