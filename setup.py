@@ -57,7 +57,7 @@ def compiler_flags() -> list[str]:
 def linker_flags() -> list[str]:
     # A program without Python may load the libraries too. They call Python's functions only when they are imported, but
     # where the compiler's default is -z now, as on Ubuntu, they would look for them as soon as they are loaded.
-    return ["-Wl,-z,lazy"] if sys.platform.startswith("linux") else []
+    return ["-Wl,-z,lazy"] if checks.TARGET == "linux" else []
 
 
 def extensions() -> list:

@@ -3,6 +3,7 @@
     dist/fused_rnn_dropout-VERSION.tar.gz                                   the sdist
     dist/fused_rnn_dropout-VERSION-cp310-abi3-manylinux_2_28_x86_64.whl     kernels for the CPU, CUDA 12 and CUDA 13
     dist/fused_rnn_dropout-VERSION-cp310-abi3-manylinux_2_28_aarch64.whl    those for the CPU
+    dist/fused_rnn_dropout-VERSION-cp310-abi3-macosx_11_0_arm64.whl         those for the CPU
     dist/SHA256SUMS
 
 It works in build/release/COMMIT and can be run again after it was interrupted: a step that is done is not done twice.
@@ -27,7 +28,7 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from . import cross, cuda12, wheel_checks
+from . import cross, cuda12, macos_checks, wheel_checks
 from .wheel_checks import Refused
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -133,14 +134,16 @@ class Release:
 
     def toolkits(self) -> None:
         """What the compilers need, and that all libraries can be built."""
-        if obstacle := cross.obstacle():
-            raise Refused(obstacle)
+        for target in cross.TARGETS:
+            if obstacle := target.obstacle():
+                raise Refused(obstacle)
         cuda12.toolkit()
         said = self.python("setup.py", "--version", cwd=self.sources)
         wanted = f"libraries: {', '.join(f'fused_rnn_dropout.{name}' for name in LIBRARIES)}"
         if wanted not in said:
             raise Refused(f"setup.py does not say {wanted!r}:\n{said}")
-        cross.torch(self.fresh("aarch64-torch"), version("torch").split("+")[0])
+        for target in cross.TARGETS:
+            target.torch(self.fresh(f"torch-{target.name}"), version("torch").split("+")[0])
 
     def wheel(self) -> None:
         """Built from the sdist, which so must hold all that building reads."""
@@ -187,17 +190,22 @@ class Release:
 
     def aarch64(self) -> None:
         """The CPU's kernels for manylinux_2_28 aarch64, by a cross build; the same bytes twice."""
-        torch = self.work / "aarch64-torch" / "torch"
-        for folder in ("built-aarch64", "built-aarch64-again"):
-            self.build(self.fresh(folder), **cross.environment(torch))
-        wheel_checks.same_bytes(self.only("built-aarch64/*.whl"), self.only("built-aarch64-again/*.whl"))
-        self.renamed("built-aarch64", "repaired-aarch64", cross.PLATFORM, ("-c", cross.AUDITWHEEL))
-        self.checked("repaired-aarch64", cross.PLATFORM, ("_C",), torch)
+        target = cross.AARCH64
+        self.cross_built(target)
+        self.renamed("built-aarch64", "repaired-aarch64", target.platform, ("-c", cross.AUDITWHEEL))
+        self.checked("repaired-aarch64", target.platform, ("_C",), self.torch_for(target))
+
+    def macos(self) -> None:
+        """The CPU's kernels for macOS on arm64, by a cross build; the same bytes twice. Inspected, never executed."""
+        target = cross.MACOS
+        self.cross_built(target)
+        self.checked("built-macos", target.platform, ("_C",), self.torch_for(target), macos_checks.library)
 
     def publish(self) -> None:
         """Into dist/, with checksums."""
         self.dist.mkdir(parents=True, exist_ok=True)
-        files = [self.only("sdist/*.tar.gz"), self.only("repaired/*.whl"), self.only("repaired-aarch64/*.whl")]
+        places = ("sdist/*.tar.gz", "repaired/*.whl", "repaired-aarch64/*.whl", "built-macos/*.whl")
+        files = [self.only(place) for place in places]
         if strangers := sorted(
             {path.name for path in self.dist.iterdir()} - {path.name for path in files} - {"SHA256SUMS"}
         ):
@@ -228,8 +236,28 @@ class Release:
         options = ("--only-plat", "--plat", platform, *excluded, "-w", self.fresh(to))
         self.python(*auditwheel, "repair", *options, self.only(f"{folder}/*.whl"))
 
-    def checked(self, folder: str, platform: str, libraries: Sequence[str], torch: Path) -> None:
-        """What every wheel must be; ``torch``: the folder of the one that it was built against."""
+    def torch_for(self, target: cross.Target) -> Path:
+        """The folder of the torch that is linked against."""
+        return self.work / f"torch-{target.name}" / "torch"
+
+    def cross_built(self, target: cross.Target) -> None:
+        """A wheel for another system, twice, with the same bytes."""
+        folders = [f"built-{target.name}", f"built-{target.name}-again"]
+        for folder in folders:
+            compilers = self.fresh(f"compilers-{target.name}")
+            self.build(self.fresh(folder), **target.environment(self.torch_for(target), compilers))
+        wheel_checks.same_bytes(*(self.only(f"{folder}/*.whl") for folder in folders))
+
+    def checked(
+        self, folder: str, platform: str, libraries: Sequence[str], torch: Path,
+        look: Callable[[Path, Path], None] = wheel_checks.library,
+    ) -> None:  # fmt: skip
+        """What every wheel must be.
+
+        Args:
+            torch: the folder of the one that it was built against.
+            look: goes over each of its libraries, given torch's too.
+        """
         wheel = self.only(f"{folder}/*.whl")
         if not wheel.name.endswith(f"-cp310-abi3-{platform}.whl") or "+" in wheel.name:
             raise Refused(f"{wheel.name} should be of cp310-abi3-{platform}, and without a label in its version")
@@ -240,8 +268,7 @@ class Release:
         unpacked = self.fresh(f"{folder}-unpacked")
         self.python("-m", "zipfile", "-e", wheel, unpacked)
         for library in unpacked.rglob("*.so*"):
-            wheel_checks.symbols(library, torch / "lib")
-            wheel_checks.asked_of_the_loader(library)
+            look(library, torch / "lib")
 
     def fresh(self, name: str) -> Path:
         folder = self.work / name
@@ -251,8 +278,8 @@ class Release:
 
     def steps(self) -> list[Callable[[], None]]:
         return [
-            self.sdist, self.toolkits, self.wheel, self.repair, self.check, self.use, self.aarch64, self.again,
-            self.publish,
+            self.sdist, self.toolkits, self.wheel, self.repair, self.check, self.use, self.aarch64, self.macos,
+            self.again, self.publish,
         ]  # fmt: skip
 
 

@@ -135,6 +135,12 @@ def symbols(library: Path, torch: Path) -> None:
         raise Refused(f"{library.name} needs {', '.join(missing)} of the libraries in {torch}, which have them not")
 
 
+def library(path: Path, torch: Path) -> None:
+    """All of the above of a library for Linux; ``torch``: the folder of a torch's libraries."""
+    symbols(path, torch)
+    asked_of_the_loader(path)
+
+
 def expected(source: Path, libraries: Sequence[str]) -> set[str]:
     """What the package's folder in a wheel should hold, by the sources."""
     files = {path.relative_to(source).as_posix() for path in (source / PACKAGE).rglob("*") if path.is_file()}

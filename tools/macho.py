@@ -1,0 +1,158 @@
+"""Reads Mach-O, the format of macOS's libraries: what one asks of others, what it offers, and how it is signed.
+
+After Apple's headers mach-o/loader.h, mach-o/nlist.h and, for signatures, kern/cs_blobs.h.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+MAGIC_64 = 0xFEEDFACF
+ARM64 = 0x0100000C
+DYLIB, BUNDLE = 6, 8
+"""Kinds of files that a running program can load."""
+MACOS = 1
+FLAT = "any library"
+"""The owner of a symbol that is looked for in everything that is loaded."""
+
+_LOAD = {0xC: "plain", 0x80000018: "weak", 0x8000001F: "re-exported", 0x20: "lazy", 0x80000023: "upward"}
+_SYMTAB, _RPATH, _SIGNATURE, _BUILD_VERSION = 0x2, 0x8000001C, 0x1D, 0x32
+_EMBEDDED_SIGNATURE, _CODE_DIRECTORY = 0xFADE0CC0, 0xFADE0C02
+_SHA256 = 2
+
+
+class Malformed(Exception):
+    """The file is none, or not as Apple's headers describe it; the message says what is wrong."""
+
+
+class Symbol(NamedTuple):
+    """An undefined symbol, the library that the loader takes it from, and whether it may be missing there."""
+
+    name: str
+    owner: str
+    optional: bool
+
+
+class MachO:
+    """A library of one processor.
+
+    Attributes:
+        processor, kind: numbers of the header, as ARM64 and DYLIB.
+        platform: MACOS or another system's number.
+        oldest: the oldest version of the system that it is for, as in (11, 0).
+        libraries: names of those that it asks the loader for, in the order in which symbols refer to them.
+        rpaths: where it tells the loader to look for them.
+        undefined: what it expects of others.
+        exported: what it offers them.
+
+    Raises:
+        Malformed: the file is no Mach-O library of 64 bits, or breaks off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with path.open("rb") as file:
+            self._data: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        try:
+            magic, self.processor, _, self.kind, count, size, _, _ = struct.unpack_from("<8I", self._data)
+        except struct.error:
+            magic = None
+        if magic != MAGIC_64:
+            raise Malformed(f"{path.name} is no Mach-O file of 64 bits for one processor")
+        self.platform, self.oldest = 0, (0, 0)
+        self.libraries: list[str] = []
+        self.rpaths: list[str] = []
+        self.undefined: list[Symbol] = []
+        self.exported: list[str] = []
+        self._signature: bytes | None = None
+        self._signed = 0
+        try:
+            commands = list(self._commands(count, 32 + size))
+            for command, body in commands:
+                self._read(command, body)
+            for command, body in commands:  # once all libraries are known
+                if command == _SYMTAB:
+                    self._symbols(*struct.unpack_from("<4I", body, 8))
+        except (struct.error, IndexError, ValueError) as error:
+            raise Malformed(f"{path.name} breaks off, or a number in it points outside: {error}") from error
+
+    def _commands(self, count: int, end: int) -> Iterator[tuple[int, bytes]]:
+        at = 32
+        for _ in range(count):
+            command, size = struct.unpack_from("<2I", self._data, at)
+            if size < 8 or at + size > min(end, len(self._data)):
+                raise ValueError(f"load command at byte {at} has {size} bytes")
+            yield command, self._data[at : at + size]
+            at += size
+
+    def _read(self, command: int, body: bytes) -> None:
+        if command in _LOAD:
+            self.libraries.append(_text(body, *struct.unpack_from("<I", body, 8)))
+        elif command == _RPATH:
+            self.rpaths.append(_text(body, *struct.unpack_from("<I", body, 8)))
+        elif command == _BUILD_VERSION:
+            self.platform, version = struct.unpack_from("<2I", body, 8)
+            self.oldest = (version >> 16, version >> 8 & 0xFF)
+        elif command == _SIGNATURE:
+            self._signed, size = struct.unpack_from("<2I", body, 8)
+            self._signature = self._data[self._signed : self._signed + size]
+
+    def _symbols(self, table: int, count: int, strings: int, size: int) -> None:
+        names = self._data[strings : strings + size]
+        for at in range(table, table + 16 * count, 16):
+            name, kind, _, description, _ = struct.unpack_from("<IBBHQ", self._data, at)
+            if kind & 0xE0 or not kind & 1:  # for a debugger, or of this file alone
+                continue
+            if kind & 0x0E:
+                if not kind & 0x10:  # else hidden
+                    self.exported.append(_text(names, name))
+                continue
+            ordinal = description >> 8
+            if ordinal > len(self.libraries) and ordinal != 254:
+                raise ValueError(f"symbol {_text(names, name)} is of library {ordinal} of {len(self.libraries)}")
+            owner = FLAT if ordinal == 254 else self.libraries[ordinal - 1] if ordinal else "itself"
+            self.undefined.append(Symbol(_text(names, name), owner, bool(description & 0x40)))
+
+    def flaw_of_signature(self) -> str | None:
+        """Why macOS would not run its code, of which every page must have the hash in its signature; None where it would.
+
+        Who signed is not looked at: a processor of Apple's asks for no more than that the hashes are right.
+        """
+        if self._signature is None:
+            return "it is not signed"
+        try:
+            return self._flaw_of_directory(self._signature)
+        except struct.error:
+            return "its signature breaks off"
+
+    def _flaw_of_directory(self, blob: bytes) -> str | None:
+        magic, _, count = struct.unpack_from(">3I", blob)
+        if magic != _EMBEDDED_SIGNATURE:
+            return "its signature is none"
+        starts = [struct.unpack_from(">2I", blob, 12 + 8 * index)[1] for index in range(count)]
+        start = next((at for at in starts if struct.unpack_from(">I", blob, at)[0] == _CODE_DIRECTORY), None)
+        if start is None:
+            return "its signature has no hashes"
+        hashes, _, _, pages, limit = struct.unpack_from(">5I", blob, start + 16)
+        size, kind, _, log_page = struct.unpack_from("4B", blob, start + 36)
+        if (size, kind) != (32, _SHA256):
+            return f"its signature has hashes of kind {kind}, and SHA-256 is looked at alone"
+        page = 1 << log_page
+        if limit != self._signed or pages != -(-limit // page):
+            return f"its signature is of {limit} bytes, and {self._signed} come before it"
+        for index in range(pages):
+            at = start + hashes + size * index
+            code = self._data[index * page : min(limit, (index + 1) * page)]
+            if hashlib.sha256(code).digest() != blob[at : at + size]:
+                return f"its signature has another hash of page {index}"
+        return None
+
+
+def _text(data: bytes, start: int) -> str:
+    """The text that begins there and ends with a zero byte."""
+    return data[start : data.index(0, start)].decode()
