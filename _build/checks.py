@@ -86,7 +86,9 @@ def compiler(include: str | None = None) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder, "check.cpp")
         source.write_text("#include <concepts>\ntemplate <std::integral T> T twice(T x) { return x + x; }\n")
-        tried = subprocess.run([*command, "-std=c++20", "-fsyntax-only", source], capture_output=True, text=True)
+        # Not -fsyntax-only, which not every driver of a compiler has.
+        compiling = [*command, "-std=c++20", "-c", source, "-o", source.with_suffix(".o")]
+        tried = subprocess.run(compiling, capture_output=True, text=True)
     if tried.returncode:
         said = (tried.stderr.strip().splitlines() or [f"exit status {tried.returncode}"])[0]
         return (
