@@ -99,8 +99,6 @@ def no_zig() -> str | None:
 
 
 def zig(torch: Path, folder: Path) -> dict[str, str]:
-    """A C++ library is linked as if it were C, since zig would put a libc++ of its own into it."""
-
     def command(name: str, *words: str) -> str:
         # A file of its own, named as torch wants a compiler to be named.
         path = folder / name
@@ -109,14 +107,17 @@ def zig(torch: Path, folder: Path) -> dict[str, str]:
         return str(path)
 
     (folder / "libmacos-c++.tbd").write_text(macos_checks.cxx_stub(torch / "lib"))
-    compile_c = command("clang", "cc", "-target", ZIG_TARGET)
-    # Python's functions are those of the program that loads the library, whatever it is.
-    link = f"{compile_c} -shared -undefined dynamic_lookup"
-    return {
-        "CC": compile_c,
+    compilers = {
+        "CC": command("clang", "cc", "-target", ZIG_TARGET),
         "CXX": command("clang++", "c++", "-target", ZIG_TARGET, *ZIG_CXX_FLAGS),
-        "LDSHARED": link,
-        "LDCXXSHARED": link,
+    }
+    # Python's functions are those of the program that loads the library, whatever it is. zig would put a libc++ of its
+    # own into it, whose exceptions torch could not catch.
+    link = "-shared -undefined dynamic_lookup -nostdlib++"
+    return {
+        **compilers,
+        "LDSHARED": f"{compilers['CC']} {link}",
+        "LDCXXSHARED": f"{compilers['CXX']} {link}",
         "LDFLAGS": f"-L{torch / 'lib'} -L{folder} -lmacos-c++",
         # Of this build alone: what an earlier one left there would be taken for the result of this one.
         "ZIG_GLOBAL_CACHE_DIR": str(folder / "cache"),
