@@ -21,7 +21,7 @@ FLAT = "any library"
 """The owner of a symbol that is looked for in everything that is loaded."""
 
 _LOAD = {0xC: "plain", 0x80000018: "weak", 0x8000001F: "re-exported", 0x20: "lazy", 0x80000023: "upward"}
-_SYMTAB, _RPATH, _SIGNATURE, _BUILD_VERSION = 0x2, 0x8000001C, 0x1D, 0x32
+_SYMTAB, _RPATH, _SIGNATURE, _BUILD_VERSION, _DYLD_INFO, _FIXUPS = 0x2, 0x8000001C, 0x1D, 0x32, 0x80000022, 0x80000034
 _EMBEDDED_SIGNATURE, _CODE_DIRECTORY = 0xFADE0CC0, 0xFADE0C02
 _SHA256 = 2
 
@@ -76,8 +76,10 @@ class MachO:
             for command, body in commands:
                 self._read(command, body)
             for command, body in commands:  # once all libraries are known
-                if command == _SYMTAB:
-                    self._symbols(*struct.unpack_from("<4I", body, 8))
+                if command == _DYLD_INFO:
+                    numbers = struct.unpack_from("<10I", body, 8)
+                    bound = [self._bound(*numbers[2:4]), self._bound(*numbers[6:8])]  # at once, and at the first call
+                    self.undefined = sorted({symbol for symbols in bound for symbol in symbols})
         except (struct.error, IndexError, ValueError) as error:
             raise Malformed(f"{path.name} breaks off, or a number in it points outside: {error}") from error
 
@@ -101,22 +103,53 @@ class MachO:
         elif command == _SIGNATURE:
             self._signed, size = struct.unpack_from("<2I", body, 8)
             self._signature = self._data[self._signed : self._signed + size]
+        elif command == _SYMTAB:
+            self._offers(*struct.unpack_from("<4I", body, 8))
+        elif command == _FIXUPS:
+            raise ValueError("it has chained fixups, which are not read here")
 
-    def _symbols(self, table: int, count: int, strings: int, size: int) -> None:
+    def _offers(self, table: int, count: int, strings: int, size: int) -> None:
         names = self._data[strings : strings + size]
         for at in range(table, table + 16 * count, 16):
-            name, kind, _, description, _ = struct.unpack_from("<IBBHQ", self._data, at)
-            if kind & 0xE0 or not kind & 1:  # for a debugger, or of this file alone
-                continue
-            if kind & 0x0E:
-                if not kind & 0x10:  # else hidden
-                    self.exported.append(_text(names, name))
-                continue
-            ordinal = description >> 8
-            if ordinal > len(self.libraries) and ordinal != 254:
-                raise ValueError(f"symbol {_text(names, name)} is of library {ordinal} of {len(self.libraries)}")
-            owner = FLAT if ordinal == 254 else self.libraries[ordinal - 1] if ordinal else "itself"
-            self.undefined.append(Symbol(_text(names, name), owner, bool(description & 0x40)))
+            name, kind = struct.unpack_from("<IB", self._data, at)
+            # Not those for a debugger, of this file alone, hidden or undefined.
+            if not kind & 0xE0 and kind & 0x11 == 1 and kind & 0x0E:
+                self.exported.append(_text(names, name))
+
+    def _bound(self, start: int, size: int) -> Iterator[Symbol]:
+        """What the loader's instructions say. A table of symbols has owners too, which it passes over."""
+        code = self._data[start : start + size]
+        at, owner, name, optional = 0, "", "", False
+
+        def number() -> int:
+            """Seven bits a byte, the lowest first; the last has no eighth."""
+            nonlocal at
+            value, shift = 0, 0
+            while True:
+                value |= (code[at] & 0x7F) << shift
+                at, shift = at + 1, shift + 7
+                if not code[at - 1] & 0x80:
+                    return value
+
+        while at < len(code):
+            operation, given = code[at] & 0xF0, code[at] & 0x0F
+            at += 1
+            if operation in (0x10, 0x20):
+                ordinal = given if operation == 0x10 else number()
+                owner = self.libraries[ordinal - 1] if ordinal else "itself"
+            elif operation == 0x30:
+                owner = {0xE: FLAT, 0xF: "the program"}.get(given, "itself")
+            elif operation == 0x40:
+                name, optional = _text(code, at), bool(given & 1)
+                at += len(name) + 1
+            elif operation in (0x60, 0x70, 0x80):  # where to, which does not matter here
+                number()
+            elif operation in (0x90, 0xA0, 0xB0, 0xC0):
+                for _ in range({0xA0: 1, 0xC0: 2}.get(operation, 0)):
+                    number()
+                yield Symbol(name, owner, optional)
+            elif operation not in (0x00, 0x50):
+                raise ValueError(f"instruction {operation:#x} of the loader is not known")
 
     def flaw_of_signature(self) -> str | None:
         """Why macOS would not run its code, of which every page must have the hash in its signature; None where it would.

@@ -16,8 +16,12 @@ SYSTEM = "/usr/lib/libSystem.B.dylib"
 TORCH = tuple(f"@rpath/{name}.dylib" for name in ("libtorch", "libtorch_cpu", "libc10"))
 """Already loaded when the library is, so that the loader takes them by these names and needs no path."""
 
-SINCE_10_13 = ("__ZnamSt11align_val_t", "__ZdaPvSt11align_val_t")
-"""Of libc++, and as old as what torch takes of it: arrays of types that are aligned more than usual."""
+BESIDE_TORCH = (
+    "__ZnamSt11align_val_t",
+    "__ZdaPvSt11align_val_t",  # both since macOS 10.13
+    "__ZTVNSt3__115basic_streambufIcNS_11char_traitsIcEEEE",  # of a class whose other members torch takes
+)
+"""Of libc++, and as old as what torch takes of it."""
 
 OF_THE_LINKER = {"__mh_dylib_header", "___dso_handle"}
 """What zig's linker exports of every library."""
@@ -37,7 +41,7 @@ def taken_by_torch(torch: Path, library: str) -> set[str]:
 
 def cxx_stub(torch: Path) -> str:
     """What a linker reads in the place of macOS's libc++, where there is no macOS: of its symbols those that may be used."""
-    symbols = ", ".join(sorted({*taken_by_torch(torch, CXX), *SINCE_10_13}))
+    symbols = ", ".join(sorted({*taken_by_torch(torch, CXX), *BESIDE_TORCH}))
     return (
         "--- !tapi-tbd\ntbd-version: 4\ntargets: [ arm64-macos ]\n"
         f"install-name: '{CXX}'\nexports:\n  - targets: [ arm64-macos ]\n    symbols: [ {symbols} ]\n...\n"
@@ -78,7 +82,7 @@ def asked_of_the_loader(found: MachO) -> None:
 def symbols(found: MachO, torch: Path) -> None:
     """Each symbol of an owner known to have it; exported is the module's entry alone."""
     allowed = {
-        CXX: {*taken_by_torch(torch, CXX), *SINCE_10_13},
+        CXX: {*taken_by_torch(torch, CXX), *BESIDE_TORCH},
         SYSTEM: taken_by_torch(torch, SYSTEM),
         **{name: stable(torch / Path(name).name) for name in TORCH},
     }
