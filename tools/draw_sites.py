@@ -38,22 +38,23 @@ class Panel(NamedTuple):
 
 
 PANELS = (
-    Panel("dropout", 0.4, "dropout=0.4", "inter_layer_l1", "between layers: each step and example"),
-    Panel("input_dropout", 0.4, "input_dropout=0.4", "input", "once a sequence and example"),
-    Panel("input_dropout", frd.LockedDropout(0.4, batch_shared=True), "input_dropout, batch_shared=True", "input",
-          "once a sequence, for the whole batch"),
+    Panel("dropout", 0.4, "dropout=0.4", "inter_layer_l1", "between layers; each step and example"),
     Panel("inter_layer_dropout", 0.4, "inter_layer_dropout=0.4", "inter_layer_l1", "once a sequence and example"),
     Panel("output_dropout", 0.4, "output_dropout=0.4", "output", "once a sequence and example"),
+    Panel("input_dropout", 0.4, "input_dropout=0.4", "input", "once a sequence and example"),
+    Panel("input_dropout", frd.LockedDropout(0.4, batch_shared=True), "… batch_shared=True", "input",
+          "once a sequence, for the whole batch"),
     Panel("hidden_dropout", 0.4, "hidden_dropout=0.4", "hidden_l0", "once a sequence and example"),
-    Panel("update_dropout", 0.4, "update_dropout=0.4", "update_l0", "each step and example"),
-    Panel("update_dropout", frd.UpdateDropout(0.4, per="sequence"), 'update_dropout, per="sequence"', "update_l0",
-          "once a sequence and example"),
-    Panel("cell_dropout", 0.4, "cell_dropout=0.4", "cell_l0", "once a sequence and example"),
-    Panel("zoneout_c", 0.4, "zoneout_c=0.4", "zoneout_c_l0", "each step and example"),
-    Panel("zoneout_h", 0.4, "zoneout_h=0.4", "zoneout_h_l0", "each step and example, another mask than c's"),
     Panel("weight_dropout", 0.4, "weight_dropout=0.4", "weight_hh_l0", "once a call, for all steps and examples"),
-    Panel("weight_dropout", frd.WeightDropout(0.4, mode="row"), 'weight_dropout, mode="row"', "weight_hh_l0",
-          "once a call: all weights into one gate of a unit"),
+    Panel("weight_dropout", frd.WeightDropout(0.4, mode="row"), '… mode="row"', "weight_hh_l0",
+          "once a call; what enters a gate of a unit"),
+    Panel("cell_dropout", 0.4, "cell_dropout=0.4", "cell_l0", "once a sequence and example"),
+    Panel("update_dropout", 0.4, "update_dropout=0.4", "update_l0", "each step and example"),
+    Panel("update_dropout", frd.UpdateDropout(0.4, per="sequence"), '… per="sequence"', "update_l0",
+          "once a sequence and example"),
+    Panel("zoneout_c", 0.4, "zoneout_c=0.4", "zoneout_c_l0", "each step and example"),
+    Panel("zoneout_h", 0.4, "zoneout_h=0.4", "zoneout_h_l0", "each step and example, not c's mask"),
+    Panel("zoneout_h", frd.Zoneout(0.4, shared=True), "… shared=True", "zoneout_h_l0", "each step and example, c's mask"),
 )  # fmt: skip
 
 

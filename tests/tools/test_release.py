@@ -245,7 +245,8 @@ def test_a_tree_that_is_not_clean_is_refused(clone: Path, capsys: pytest.Capture
 
 def test_a_folder_with_other_files_is_not_written_over(clone: Path) -> None:
     made = release.Release("0" * 40, 9, clone / "dist")
-    for name in ("sdist/f-1.tar.gz", "repaired/f-1.whl", "repaired-aarch64/f-1-a.whl", "../../../dist/f-0.whl"):
+    for name in ("sdist/f-1.tar.gz", "repaired/f-1.whl", "repaired-aarch64/f-1-a.whl", "built-macos/f-1-m.whl",
+                 "../../../dist/f-0.whl"):  # fmt: skip
         (made.work / name).parent.mkdir(parents=True, exist_ok=True)
         (made.work / name).write_text(name)
     with pytest.raises(Refused, match="f-0.whl of something else"):
@@ -253,7 +254,7 @@ def test_a_folder_with_other_files_is_not_written_over(clone: Path) -> None:
     (clone / "dist" / "f-0.whl").unlink()
     made.publish()
     lines = (clone / "dist" / "SHA256SUMS").read_text().splitlines()
-    assert [line.split()[1] for line in lines] == ["f-1.tar.gz", "f-1.whl", "f-1-a.whl"]
+    assert [line.split()[1] for line in lines] == ["f-1.tar.gz", "f-1.whl", "f-1-a.whl", "f-1-m.whl"]
     made.publish()  # a second time is as good
 
 
