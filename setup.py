@@ -51,7 +51,9 @@ def compiler_flags() -> list[str]:
     # Vectors wider than the baseline's registers are never passed between libraries, and gcc 12 takes its own
     # AVX-512 header for uninitialised.
     flags += ["-Wno-psabi", "-Wno-maybe-uninitialized"]
-    return [*flags, f"-ffile-prefix-map={os.path.abspath('.')}/="]  # error messages name files
+    # Error messages name files, of torch's headers too: without the folders of this machine.
+    folders = {os.path.abspath("."): "", outside.folder_of_torch(): "torch/"}
+    return [*flags, *(f"-ffile-prefix-map={folder}/={name}" for folder, name in folders.items())]
 
 
 def linker_flags() -> list[str]:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.metadata import distributions
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,6 +40,14 @@ def torch_in(path: list[str]) -> str | None:
     """The version of the torch that lies in the folders of ``path``, or None."""
     found = next(distributions(name="torch", path=path), None)
     return None if found is None else found.version
+
+
+def folder_of_torch() -> str:
+    """Where the torch is that this interpreter imports."""
+    spec = find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        raise RuntimeError(f"{sys.executable} has no torch")
+    return spec.submodule_search_locations[0]
 
 
 def supported(version: str | None) -> bool:

@@ -36,7 +36,9 @@ def taken_by_torch(torch: Path, library: str) -> set[str]:
         torch: the folder of a macOS torch's libraries.
     """
     found = (MachO(torch / f"{name}.dylib") for name in LOADED_WITH_TORCH)
-    return {symbol.name for each in found for symbol in each.undefined if symbol.owner == library and not symbol.optional}
+    return {
+        symbol.name for each in found for symbol in each.undefined if symbol.owner == library and not symbol.optional
+    }
 
 
 def cxx_stub(torch: Path) -> str:

@@ -226,7 +226,7 @@ class Release:
         copy = Path(tempfile.gettempdir(), f"fused_rnn_dropout-{self.commit[:12]}")
         shutil.rmtree(copy, ignore_errors=True)
         shutil.copytree(self.sources, copy)
-        options = ("--no-deps", "--no-build-isolation", "--no-index", "-q", "--wheel-dir", folder)
+        options = ("--no-deps", "--no-build-isolation", "--no-index", "--no-cache-dir", "-q", "--wheel-dir", folder)
         self.python("-m", "pip", "wheel", *options, copy, **more)
         shutil.rmtree(copy)
 
@@ -269,6 +269,7 @@ class Release:
         self.python("-m", "zipfile", "-e", wheel, unpacked)
         for library in unpacked.rglob("*.so*"):
             look(library, torch / "lib")
+            wheel_checks.names_no_folder(library, (ROOT, Path(sys.prefix)))
 
     def fresh(self, name: str) -> Path:
         folder = self.work / name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 import subprocess
@@ -133,6 +134,13 @@ def symbols(library: Path, torch: Path) -> None:
     of_torch = set().union(*(exported(torch / name) for name in needed(library) if (torch / name).exists()))
     if missing := [symbol for symbol in OF_TORCH if symbol in found and symbol not in of_torch]:
         raise Refused(f"{library.name} needs {', '.join(missing)} of the libraries in {torch}, which have them not")
+
+
+def names_no_folder(library: Path, folders: Iterable[Path]) -> None:
+    """None of the machine that built it: elsewhere the same commit would give other bytes."""
+    data = library.read_bytes()
+    if found := [str(folder) for folder in folders if os.fsencode(folder) in data]:
+        raise Refused(f"{library.name} names {', '.join(found)}, which is a folder of the machine that built it")
 
 
 def library(path: Path, torch: Path) -> None:

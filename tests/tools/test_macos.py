@@ -15,7 +15,13 @@ from tools.wheel_checks import Refused
 
 CPU = "@rpath/libtorch_cpu.dylib"
 NEEDED = (macos_checks.SYSTEM, macos_checks.CXX, CPU)
-TAKEN = (("_memcpy", 1), ("___cxa_throw", 2), ("__ZnamSt11align_val_t", 2), ("_aoti_torch_get_dim", 3), ("_PyModule_Create2", -2))
+TAKEN = (
+    ("_memcpy", 1),
+    ("___cxa_throw", 2),
+    ("__ZnamSt11align_val_t", 2),
+    ("_aoti_torch_get_dim", 3),
+    ("_PyModule_Create2", -2),
+)
 OFFERED = ("_PyInit__C", "__mh_dylib_header", "___dso_handle")
 
 
@@ -26,7 +32,9 @@ def command(number: int, body: bytes) -> bytes:
 
 def signature(code: bytes, page: int = 4096) -> bytes:
     hashes = [hashlib.sha256(code[at : at + page]).digest() for at in range(0, len(code), page)]
-    head = struct.pack(">9I4BI", 0xFADE0C02, 44 + 32 * len(hashes), 0x20400, 2, 44, 44, 0, len(hashes), len(code), 32, 2, 0, 12, 0)
+    head = struct.pack(
+        ">9I4BI", 0xFADE0C02, 44 + 32 * len(hashes), 0x20400, 2, 44, 44, 0, len(hashes), len(code), 32, 2, 0, 12, 0
+    )
     return struct.pack(">5I", 0xFADE0CC0, 20 + len(head) + 32 * len(hashes), 1, 0, 20) + head + b"".join(hashes)
 
 
@@ -87,7 +95,12 @@ def torch(tmp_path: Path) -> Path:
 
 def test_a_library_is_read(tmp_path: Path) -> None:
     found = MachO(library(tmp_path / "_C.abi3.so", optional=("_memcpy",), rpath="@loader_path"))
-    assert (found.processor, found.kind, found.platform, found.oldest) == (macho.ARM64, macho.DYLIB, macho.MACOS, (11, 0))
+    assert (found.processor, found.kind, found.platform, found.oldest) == (
+        macho.ARM64,
+        macho.DYLIB,
+        macho.MACOS,
+        (11, 0),
+    )
     assert found.libraries == list(NEEDED) and found.rpaths == ["@loader_path"]
     assert found.exported == list(OFFERED)
     owners = {1: macos_checks.SYSTEM, 2: macos_checks.CXX, 3: CPU, -2: macho.FLAT}
@@ -174,10 +187,14 @@ def test_compilers_for_macos(torch: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", cross.TARGETS, ids=lambda target: target.name)
-def test_a_target_without_its_compiler_says_what_to_install(target: cross.Target, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_target_without_its_compiler_says_what_to_install(
+    target: cross.Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("shutil.which", lambda name: f"/usr/bin/{name}")
     monkeypatch.setattr("importlib.util.find_spec", lambda name: object())
     assert target.obstacle() is None
     monkeypatch.setattr("shutil.which", lambda name: None)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert {"aarch64": "package g++-aarch64-linux-gnu", "macos": "pip install ziglang"}[target.name] in (target.obstacle() or "")
+    assert {"aarch64": "package g++-aarch64-linux-gnu", "macos": "pip install ziglang"}[target.name] in (
+        target.obstacle() or ""
+    )

@@ -157,6 +157,14 @@ def test_contents_of_a_wheel(tmp_path: Path) -> None:
             wheel_checks.contents(broken, source, ["_C"])
 
 
+def test_a_library_that_names_a_folder_of_its_builder(tmp_path: Path) -> None:
+    library = tmp_path / "_C.abi3.so"
+    library.write_bytes(b"\0torch/include/ops.h\0/home/builder/.venv/ops.h\0")
+    wheel_checks.names_no_folder(library, [Path("/home/other")])
+    with pytest.raises(Refused, match="_C.abi3.so names /home/builder, which is a folder"):
+        wheel_checks.names_no_folder(library, [Path("/home/other"), Path("/home/builder")])
+
+
 def test_bytes_that_differ_are_named(tmp_path: Path) -> None:
     first = wheel(tmp_path / "a.whl")
     wheel_checks.same_bytes(first, wheel(tmp_path / "b.whl"))
