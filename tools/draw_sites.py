@@ -1,6 +1,6 @@
 """Draws what each site drops, from masks that the package exports: python -m tools.draw_sites [FILE]
 
-FILE is docs/sites.svg by default. The pair of numbers that the masks come from is fixed, so the file is the same each time.
+FILE is docs/sites.svg by default. The pair of numbers that the masks come from is fixed, so the file is always the same.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ PANELS = (
           "once a sequence and example"),
     Panel("zoneout_c", 0.4, "zoneout_c=0.4", "zoneout_c_l0", "each step and example"),
     Panel("zoneout_h", 0.4, "zoneout_h=0.4", "zoneout_h_l0", "each step and example, not c's mask"),
-    Panel("zoneout_h", frd.Zoneout(0.4, shared=True), "… shared=True", "zoneout_h_l0", "each step and example, c's mask"),
+    Panel("zoneout_h", frd.Zoneout(0.4, shared=True), "… shared=True", "zoneout_h_l0",
+          "each step and example, c's mask"),
 )  # fmt: skip
 
 

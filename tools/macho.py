@@ -152,7 +152,7 @@ class MachO:
                 raise ValueError(f"instruction {operation:#x} of the loader is not known")
 
     def flaw_of_signature(self) -> str | None:
-        """Why macOS would not run its code, of which every page must have the hash in its signature; None where it would.
+        """Why macOS would not run its code, every page of which has a hash in the signature; None where it would.
 
         Who signed is not looked at: a processor of Apple's asks for no more than that the hashes are right.
         """

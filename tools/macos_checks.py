@@ -30,7 +30,7 @@ LOADED_WITH_TORCH = ("libc10", "libtorch_cpu", "libtorch_python")
 
 
 def taken_by_torch(torch: Path, library: str) -> set[str]:
-    """Symbols of one of the system's libraries that torch's own cannot do without, and which so are wherever torch runs.
+    """Symbols of one of the system's libraries without which torch's own do not load: they are wherever torch runs.
 
     Args:
         torch: the folder of a macOS torch's libraries.
@@ -42,7 +42,7 @@ def taken_by_torch(torch: Path, library: str) -> set[str]:
 
 
 def cxx_stub(torch: Path) -> str:
-    """What a linker reads in the place of macOS's libc++, where there is no macOS: of its symbols those that may be used."""
+    """What a linker reads in the place of macOS's libc++: those of its symbols that may be used."""
     symbols = ", ".join(sorted({*taken_by_torch(torch, CXX), *BESIDE_TORCH}))
     return (
         "--- !tapi-tbd\ntbd-version: 4\ntargets: [ arm64-macos ]\n"

@@ -7,8 +7,9 @@
     dist/SHA256SUMS
 
 It works in build/release/COMMIT and can be run again after it was interrupted: a step that is done is not done twice.
-The interpreter needs a CUDA build of torch, setuptools >= 77, ninja and the extra `release`, the machine g++, binutils,
-git, nvcc of CUDA 13, clang 19 and Debian's compiler for aarch64; pip's ziglang compiles for macOS. What is done before and after is in RELEASING.md.
+The interpreter needs a CUDA build of torch, setuptools >= 77, ninja and the extra `release`, which has the compiler for
+macOS; the machine g++, binutils, git, nvcc of CUDA 13, clang 19 and Debian's compiler for aarch64. What is done before
+and after is in RELEASING.md.
 """
 
 from __future__ import annotations

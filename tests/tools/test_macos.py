@@ -1,4 +1,4 @@
-"""The wheel for macOS, which nothing here can run: that its libraries are read as they are, and that each flaw is seen."""
+"""The wheel for macOS, which nothing here can run: its libraries are read as they are, and each flaw is seen."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def signature(code: bytes, page: int = 4096) -> bytes:
 
 def library(
     path: Path, *, needed: Sequence[str] = NEEDED, taken: Sequence[tuple[str, int]] = TAKEN,
-    offered: Sequence[str] = OFFERED, optional: Sequence[str] = (), oldest: tuple[int, int] = (11, 0), platform: int = 1,
-    processor: int = macho.ARM64, kind: int = macho.DYLIB, rpath: str = "", signed: bool = True, more: bytes = b"",
+    offered: Sequence[str] = OFFERED, optional: Sequence[str] = (), oldest: tuple[int, int] = (11, 0),
+    platform: int = 1, processor: int = macho.ARM64, kind: int = macho.DYLIB, rpath: str = "", signed: bool = True, more: bytes = b"",
 ) -> Path:  # fmt: skip
     """A small Mach-O library; ``taken`` are symbols with the number of the library in ``needed``, from 1, or -2."""
     bound = b""
@@ -161,7 +161,8 @@ def test_what_may_be_published(tmp_path: Path, torch: Path) -> None:
     refused("exports nothing", offered=OFFERED[1:])
     refused("a program that loads _C.abi3.so: it is not signed", signed=False)
     for name, owner in (("__ZN2at5emptyEv", 3), ("_aoti_torch_new", 3), ("_new_in_macos_14", 1), ("_memcpy", 2),
-                        ("__ZNSt3__19new_thingEv", 2), ("_memcpy", -2), ("_torch_of_another", 3), ("_PyX", 1)):  # fmt: skip
+                        ("__ZNSt3__19new_thingEv", 2), ("_memcpy", -2), ("_torch_of_another", 3),
+                        ("_PyX", 1)):  # fmt: skip
         refused(f"may be missing: {name} of ", taken=(*TAKEN, (name, owner)))
     (tmp_path / "_C.abi3.so").write_bytes(b"nothing")
     with pytest.raises(Refused, match="no Mach-O file"):
