@@ -1,6 +1,6 @@
 """Draws what each site drops, from masks that the package exports: python -m tools.draw_sites [FILE]
 
-FILE is docs/sites.svg by default. The pair of numbers that the masks come from is fixed, so the file is always the same.
+FILE is docs/sites.svg by default. The masks come from a fixed pair of numbers, so the file is always the same.
 """
 
 from __future__ import annotations

@@ -41,7 +41,8 @@ def signature(code: bytes, page: int = 4096) -> bytes:
 def library(
     path: Path, *, needed: Sequence[str] = NEEDED, taken: Sequence[tuple[str, int]] = TAKEN,
     offered: Sequence[str] = OFFERED, optional: Sequence[str] = (), oldest: tuple[int, int] = (11, 0),
-    platform: int = 1, processor: int = macho.ARM64, kind: int = macho.DYLIB, rpath: str = "", signed: bool = True, more: bytes = b"",
+    platform: int = 1, processor: int = macho.ARM64, kind: int = macho.DYLIB, rpath: str = "",
+    signed: bool = True, more: bytes = b"",
 ) -> Path:  # fmt: skip
     """A small Mach-O library; ``taken`` are symbols with the number of the library in ``needed``, from 1, or -2."""
     bound = b""
