@@ -1,4 +1,4 @@
-"""The wheel for macOS, which nothing here can run: its libraries are read as they are, and each flaw is seen."""
+"""Builds for other systems. The wheel for macOS cannot run here: its libraries are read, and each flaw is seen."""
 
 from __future__ import annotations
 
@@ -186,6 +186,14 @@ def test_compilers_for_macos(torch: Path, tmp_path: Path) -> None:
     assert variables["LDCXXSHARED"].startswith(variables["CXX"]) and "-nostdlib++" in variables["LDCXXSHARED"]
     assert (folder / "libmacos-c++.tbd").read_text() == macos_checks.cxx_stub(torch)
     assert str(folder) in variables["ZIG_GLOBAL_CACHE_DIR"]
+
+
+def test_compilers_for_aarch64(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LDFLAGS", "-Lelsewhere")
+    variables = cross.AARCH64.environment(tmp_path / "torch", tmp_path)
+    assert variables["LDFLAGS"] == f"-L{tmp_path / 'torch' / 'lib'} -Lelsewhere"  # before others of its name
+    assert variables["_PYTHON_HOST_PLATFORM"] == "linux-aarch64" and variables["FRD_CUDA"] == "0"
+    assert variables["CXX"] == "aarch64-linux-gnu-g++" and variables["LDCXXSHARED"] == "aarch64-linux-gnu-g++ -shared"
 
 
 @pytest.mark.parametrize("target", cross.TARGETS, ids=lambda target: target.name)
