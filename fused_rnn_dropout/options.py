@@ -26,14 +26,19 @@ def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 
 _BOOL = (True, False)
 _PER = ("sequence", "step")
-_NOISE = ("bernoulli", "gaussian")
+_NOISE = ("bernoulli", "gaussian", "additive")
 
 
 def _check_noise(spec: Any) -> None:
     name = type(spec).__name__
     _check_choice(f"{name} noise", spec.noise, _NOISE)
-    if spec.noise == "gaussian" and spec.p == 1:
-        raise ValueError(f"{name} noise='gaussian' needs p < 1: its variance p / (1-p) has no bound")
+    if spec.noise != "bernoulli" and spec.p == 1:
+        raise ValueError(f"{name} noise={spec.noise!r} needs p < 1: its variance p / (1-p) has no bound")
+
+
+def _check_added_to_all_gates(spec: Any) -> None:
+    if spec.noise == "additive" and not spec.tied:
+        raise ValueError(f"{type(spec).__name__} noise='additive' needs tied=True, got tied=False")
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,9 @@ class LockedDropout:
         tied: ``False`` gives each gate a mask of its own (Gal's untied variant); input only, ``per="sequence"`` only,
             computed by ``backend="reference"``.
         noise: ``"bernoulli"`` drops; ``"gaussian"`` multiplies by N(1, p / (1-p)), whose mean and variance are those
-            of the mask (Srivastava et al. 2014), and drops nothing; p < 1, computed by ``backend="reference"``.
+            of the mask (Srivastava et al. 2014), and drops nothing; ``"additive"`` adds N(0, p / (1-p)), whatever the
+            value is, so that a standard deviation s is p = s^2 / (1 + s^2). Both need p < 1, and are computed by
+            ``backend="reference"``.
 
     Raises:
         ValueError: a rate outside [0, 1] or NaN, or an option that is not one of those named above.
@@ -68,6 +75,7 @@ class LockedDropout:
         if not self.tied and self.per != "sequence":
             raise ValueError("LockedDropout tied=False needs per='sequence', got per='step'")
         _check_noise(self)
+        _check_added_to_all_gates(self)
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,9 @@ class HiddenDropout:
         batch_shared: one mask for the whole batch instead of one per example.
         per: ``"sequence"``, or ``"step"``, a fresh mask each step, computed by ``backend="reference"``: as a mask, what
             these papers argue against; as noise, Noisin (Dieng et al. 2018).
-        noise: as in :class:`LockedDropout`.
+        noise: as in :class:`LockedDropout`; ``"gaussian"`` is Noisin's multiplicative form, ``"additive"`` the other.
+            Either leaves the mean of what is read as it is. The trap: h of an LSTM lies in (-1, 1), so that an additive
+            s of 1, p = 0.5, is more than any value.
 
     Raises:
         ValueError: a rate outside [0, 1] or NaN, or an option that is not one of those named above.
@@ -100,6 +110,7 @@ class HiddenDropout:
         if not self.tied and self.per != "sequence":
             raise ValueError("HiddenDropout tied=False needs per='sequence', got per='step'")
         _check_noise(self)
+        _check_added_to_all_gates(self)
 
 
 @dataclass(frozen=True)
@@ -112,8 +123,9 @@ class WeightDropout:
         inputs: drop the input weights W_ih too.
         projection: drop the projection W_hr too (LSTM with ``proj_size``).
         per_example: a mask per example, as in the DropConnect paper; computed by ``backend="reference"``.
-        noise: as in :class:`LockedDropout`. On weights it is variational dropout (Kingma et al. 2015), whose penalty
-            :func:`training.gaussian_dropout_kl` gives.
+        noise: as in :class:`LockedDropout`. On weights ``"gaussian"`` is variational dropout (Kingma et al. 2015),
+            whose penalty :func:`training.gaussian_dropout_kl` gives, and ``"additive"`` weight noise (Graves 2011), of
+            one standard deviation for all weights; :class:`training.BayesByBackprop` learns one for each.
 
     Raises:
         ValueError: a rate outside [0, 1] or NaN, or an option that is not one of those named above.
@@ -134,6 +146,8 @@ class WeightDropout:
         if self.per_example and self.mode != "element":
             raise ValueError(f"WeightDropout per_example=True needs mode='element', got mode={self.mode!r}")
         _check_noise(self)
+        if self.noise == "additive" and self.mode != "element":
+            raise ValueError(f"WeightDropout noise='additive' needs mode='element', got mode={self.mode!r}")
 
 
 @dataclass(frozen=True)

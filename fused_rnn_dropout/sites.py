@@ -172,7 +172,7 @@ class Site(NamedTuple):
 _DROP = "an element being zeroed"
 _KEEP = "a unit keeping its old value"
 _UNTIED = Option("tied", False)
-_NOISE = Option("noise", "gaussian")
+_NOISE = Option("noise", "gaussian"), Option("noise", "additive")
 _WHOLE_STEPS = Option("unit_shared", True)
 
 
@@ -191,7 +191,7 @@ SITES: tuple[Site, ...] = (
         "INPUT",
         "INPUT",
         "INPUT_SEQUENCE",
-        options=(_shared("INPUT"), _UNTIED, _NOISE),
+        options=(_shared("INPUT"), _UNTIED, *_NOISE),
     ),
     Site(
         "inter_layer_dropout",
@@ -202,7 +202,7 @@ SITES: tuple[Site, ...] = (
         "INTER_LAYER",
         "INTER_LAYER",
         "INTER_LAYER_SEQUENCE",
-        options=(_shared("INTER_LAYER"), _NOISE),
+        options=(_shared("INTER_LAYER"), *_NOISE),
     ),
     Site(
         "output_dropout",
@@ -213,7 +213,7 @@ SITES: tuple[Site, ...] = (
         "OUTPUT",
         "OUTPUT",
         "OUTPUT_SEQUENCE",
-        options=(_shared("OUTPUT"), _NOISE),
+        options=(_shared("OUTPUT"), *_NOISE),
     ),
     Site(
         "hidden_dropout",
@@ -223,7 +223,7 @@ SITES: tuple[Site, ...] = (
         "h before the recurrent product",
         "HIDDEN",
         "HIDDEN",
-        options=(_shared("HIDDEN"), _UNTIED, Option("per", "step"), _NOISE),
+        options=(_shared("HIDDEN"), _UNTIED, Option("per", "step"), *_NOISE),
     ),
     Site(
         "weight_dropout",
@@ -238,7 +238,7 @@ SITES: tuple[Site, ...] = (
             Option("projection", True, "WEIGHT_HR"),
             Option("mode", "row", "WEIGHT_ROW"),
             Option("per_example", True),
-            _NOISE,
+            *_NOISE,
         ),
     ),
     Site(
