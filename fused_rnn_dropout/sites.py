@@ -72,7 +72,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(13, "WEIGHT_HR_ROWS", "row of the matrix", "0", "SEQ"),
     Kind(14, "EMBEDDING", "word", "0 or example", "SEQ or step"),
     Kind(15, "WORD", "0: whether a word is dropped", "example", "step"),
-    Kind(16, "NOISING", "0: whether a word is replaced; 1: by which", "example", "step"),
+    Kind(16, "NOISING", "0: whether a word is replaced; 1: by which; 2: its target", "example", "step"),
 )
 """The kinds of masks. Element i of a row is decided by field i mod 8 of the call with
 ``counter = (i // 8, row, step, stream)``; ``docs/design.md`` has the rule.

@@ -14,6 +14,7 @@ from .fastai import load_fastai
 from .fraternal import Fraternal, FraternalLoss
 from .h_detach import h_detach
 from .hypergradient import HypergradientSchedule
+from .kneser_ney import KneserNeyNoising
 from .mc_predict import mc_predict
 from .ntasgd import NTASGD
 from .output_dropout import OutputDropout
@@ -31,6 +32,7 @@ __all__ = [
     "Fraternal",
     "FraternalLoss",
     "HypergradientSchedule",
+    "KneserNeyNoising",
     "OutputDropout",
     "WordDropout",
     "activation_regularization",
