@@ -5,6 +5,7 @@
 
 from .activations import activation_regularization, temporal_activation_regularization
 from .awd_lstm import AWDLSTM, AWDLSTMClassifier, AWDLSTMEncoder
+from .bayes import BayesByBackprop
 from .bptt import bptt_learning_rate, random_bptt_length, random_bptt_slices
 from .concrete import ConcreteDropout, gaussian_dropout_kl
 from .curriculum import CurriculumSchedule
@@ -24,6 +25,7 @@ __all__ = [
     "AWDLSTM",
     "AWDLSTMClassifier",
     "AWDLSTMEncoder",
+    "BayesByBackprop",
     "NTASGD",
     "ConcreteDropout",
     "CurriculumSchedule",
