@@ -177,9 +177,6 @@ def additive(random: Tensor, p_threshold: Tensor, dtype: torch.dtype) -> Tensor:
     return _rounded(_noise(random, p_threshold), dtype)
 
 
-_DRAWN = {"bernoulli": factor, "gaussian": gaussian, "additive": additive}
-
-
 def _drawn(
     spec: StepDropout | LockedDropout | HiddenDropout | WeightDropout,
     random: Tensor,
@@ -187,7 +184,9 @@ def _drawn(
     dtype: torch.dtype,
 ) -> Tensor:
     """The mask of a site, or the noise that its options ask for in its place."""
-    return _DRAWN[getattr(spec, "noise", "bernoulli")](random, p_threshold, dtype)
+    noise = getattr(spec, "noise", "bernoulli")
+    draw = {"bernoulli": factor, "gaussian": gaussian, "additive": additive}[noise]
+    return draw(random, p_threshold, dtype)
 
 
 def added(spec: StepDropout | LockedDropout | HiddenDropout | WeightDropout) -> bool:

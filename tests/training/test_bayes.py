@@ -161,8 +161,8 @@ def test_the_estimate_has_the_mean_of_the_integral() -> None:
     prior = 0.3 * Normal(0.0, 0.8).log_prob(grid).exp() + 0.7 * Normal(0.0, 0.1).log_prob(grid).exp()
     exact = torch.trapezoid(density * (q.log_prob(grid) - prior.log()), grid, dim=0).sum()
     with torch.no_grad():
-        found = torch.stack([module.kl() for _ in range(400)])
-    assert abs(float(found.mean() - exact)) < 5 * float(found.std()) / 400**0.5
+        found = torch.stack([module.kl() for _ in range(100)])
+    assert abs(float(found.mean() - exact)) < 5 * float(found.std()) / 100**0.5
     assert float(found.std()) > 0
 
 
@@ -215,8 +215,8 @@ def test_mc_predict_draws_weights_for_each_sample() -> None:
 
 def test_fraternal_passes_share_weights_or_not() -> None:
     model, target = Model(), torch.randint(7, (T, B))
-    assert float(FraternalLoss(0.1)(model, x(), target=target).penalty) > 0
-    assert float(FraternalLoss(0.1, share=("weight",))(model, x(), target=target).penalty) == 0
+    penalties = [FraternalLoss(0.1, share=share)(model, x(), target=target).penalty for share in ((), ("weight",))]
+    assert penalties[0] > 0 and penalties[1] == 0
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])

@@ -17,6 +17,7 @@ import fused_rnn_dropout as frd
 from fused_rnn_dropout import masks
 from fused_rnn_dropout.sites import KIND, stream, threshold
 from fused_rnn_dropout.training import KneserNeyNoising
+from fused_rnn_dropout.training.kneser_ney import Bigrams
 
 T, B, V, P = 40, 6, 9, 0.7
 RNG = torch.tensor([3, -8])
@@ -73,6 +74,15 @@ def test_against_counts_by_hand(shape: tuple[int, ...], dtype: torch.dtype) -> N
         results, by_hand(whole[:-1], whole[1:], P, trained_on), (whole[:-1], whole[1:]), strict=True
     ):
         assert result.dtype == dtype and torch.equal(result, expected) and not torch.equal(result, given)
+
+
+@pytest.mark.parametrize("trained_on", [text(90), text(30, 4), text(2, 1)])
+def test_counts_of_bigrams(trained_on: Tensor) -> None:
+    """No pair reaches from the end of a column to the beginning of the next."""
+    ratio, predecessors = counted(trained_on)
+    followed, successors, found = Bigrams.of(trained_on, V)
+    assert int(followed.sum()) == trained_on[1:].numel() and found.tolist() == predecessors
+    assert {w: int(successors[w]) / int(followed[w]) for w in range(V) if followed[w]} == ratio
 
 
 def test_frequencies() -> None:
