@@ -45,6 +45,9 @@ def _check_added_to_all_gates(spec: Any) -> None:
 class LockedDropout:
     """Dropout of a layer's input, of the tensor between two layers, or of the last output.
 
+    y = x * M, with M (1, B, U), or (T, B, U) per step: 0 with probability p, else 1 / (1-p). Eval: y = x. The trap is
+    a mask that broadcasts along the wrong axis: here each example has its own, unless ``batch_shared``.
+
     Args:
         p: probability to drop an element, in [0, 1].
         per: ``"sequence"`` draws one mask for all steps (Gal & Ghahramani 2016; AWD-LSTM's locked dropout), ``"step"``
@@ -82,6 +85,9 @@ class LockedDropout:
 class HiddenDropout:
     """Dropout of h before the recurrent product U h, one mask per sequence (Gal & Ghahramani 2016).
 
+    a_t = W x_t + b + U (h_{t-1} * M), with M (1, B, P), or (1, B, gates, P) untied. Eval: M = 1. The trap: the h that
+    is carried on and returned has no mask, nor has c. Masked states would shrink, or grow by their scale, step by step.
+
     Args:
         p: probability to drop a unit, in [0, 1].
         tied: one mask for all gates; ``False`` one per gate, computed by ``backend="reference"``.
@@ -116,6 +122,10 @@ class HiddenDropout:
 @dataclass(frozen=True)
 class WeightDropout:
     """Dropout of the recurrent weights of every layer and direction, one mask per forward (Wan 2013; Merity 2017).
+
+    a_t = W x_t + b + (U * M) h_{t-1}, with M (gates H, P), by row (gates H, 1), per example (B, gates H, P). Biases
+    have none. Eval: M = 1. The traps of released code: weights that were flattened before, so that the mask never
+    reaches them; no gradient at the raw weight; the reverse direction forgotten; a row mask that stays on in eval.
 
     Args:
         p: probability to drop a weight, in [0, 1].
@@ -154,6 +164,9 @@ class WeightDropout:
 class UpdateDropout:
     """Dropout of the candidate g (LSTM) or n (GRU): recurrent dropout without memory loss (Semeniuta 2016).
 
+    c_t = f * c_{t-1} + i * (g * M); GRU: h_t = z * h_{t-1} + (1-z) * (n * M); M (T, B, H), or (1, B, H) per sequence.
+    Eval: M = 1. The trap is another place: a mask on c itself, at each step, leaves of a memory (1-p)^T.
+
     Args:
         p: probability to drop a candidate unit, in [0, 1].
         per: ``"step"`` a fresh mask each step, ``"sequence"`` one for all steps.
@@ -176,6 +189,9 @@ class UpdateDropout:
 @dataclass(frozen=True)
 class CellDropout:
     """Binary dropout of the memory: c of an LSTM, h of a GRU (Moon et al. 2015, RNNDrop).
+
+    c_t = m * (f * c_{t-1} + i * g), h_t = o * tanh(c_t) / (1-p), with m (1, B, H) of 0 and 1, or (T, B, H) per step.
+    Eval: c_t and h_t without m and scale. The trap is a scale on c: it multiplies up to (1-p)^-T.
 
     Args:
         p: probability to drop a unit's memory, in [0, 1].
@@ -200,6 +216,10 @@ class CellDropout:
 @dataclass(frozen=True)
 class Zoneout:
     """Zoneout: keep the old value of a state unit with probability z (Krueger et al. 2017); the expectation in eval.
+
+    s_t = d * s_{t-1} + (1-d) * s~_t for s = c or h, with d (T, B, units), or (1, B, units) per sequence: 1 with
+    probability z, no scale. Eval: d = z. The traps: h~ is made of c~, the memory that is not zoned; and published
+    rates are often the probability to update, or released masks turned round.
 
     Args:
         z: probability to keep the old value, in [0, 1].
@@ -234,7 +254,11 @@ class Zoneout:
 
 @dataclass(frozen=True)
 class StepDropout:
-    """What ``dropout=`` of torch.nn means: dropout between layers, a fresh mask at each step. Has no options."""
+    """What ``dropout=`` of torch.nn means: dropout between layers, a fresh mask at each step. Has no options.
+
+    x * M, M (T, B, U): 0 with probability p, else 1 / (1-p). Not on the input, nor on the last output, which Zaremba et
+    al. 2014 drop too: ``LockedDropout(p, per="step")`` there.
+    """
 
     p: float
 

@@ -418,6 +418,12 @@ def test_claims_are_answered_yes_no_or_not_run():
     assert verdicts(swapped)[claim] == "no"
 
 
+def test_one_sweep_has_no_best_site():
+    lines = [line(row.name, seed, [2.0], of=TINY) for row in TINY.rows for seed in (1, 2)]
+    (answer,) = (one for one in claims.answers(Summary(lines), TINY) if "best site alone" in one.claim)
+    assert answer.verdict == "not run yet"
+
+
 @pytest.mark.parametrize(
     ("more", "verdict"),
     [([0.1, 0.11, 0.12], "yes"), ([-0.1, -0.11, -0.12], "no"), ([0.3, -0.2, 0.1], "no"), ([0.1], "not run yet")],
