@@ -13,6 +13,7 @@ from torch.func import functional_call
 
 from .. import masks
 from ..arguments import Rng
+from ..fakes import compute_dtype
 from ..sites import KIND, SEQ, stream
 from .rated import Drawing
 
@@ -100,16 +101,19 @@ class BayesByBackprop(Drawing):
         if not self.masks_on:
             return self.rnn(*args, **options)
         turn = self.begin(weights_rng, None, 0)
-        drawn = self._sample(turn.rng)
+        drawn = {name: weight.to(self.rho[name].dtype) for name, weight in self._sample(turn.rng).items()}
         turn.end(tuple(drawn.values()))
         return functional_call(self.rnn, drawn, args, options)
 
     def kl(self, weights_rng: Tensor | None = None) -> Tensor:
-        """KL of the weights' distribution from the prior, in nats, 0-dim: the sum over all weights that are drawn.
+        """KL of the weights' distribution from the prior, in nats: the sum over all weights that are drawn.
 
         Args:
             weights_rng: int64[2] of the sample at which a prior of two Gaussians is compared: that of the forward pass,
                 or any. Drawn if None. A prior of one Gaussian needs none.
+
+        Returns:
+            0-dim: float32, or float64 for float64 weights.
         """
         if self._mixture[0] == 1:
             s0 = self._mixture[1]
@@ -126,11 +130,15 @@ class BayesByBackprop(Drawing):
         return torch.stack([term.sum() for term in terms]).sum()
 
     def _moments(self) -> dict[str, tuple[Tensor, Tensor]]:
-        """Mean and standard deviation of each weight that is drawn."""
-        return {name: (getattr(self.rnn, name), F.softplus(rho)) for name, rho in self.rho.items()}
+        """Mean and standard deviation of each weight that is drawn, in the type in which they are summed."""
+        moments = {}
+        for name, rho in self.rho.items():
+            compute = compute_dtype(rho.dtype)
+            moments[name] = getattr(self.rnn, name).to(compute), F.softplus(rho.to(compute))
+        return moments
 
     def _sample(self, rng: Rng | None) -> dict[str, Tensor]:
-        """One sample of each weight."""
+        """One sample of each weight, in the type of the moments."""
         device = self.device_of_masks()
         pair = self.pair(rng, device)
         once = torch.full((1,), SEQ, dtype=torch.int64, device=device)

@@ -113,6 +113,13 @@ def test_held_weights_last_for_all_segments() -> None:
     assert not torch.equal(module(whole[2:], state)[0], second), "without a hold, other weights"
 
 
+def test_compiles_as_one_graph() -> None:
+    module = BayesByBackprop(layer(), std=0.3)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x(), weights_rng=RNG)[0], module(x(), weights_rng=RNG)[0])
+    assert not torch.equal(compiled(x())[0], compiled(x())[0])
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # KL
 # ---------------------------------------------------------------------------------------------------------------------
@@ -176,6 +183,15 @@ def test_kl_has_the_gradients_of_its_formula(prior: Any) -> None:
         return torch.func.functional_call(Kl(module), {f"of.{name}": value for name, value in given.items()}, ())
 
     assert torch.autograd.gradcheck(of, (mean, rho))
+
+
+@pytest.mark.parametrize("prior", [0.7, MIXTURE])
+def test_sixteen_bits_are_summed_in_more(prior: Any) -> None:
+    narrow = BayesByBackprop(layer().to(torch.bfloat16), prior=prior)
+    wide = BayesByBackprop(layer(), prior=prior)
+    wide.load_state_dict(narrow.state_dict())
+    assert narrow(x().to(torch.bfloat16))[0].dtype == torch.bfloat16 and narrow.kl(RNG).dtype == torch.float32
+    torch.testing.assert_close(narrow.kl(RNG).double(), wide.kl(RNG), rtol=1e-5, atol=0)
 
 
 class Kl(nn.Module):
