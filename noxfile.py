@@ -53,9 +53,10 @@ def sampled(session: nox.Session, *arguments: str) -> list[str]:
 @step
 def tests(session: nox.Session) -> None:
     """The tests, with the README's command."""
-    # A part of them runs in one process: another lane has the other core.
-    part = sampled(session, "--durations=20", "--sample", "0.1")
-    session.run("bash", "scripts/test.sh", *part, env={"OMP_NUM_THREADS": "1"})
+    # The part of them runs in one process: another lane has the other core.
+    part = sampled(session, "--durations=20")
+    alone = {"FRD_WORKERS": "1", "PYTEST_ADDOPTS": " ".join(part)} if part else {}
+    session.run("bash", "scripts/test.sh", *([] if part else ["--all"]), env=alone)
 
 
 @step

@@ -260,7 +260,8 @@ def _kept(rnn: RegularizedRNN, size: _Input, backend: str, schedule: schedules.S
     directions = 2 if rnn.bidirectional else 1
     # h is the output, which the caller or the next layer holds anyway, unless something stands in between: a mask that
     # a layer draws on what it reads does not.
-    between = any(name in BETWEEN for name in plan.names) and not schedule.outer_sites
+    reads_masked = schedule.writes_between or not schedule.outer_sites
+    between = any(name in BETWEEN for name in plan.names) and reads_masked
     dropped = [between] * (rnn.num_layers - 1) + [plan.output_dropout is not None]
     apart = [not out_is_h or (rnn.masks_on and site) for site in dropped]
     width, names = 0, ["h"] if any(apart) else []

@@ -113,7 +113,7 @@ def split_weights(weights: Sequence[Tensor], num_layers: int, bias: bool, bidire
 def _flags(plan: Plan, masks_on: bool, num_layers: int, schedule: schedules.Schedule) -> tuple[int, ...]:
     """Of each layer's operator. Without a site there is nothing for MASKS_ON to switch on."""
     if masks_on and schedule.outer_sites:
-        return tuple(plan.layer_flags(layer, num_layers) for layer in range(num_layers))
+        return tuple(plan.layer_flags(layer, num_layers, schedule.writes_between) for layer in range(num_layers))
     return (plan.train_flags if masks_on and plan.eval_flags else plan.eval_flags,) * num_layers
 
 

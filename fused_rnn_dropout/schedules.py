@@ -70,6 +70,8 @@ class Schedule(NamedTuple):
         worth: why it would not pay to run them so; None where it does.
         why: what speaks for it where nothing speaks against it.
         outer_sites: whether its layers mask what they read and write; elsewhere an operator does it around them.
+        writes_between: whether the mask between two layers is on what the lower one writes, where its step's kernel has
+            the number at hand; what a layer reads goes into products that are torch's, and would take a pass.
         only_asked: why it is taken only where the backend's environment variable asks for it or a table of the
             device's times names it; empty where it is taken by itself too.
         asked_as: what that variable and such tables call it; its name where empty.
@@ -83,6 +85,7 @@ class Schedule(NamedTuple):
     worth: Question = _nothing
     why: str = ""
     outer_sites: bool = False
+    writes_between: bool = False
     only_asked: str = ""
     asked_as: str = ""
     tells: Question = _nothing
@@ -225,10 +228,17 @@ SCHEDULES: dict[str, tuple[Schedule, ...]] = {
             "one cooperative launch for all steps of a layer, W_hh on the chip, masks made while waiting",
             _persistent_obstacle,
             outer_sites=True,
+            writes_between=True,
             only_asked="it runs only where FRD_CUDA_SCHEDULE asks for it or a table of the device's times names it",
             tells=_persistent_tells,
         ),
-        Schedule(ALTERNATING, 0, "one matrix product and one kernel a step, masks inside it", outer_sites=True),
+        Schedule(
+            ALTERNATING,
+            0,
+            "one matrix product and one kernel a step, masks inside it",
+            outer_sites=True,
+            writes_between=True,
+        ),
     ),
     "triton": (
         Schedule(
@@ -239,9 +249,14 @@ SCHEDULES: dict[str, tuple[Schedule, ...]] = {
             _sequence_worth,
             why=f"W_hh has no more than {SEQUENCE_BYTES // 1024} KiB",
             outer_sites=True,
+            writes_between=True,
         ),
         Schedule(
-            ALTERNATING, 0, "per step torch's matrix products and one Triton kernel for all else", outer_sites=True
+            ALTERNATING,
+            0,
+            "per step torch's matrix products and one Triton kernel for all else",
+            outer_sites=True,
+            writes_between=True,
         ),
     ),
     "reference": (Schedule("step by step", 0, "plain PyTorch, masks as tensors"),),

@@ -362,17 +362,29 @@ def keep_scale(p_threshold: int) -> float:
 # --------------------------------------------------------------------------------------------------------------------
 
 FLAG: dict[str, int] = {
-    name: 1 << bit for bit, name in enumerate((*(name for site in SITES for name in site.flags), "MASKS_ON"))
+    name: 1 << bit
+    for bit, name in enumerate((*(name for site in SITES for name in site.flags), "WRITES_BETWEEN", "MASKS_ON"))
 }
-"""Bits of the ``flags`` argument of the layer operators. Without MASKS_ON they compute what eval computes."""
+"""Bits of the ``flags`` argument of the layer operators. Without MASKS_ON they compute what eval computes.
+
+With WRITES_BETWEEN a site between layers masks what the layer below writes, which then takes its bits, and not what the
+one above reads.
+"""
+
+
+def outer_sites(flags: int, writes: bool) -> list[Site]:
+    """The sites on what a layer reads, or on what it writes, that ``flags`` configure; operators take one at most."""
+    between = bool(flags & FLAG["WRITES_BETWEEN"])
+    return [
+        site for site in OUTER_SITES if flags & FLAG[site.flag] and (site.writes or site.between and between) == writes
+    ]
 
 
 def outer_site(flags: int, writes: bool) -> Site | None:
     """The site that masks what a layer reads, or what it writes, under ``flags``; None where none does."""
-    for site in OUTER_SITES:
-        if flags & FLAG["MASKS_ON"] and flags & FLAG[site.flag] and site.writes == writes:
-            return site
-    return None
+    if not flags & FLAG["MASKS_ON"]:
+        return None
+    return next(iter(outer_sites(flags, writes)), None)
 
 
 def inner_flags(flags: int, *, writes: bool = False) -> int:
@@ -380,16 +392,18 @@ def inner_flags(flags: int, *, writes: bool = False) -> int:
 
     ``writes``: with the site on what the layer writes.
     """
-    for site in OUTER_SITES:
-        for name in () if site.writes and writes else site.flags:
-            flags &= ~FLAG[name]
+    kept = outer_sites(flags, writes=True) if writes else []
+    others = [name for site in OUTER_SITES if site not in kept for name in site.flags]
+    if not any(site.between for site in kept):
+        others.append("WRITES_BETWEEN")
+    for name in others:
+        flags &= ~FLAG[name]
     return 0 if flags == FLAG["MASKS_ON"] else flags
 
 
 def output_differs(cell: Cell, flags: int) -> bool:
     """Whether the output of a layer has other numbers than the h that its backward reads."""
-    masked = flags & FLAG["MASKS_ON"] and flags & FLAG["OUTPUT"]
-    return bool(masked or flags & (FLAG["UNZONED"] | (FLAG["CELL"] if cell.scaled else 0)))
+    return bool(outer_site(flags, writes=True) or flags & (FLAG["UNZONED"] | (FLAG["CELL"] if cell.scaled else 0)))
 
 
 @dataclass(frozen=True)
@@ -464,10 +478,18 @@ class Plan:
         first, between, last = (sum(self._flags_of(site) for site in SITES if site.group == group) for group in groups)
         return first, between, last
 
-    def layer_flags(self, layer: int, num_layers: int) -> int:
-        """The ``flags`` of one layer with masks on, where its operator takes the sites on what it reads and writes."""
+    def layer_flags(self, layer: int, num_layers: int, writes_between: bool = False) -> int:
+        """The ``flags`` of one layer with masks on, where its operator takes the sites on what it reads and writes.
+
+        ``writes_between``: whether a layer masks what it writes for the next one, not what it reads of the one before.
+        """
         first, between, last = self.outer_flags
-        found = self.eval_flags | (between if layer else first) | (last if layer == num_layers - 1 else 0)
+        reads, writes = 0 if layer else first, last if layer == num_layers - 1 else 0
+        if between and not writes_between and layer:
+            reads = between
+        if between and writes_between and layer < num_layers - 1:
+            writes = between | FLAG["WRITES_BETWEEN"]
+        found = self.eval_flags | reads | writes
         return found and found | FLAG["MASKS_ON"]
 
     @cached_property

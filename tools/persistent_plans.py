@@ -18,9 +18,11 @@ import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
+from fused_rnn_dropout.bench.report import between
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs/persistent.md"
-BEGIN, END = "<!-- python tools/persistent_plans.py --write -->\n", "<!-- end -->\n"
+BEGIN, END = "<!-- python tools/persistent_plans.py --write -->", "<!-- persistent plans: end -->"
 KIB = 1024
 CELLS = {"LSTM": 0, "GRU": 1, "RNN_TANH": 2, "RNN_RELU": 3}
 TYPES = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 3}
@@ -113,7 +115,7 @@ def table(program: Path) -> str:
         rows.append((*first, f"{plan['batch_groups']} × {plan['unit_groups']}", str(plan["units"]),
                      str(plan["registers"]), f"{inside}, {outside}", f"{plan['bytes_read'] / KIB:.1f}",
                      str(round(plan["workspace"] / KIB))))  # fmt: skip
-    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def main() -> int:
@@ -122,12 +124,7 @@ def main() -> int:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         made = table(build(Path(folder)))
-    if not options.write:
-        print(made, end="")
-        return 0
-    page = PAGE.read_text("utf-8")
-    before, rest = page.split(BEGIN)
-    PAGE.write_text(before + BEGIN + made + END + rest.split(END)[1], "utf-8")
+    between(PAGE, BEGIN, END, made) if options.write else print(made)
     return 0
 
 

@@ -142,12 +142,15 @@ struct Batch {
 
 inline void check_flags(int64_t flags) {
   STD_TORCH_CHECK(flags >= 0 && flags < 2 * int64_t{FLAG_MASKS_ON}, "flags has bits that mean nothing: ", flags);
-  const int64_t reading = flags & READ_FLAGS;
-  STD_TORCH_CHECK((reading & (reading - 1)) == 0, "flags has more than one site on what a layer reads: ", flags);
+  for (const bool writes : {false, true}) {
+    const uint32_t found = outer_flags(static_cast<uint32_t>(flags), writes);
+    STD_TORCH_CHECK((found & (found - 1)) == 0, "flags has more than one site on what a layer ",
+                    writes ? "writes: " : "reads: ", flags);
+  }
 }
 // Those of the sites that draw masks.
 inline constexpr uint32_t DRAWING_FLAGS =
-    FLAG_HIDDEN | FLAG_WEIGHT_HH | FLAG_WEIGHT_IH | FLAG_WEIGHT_HR | STATE_FLAGS | READ_FLAGS | WRITE_FLAGS;
+    FLAG_HIDDEN | FLAG_WEIGHT_HH | FLAG_WEIGHT_IH | FLAG_WEIGHT_HR | STATE_FLAGS | OUTER_FLAGS;
 // A pair for each group of sites.
 inline void check_groups(const Tensor& rng) {
   STD_TORCH_CHECK(rng.scalar_type() == ScalarType::Long, "rng must be an int64 tensor");
@@ -155,9 +158,9 @@ inline void check_groups(const Tensor& rng) {
                   " rows of 2 elements, a pair for each group of sites");
   check_storage(rng);
 }
-// The output draws in the name of the layer that would read it.
+// What a layer writes draws in the name of the layer that would read it.
 inline void check_layer(int64_t layer, uint32_t flags) {
-  const int64_t most = (flags & WRITE_FLAGS) ? (1 << 16) - 1 : 1 << 16;
+  const int64_t most = outer_flags(flags, true) ? (1 << 16) - 1 : 1 << 16;
   STD_TORCH_CHECK(layer >= 0 && layer < most, "layer must be in [0, ", most, "), got ", layer);
 }
 inline uint32_t check_steps(int64_t step_offset, int64_t steps) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/flags.h"
+#include "core/outer_sites.h"
 
 namespace frd {
 
@@ -39,7 +40,7 @@ struct CellInfo {
   }
   // Whether the output is another number than the h that backward reads.
   constexpr bool output_differs(uint32_t flags) const {
-    const bool masked = (flags & FLAG_MASKS_ON) && (flags & FLAG_OUTPUT);
+    const bool masked = (flags & FLAG_MASKS_ON) && outer_flags(flags, true);
     return masked || (flags & (FLAG_UNZONED | (scaled() ? FLAG_CELL : 0)));
   }
 };

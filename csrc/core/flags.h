@@ -62,7 +62,9 @@ inline constexpr uint32_t FLAG_ZONEOUT_H = 1u << 24;
 inline constexpr uint32_t FLAG_ZONEOUT_H_SEQUENCE = 1u << 25;
 inline constexpr uint32_t FLAG_ZONEOUT_H_SHARED = 1u << 26;
 inline constexpr uint32_t FLAG_UNZONED = 1u << 27;
-inline constexpr uint32_t FLAG_MASKS_ON = 1u << 28;
+// A site between layers masks what the layer below writes, which then takes its flags, not what the one above reads.
+inline constexpr uint32_t FLAG_WRITES_BETWEEN = 1u << 28;
+inline constexpr uint32_t FLAG_MASKS_ON = 1u << 29;
 
 // The bit by which each site is configured.
 inline constexpr uint32_t SITE_FLAGS[NUM_SITES] = {FLAG_DROPOUT,   FLAG_INPUT,     FLAG_INTER_LAYER, FLAG_OUTPUT,

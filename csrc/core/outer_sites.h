@@ -15,7 +15,7 @@ struct OuterSite {
   uint32_t flag, sequence_flag, shared_flag;  // the last: that all examples have one mask
   uint32_t kind;
   int threshold, group;
-  bool writes;  // whether it masks what a layer writes
+  bool writes;  // whether it masks what a layer writes whatever the flags are
 };
 
 inline constexpr OuterSite OUTER_SITES[] = {
@@ -36,24 +36,32 @@ FRD_INLINE constexpr bool per_sequence(Site site, uint32_t flags) {
   return (flags & site.flag) && (flags & site.sequence_flag);
 }
 
-// The bits by which a site on what a layer reads is configured, or one on what it writes.
-inline constexpr uint32_t outer_flags(bool writes) {
+// Whether a site masks what a layer writes, or what it reads, under `flags`.
+inline constexpr bool writes_under(const OuterSite& site, uint32_t flags) {
+  return site.writes || (site.group == GROUP_INTER_LAYER && (flags & FLAG_WRITES_BETWEEN));
+}
+
+// Those of `flags` by which a site on what a layer writes is configured, or one on what it reads.
+inline constexpr uint32_t outer_flags(uint32_t flags, bool writes) {
   uint32_t found = 0;
-  for (const OuterSite& site : OUTER_SITES) found |= site.writes == writes ? site.flag : 0;
+  for (const OuterSite& site : OUTER_SITES) found |= writes_under(site, flags) == writes ? flags & site.flag : 0;
   return found;
 }
-inline constexpr uint32_t READ_FLAGS = outer_flags(false), WRITE_FLAGS = outer_flags(true);
+
+// The bits by which they are configured.
+inline constexpr uint32_t OUTER_FLAGS = outer_flags(~FLAG_MASKS_ON, false) | outer_flags(~FLAG_MASKS_ON, true);
 
 // What is left of `flags` for the inside of a layer; 0 where nothing is on there.
 inline constexpr uint32_t inner_flags(uint32_t flags) {
   for (const OuterSite& site : OUTER_SITES) flags &= ~(site.flag | site.sequence_flag | site.shared_flag);
+  flags &= ~FLAG_WRITES_BETWEEN;
   return flags == FLAG_MASKS_ON ? 0 : flags;
 }
 
 // The site that masks what a layer reads or writes under `flags`; null where none does.
 inline const OuterSite* outer_site(uint32_t flags, bool writes) {
   for (const OuterSite& site : OUTER_SITES)
-    if ((flags & FLAG_MASKS_ON) && (flags & site.flag) && site.writes == writes) return &site;
+    if ((flags & FLAG_MASKS_ON) && (flags & site.flag) && writes_under(site, flags) == writes) return &site;
   return nullptr;
 }
 

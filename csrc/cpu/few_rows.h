@@ -131,6 +131,9 @@ FRD_INLINE void multiply_lying(const MaskedWeight<D>& w, int64_t tile, int64_t r
                      std::make_integer_sequence<int, most>{});
 }
 
+// How many rows before its turn a row is asked for, where rows are read as they lie: they are far apart.
+inline constexpr int64_t ROWS_AHEAD = 8;
+
 // A weight whose rows go round: row kk is row (kk + by) of it.
 template <class D>
 struct TurnedWeight {
@@ -142,10 +145,9 @@ struct TurnedWeight {
   FRD_MEMBER void read(int64_t kk, int64_t first, int64_t width, Vec<D>* out) const {
     w.read(row(kk), first, width, out);
   }
-  // As read_across(...) does. Asks for what will be read some rows later: rows are far apart.
+  // As read_across(...) does. Asks for what will be read some rows later.
   FRD_MEMBER void read_terms(int64_t term, int64_t first, int64_t width, Terms<D>* out) const {
-    constexpr int64_t ahead = 8;
-    for (int64_t kk = term * TERM<D> + ahead, i = 0; i < TERM<D> && kk < w.rows(); ++i, ++kk)
+    for (int64_t kk = term * TERM<D> + ROWS_AHEAD, i = 0; i < TERM<D> && kk < w.rows(); ++i, ++kk)
       w.fetch(row(kk), first, width * LANES);
     read_across<D>(*this, term, w.rows(), first, width, out);
   }
@@ -176,7 +178,7 @@ __attribute__((noinline)) static void multiply_columns(const TurnedWeight<D>& tu
     const D* row = w.data() + turned.by * columns + first;
     for (int64_t kk = 0; kk < k; ++kk, row += columns) {
       if (kk + turned.by == k) row = w.data() + first;
-      __builtin_prefetch(row + 8 * columns);
+      __builtin_prefetch(row + ROWS_AHEAD * columns);
       Terms<D> weights[NV];
 #pragma GCC unroll 4
       for (int v = 0; v < NV; ++v) weights[v] = load(row + v * LANES);

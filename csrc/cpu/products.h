@@ -84,6 +84,7 @@ class WeightGradient {
   using S = Arithmetic<D>;
 
  public:
+  WeightGradient(const Parallel&, S*, const MaskedWeight<D>&&, int64_t) = delete;  // it is kept by reference
   // target: null where nobody asks for it. most: the rows of the largest chunk.
   WeightGradient(const Parallel& parallel, S* target, const MaskedWeight<D>& weight, int64_t most)
       : parallel_(parallel),

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ..sites import FLAG, GROUPS, LOW, OUTER_SITES, SEQ, SITES, STATE_SITES, bad_threshold
+from ..sites import FLAG, GROUPS, LOW, OUTER_SITES, SEQ, SITES, STATE_SITES, bad_threshold, outer_sites
 
 _DRAWING = ("HIDDEN", "WEIGHT_HH", "WEIGHT_IH", "WEIGHT_HR", *(site.flag for site in (*STATE_SITES, *OUTER_SITES)))
 
@@ -98,10 +98,10 @@ def check_random(
 ) -> None:
     """The randomness arguments of a layer."""
     check(0 <= flags < 2 * FLAG["MASKS_ON"], f"flags has bits that mean nothing: {flags}")
-    reading = [site.name for site in OUTER_SITES if not site.writes and flags & FLAG[site.flag]]
-    check(len(reading) < 2, f"flags has more than one site on what a layer reads: {flags}")
-    # The output draws in the name of the layer that would read it.
-    most = 2**16 - any(flags & FLAG[site.flag] for site in OUTER_SITES if site.writes)
+    for verb, writes in (("reads", False), ("writes", True)):
+        check(len(outer_sites(flags, writes)) < 2, f"flags has more than one site on what a layer {verb}: {flags}")
+    # What a layer writes draws in the name of the layer that would read it.
+    most = 2**16 - bool(outer_sites(flags, writes=True))
     check(0 <= layer < most, f"layer must be in [0, {most}), got {layer}")
     check_steps(step_offset, steps)
     check_examples(example_ids, batch)

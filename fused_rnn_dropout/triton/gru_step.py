@@ -13,7 +13,7 @@ from torch import Tensor
 from .cells import gru_backward, gru_forward, sigmoid, tanh
 from .entry import operand, through
 from .launch import BLOCKS, launch, step_programs
-from .masks import drop_output, elements, enter, examples, read_memory, split_h, state_masks, zone_h
+from .masks import drop_written, elements, enter, examples, read_memory, split_h, state_masks, zone_h
 from .passes import Backward, Forward, Pass
 from .rows import Batch
 from .sites import MEMORY, Sites, on
@@ -108,7 +108,7 @@ def finish(
     if on(FLAGS, "UNZONED"):
         shown = h_new
     shown = read_memory(shown, numbers, FLAGS)
-    shown = drop_output(shown, numbers, keys, thresholds, unit, example, product, stream, COLUMN, FLAGS)
+    shown = drop_written(shown, numbers, keys, thresholds, unit, example, product, stream, COLUMN, FLAGS)
     tl.store(out + at_row, shown, inside)
     if states is not None:
         tl.store(states + at_row, zoned, inside)
@@ -189,7 +189,7 @@ def at_h(
     total += through(sum_, numbers, keys, thresholds, unit, example, stream, True, FLAGS)
     if dout is not None:
         grad = tl.load(dout + row * H + unit, here, other=0.0).to(S)
-        grad = drop_output(grad, numbers, keys, thresholds, unit, example, product, stream, COLUMN, FLAGS)
+        grad = drop_written(grad, numbers, keys, thresholds, unit, example, product, stream, COLUMN, FLAGS)
         grad = read_memory(grad, numbers, FLAGS)
     else:
         grad = tl.zeros_like(total)

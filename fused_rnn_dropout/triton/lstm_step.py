@@ -14,7 +14,7 @@ from torch import Tensor
 from .cells import lstm_forward, sigmoid, tanh
 from .entry import operand
 from .launch import BLOCKS, launch, step_programs
-from .masks import drop_output, elements, examples, state_masks, zone_h
+from .masks import drop_written, elements, examples, state_masks, zone_h
 from .passes import Forward, Pass
 from .rows import Batch
 from .sites import Sites, on
@@ -48,7 +48,7 @@ def finish(
     shown = zoned
     if on(FLAGS, "UNZONED"):
         shown = h_new
-    shown = drop_output(shown, numbers, keys, thresholds, unit, example, product, stream, COLUMN, FLAGS)
+    shown = drop_written(shown, numbers, keys, thresholds, unit, example, product, stream, COLUMN, FLAGS)
     tl.store(out + row * P + unit, shown, inside)
     if states is not None:
         tl.store(states + row * P + unit, zoned, inside)

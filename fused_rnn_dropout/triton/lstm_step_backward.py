@@ -13,7 +13,7 @@ from torch import Tensor
 from .cells import lstm_backward, lstm_memory, lstm_output
 from .entry import through
 from .launch import BLOCKS, launch, step_programs
-from .masks import drop_output, elements, enter, examples, split_h, state_masks
+from .masks import drop_written, elements, enter, examples, split_h, state_masks
 from .passes import Backward
 from .rows import Batch
 from .sites import MEMORY, Sites, on
@@ -37,7 +37,7 @@ def at_h(
     total += through(sum_, numbers, keys, thresholds, unit, example, stream, False, FLAGS)
     if dout is not None:
         grad = tl.load(dout + row * P + unit, inside & (b < active), other=0.0).to(S)
-        grad = drop_output(grad, numbers, keys, thresholds, unit, example, product, stream, COLUMN, FLAGS)
+        grad = drop_written(grad, numbers, keys, thresholds, unit, example, product, stream, COLUMN, FLAGS)
     else:
         grad = tl.zeros_like(total)
     if not on(FLAGS, "UNZONED"):

@@ -17,16 +17,14 @@ from .sites import (
     NUM_STATE_SITES,
     OLD_C,
     OLD_H,
-    OUTPUT,
-    OUTPUT_KEY,
-    OUTPUT_SCALE,
     P_CELL,
     P_HIDDEN,
-    P_OUTPUT,
     READ_SCALE,
     STATE_KEY,
     UPDATE,
     UPDATE_SCALE,
+    WRITTEN_KEY,
+    WRITTEN_SCALE,
     ZONE_C,
     ZONE_H,
     call_of,
@@ -41,6 +39,11 @@ from .sites import (
     sampled,
     source,
     threshold_of,
+    writes,
+    written_kind,
+    written_per_step,
+    written_shared,
+    written_threshold,
 )
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -159,21 +162,21 @@ def drop_hidden(
 
 
 @triton.jit
-def drop_output(
+def drop_written(
     value, numbers, keys, thresholds, unit, example, product, stream, COLUMN: tl.constexpr, FLAGS: tl.constexpr
 ):  # fmt: skip
     """Dropout of what a layer writes, or of its gradient.
 
     Its mask goes on over both directions: element ``COLUMN`` is unit 0, which may lie within a call.
     """
-    if sampled(FLAGS, "OUTPUT"):
-        if on(FLAGS, "OUTPUT_BATCH_SHARED"):
+    if writes(FLAGS):
+        if written_shared(FLAGS):
             example = example * 0 + SEQ
-        if on(FLAGS, "OUTPUT_SEQUENCE"):
+        if not written_per_step(FLAGS):
             product = product_of((product * 0).to(tl.uint32) + SEQ)
-        fourth = ((stream.to(tl.uint32) >> 16) + 1 << 16) + OUTPUT  # in the name of the layer that reads
-        k0, k1 = tl.load(keys + OUTPUT_KEY).to(tl.uint32), tl.load(keys + OUTPUT_KEY + 1).to(tl.uint32)
-        threshold, of_step = tl.load(thresholds + P_OUTPUT), product.to(tl.uint64)
+        fourth = ((stream.to(tl.uint32) >> 16) + 1 << 16) + written_kind(FLAGS)  # in the name of the layer that reads
+        k0, k1 = tl.load(keys + WRITTEN_KEY).to(tl.uint32), tl.load(keys + WRITTEN_KEY + 1).to(tl.uint32)
+        threshold, of_step = tl.load(thresholds + written_threshold(FLAGS)), product.to(tl.uint64)
         call, of_call = _calls(unit, example)
         call += call_of(COLUMN)
         bits = dropped_of_calls(call, of_call, of_step, fourth, threshold, k0, k1)
@@ -181,7 +184,7 @@ def drop_output(
             bits |= dropped_of_calls(call + 1, of_call, of_step, fourth, threshold, k0, k1) << FIELDS
             bits = bits >> field_of(COLUMN)
         dropped = _of_elements(bits, 0, unit, example)
-        value = tl.where(dropped, 0.0, tl.load(numbers + OUTPUT_SCALE) * value)
+        value = tl.where(dropped, 0.0, tl.load(numbers + WRITTEN_SCALE) * value)
     return value
 
 

@@ -114,8 +114,10 @@ def _surroundings(call: LayerCall, direction: Direction) -> tuple[Layer, Surroun
     rngs = {group: row.contiguous() for group, row in zip(GROUPS, rows, strict=False)}
     where = (call.layer, direction.reverse)
     column = layer.h0.shape[1] if direction.reverse and call.num_directions == 2 else 0
+    written = outer_site(flags, writes=True)
+    rng_written = rngs.get(written.group) if written else None
     sites = Sites.prepare(
-        thresholds, rngs.get("state"), rngs.get("hidden"), rngs.get("output"), example_ids, call.dtype, flags, *where,
+        thresholds, rngs.get("state"), rngs.get("hidden"), rng_written, example_ids, call.dtype, flags, *where,
         call.step_offset, column,
     )  # fmt: skip
     weights = WeightMasks(rngs.get("weight"), thresholds, flags, *where, call.dtype)

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..fakes import compute_dtype
-from ..sites import FLAG, KIND, SITE_INDEX, STATE_SITES, stream
+from ..sites import FLAG, KIND, SITE_INDEX, STATE_SITES, outer_site, stream
 from .launch import launch
 from .philox import M1, derive_key, keep_rate, keep_scale
 
@@ -23,10 +23,8 @@ P_UPDATE = tl.constexpr(SITE_INDEX["update_dropout"])
 P_CELL = tl.constexpr(SITE_INDEX["cell_dropout"])
 P_ZONEOUT_C = tl.constexpr(SITE_INDEX["zoneout_c"])
 P_ZONEOUT_H = tl.constexpr(SITE_INDEX["zoneout_h"])
-P_OUTPUT = tl.constexpr(SITE_INDEX["output_dropout"])
 CELL = tl.constexpr(KIND["CELL"])
 HIDDEN = tl.constexpr(KIND["HIDDEN"])
-OUTPUT = tl.constexpr(KIND["OUTPUT"])
 
 # What a call's kernels read: numbers in the type that the cell computes in, and the words of three keys.
 HIDDEN_SCALE = tl.constexpr(0)
@@ -36,11 +34,11 @@ READ_SCALE = tl.constexpr(3)  # what reads the memory sees it times this: 1/q in
 ENTRY_SCALE = tl.constexpr(4)  # GRU: a caller's h, which is scaled, times this is the state
 OLD_C = tl.constexpr(5)  # zoneout's probability to keep the old value
 OLD_H = tl.constexpr(6)
-OUTPUT_SCALE = tl.constexpr(7)
+WRITTEN_SCALE = tl.constexpr(7)
 _NUMBERS = 8
 STATE_KEY = tl.constexpr(0)
 HIDDEN_KEY = tl.constexpr(2)
-OUTPUT_KEY = tl.constexpr(4)
+WRITTEN_KEY = tl.constexpr(4)
 _KEYS = 6
 
 _STATE = {site.flag: site for site in STATE_SITES}
@@ -118,6 +116,42 @@ def per_step(flags, number):
 
 
 @triton.constexpr_function
+def _written(flags):
+    """The site that masks what the layer writes; None where none does."""
+    return outer_site(flags, writes=True)
+
+
+@triton.constexpr_function
+def writes(flags):
+    return _written(flags) is not None
+
+
+@triton.constexpr_function
+def written_kind(flags):
+    """The kind of its masks."""
+    return KIND[_written(flags).kind]
+
+
+@triton.constexpr_function
+def written_threshold(flags):
+    """Its row of the thresholds."""
+    return SITE_INDEX[_written(flags).name]
+
+
+@triton.constexpr_function
+def written_per_step(flags):
+    sequence_flag = _written(flags).sequence_flag
+    return not sequence_flag or not flags & FLAG[sequence_flag]
+
+
+@triton.constexpr_function
+def written_shared(flags):
+    """Whether all examples have one mask there."""
+    shared = [option.flag for option in _written(flags).options if option.name == "batch_shared"]
+    return any(flags & FLAG[flag] for flag in shared)
+
+
+@triton.constexpr_function
 def call_of(element):
     """The call that serves an element of a row."""
     return element // 8
@@ -145,7 +179,7 @@ def prepare_kernel(
     thresholds,  # [10]
     rng_state,  # [2], or None
     rng_hidden,  # [2], or None
-    rng_output,  # [2], or None
+    rng_written,  # [2], or None
     numbers,  # [8]
     keys,  # [6]
     FLAGS: tl.constexpr,
@@ -170,7 +204,6 @@ def prepare_kernel(
     tl.store(numbers + ENTRY_SCALE, entry)
     tl.store(numbers + OLD_C, 1.0 - keep_rate(tl.load(thresholds + P_ZONEOUT_C)))
     tl.store(numbers + OLD_H, 1.0 - keep_rate(tl.load(thresholds + P_ZONEOUT_H)))
-    tl.store(numbers + OUTPUT_SCALE, keep_scale(tl.load(thresholds + P_OUTPUT)))
     if drawing(FLAGS) > 0:
         k0, k1 = derive_key(rng_state)
         tl.store(keys + STATE_KEY, k0.to(tl.int64))
@@ -179,10 +212,11 @@ def prepare_kernel(
         k0, k1 = derive_key(rng_hidden)
         tl.store(keys + HIDDEN_KEY, k0.to(tl.int64))
         tl.store(keys + HIDDEN_KEY + 1, k1.to(tl.int64))
-    if sampled(FLAGS, "OUTPUT"):
-        k0, k1 = derive_key(rng_output)
-        tl.store(keys + OUTPUT_KEY, k0.to(tl.int64))
-        tl.store(keys + OUTPUT_KEY + 1, k1.to(tl.int64))
+    if writes(FLAGS):
+        tl.store(numbers + WRITTEN_SCALE, keep_scale(tl.load(thresholds + written_threshold(FLAGS))))
+        k0, k1 = derive_key(rng_written)
+        tl.store(keys + WRITTEN_KEY, k0.to(tl.int64))
+        tl.store(keys + WRITTEN_KEY + 1, k1.to(tl.int64))
 
 
 class Sites(NamedTuple):
@@ -202,7 +236,7 @@ class Sites(NamedTuple):
         thresholds: Tensor | None,
         rng_state: Tensor | None,
         rng_hidden: Tensor | None,
-        rng_output: Tensor | None,
+        rng_written: Tensor | None,
         example_ids: Tensor | None,
         dtype: torch.dtype,
         flags: int,
@@ -219,7 +253,7 @@ class Sites(NamedTuple):
             assert thresholds is not None
             numbers = torch.empty(_NUMBERS, dtype=compute_dtype(dtype), device=thresholds.device)
             keys = torch.empty(_KEYS, dtype=torch.int64, device=thresholds.device)
-            rngs = (rng_state, rng_hidden, rng_output)
+            rngs = (rng_state, rng_hidden, rng_written)
             launch(prepare_kernel, 1, thresholds, *rngs, numbers, keys, FLAGS=flags, num_warps=1)
         return Sites(
             thresholds if flags else None,

@@ -2,49 +2,8 @@
 // whose threads meet at a barrier, with it and without. See races.h.
 #include "races.h"
 
-#include "cuda/kernels.h"
+#include "float32_kernels.h"
 #include "plain_layers.h"
-
-// Everything runs in float32, and nothing else is compiled: ThreadSanitizer's kernels of the persistent schedule are
-// large.
-#undef FRD_FOR_EACH_TYPE
-#define FRD_FOR_EACH_TYPE(instantiate) instantiate(float)
-
-#include "../../csrc/cuda/activate.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/backward_step.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/biases.cu"
-#include "../../csrc/cuda/column_sums.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/dropout.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/first_words.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/forward_step.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/leave.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/weights.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/operand.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/persistent_backward_f32.cu"
-#include "../../csrc/cuda/persistent_forward_f32.cu"
-#include "../../csrc/cuda/prepare.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/project_step.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/schedules/alternating.cpp"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/schedules/persistent.cpp"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/sequence_masks.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/step_offsets.cu"
-#include "../../csrc/cuda/unproject_step.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/written_masks.cu"
 
 // The same kernel once more, its barrier left out.
 #define ROWS_OF_A_BLOCK ROWS_OF_A_BLOCK_WITHOUT

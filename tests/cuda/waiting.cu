@@ -93,33 +93,8 @@ inline Words of_stream(Words begun, uint32_t stream, Key key) {
 #define philox_begin ::frd::cuda::waiting::begin
 #define philox_of_stream ::frd::cuda::waiting::of_stream
 
-#include "cuda/kernels.h"
+#include "float32_kernels.h"
 #include "plain_layers.h"
-
-#undef FRD_FOR_EACH_TYPE
-#define FRD_FOR_EACH_TYPE(instantiate) instantiate(float)
-
-#include "../../csrc/cuda/activate.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/biases.cu"
-#include "../../csrc/cuda/column_sums.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/first_words.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/operand.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/persistent_backward_f32.cu"
-#include "../../csrc/cuda/persistent_forward_f32.cu"
-#include "../../csrc/cuda/prepare.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/schedules/persistent.cpp"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/sequence_masks.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/step_offsets.cu"
-#include "../../csrc/cuda/weights.cu"
-#undef FRD_INSTANTIATE
-#include "../../csrc/cuda/written_masks.cu"
 
 using namespace frd;
 using namespace frd::cuda;

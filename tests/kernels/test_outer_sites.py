@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterator
 from typing import Any
 
+import host_run
 import pytest
 import torch
 from grids import CELLS, TOLERANCE, all_sites, assert_equal, assert_same, call, inner_sites, inputs_for, measure
@@ -36,12 +37,24 @@ OUTER: dict[str, dict[str, Any]] = {
 
 
 @contextlib.contextmanager
-def around() -> Iterator[None]:
-    """Within it an operator of their own computes these sites."""
+def every_schedule(**fields: bool) -> Iterator[None]:
+    """Within it every row of the schedules says something else."""
     with pytest.MonkeyPatch.context() as patch:
         for backend, rows in schedules.SCHEDULES.items():
-            patch.setitem(schedules.SCHEDULES, backend, tuple(row._replace(outer_sites=False) for row in rows))
+            patch.setitem(schedules.SCHEDULES, backend, tuple(row._replace(**fields) for row in rows))
         yield
+
+
+def around() -> contextlib.AbstractContextManager[None]:
+    """Within it an operator of their own computes these sites."""
+    return every_schedule(outer_sites=False)
+
+
+def assert_equal_results(got: dict[str, Tensor], want: dict[str, Tensor], tolerance: float) -> None:
+    """The same results, and gradients within what another order of roundings makes."""
+    assert_same(got, want, tolerance)
+    results = ("out", *(name for name in want if name in ("h_n", "c_n")))
+    assert_equal({name: got[name] for name in results}, {name: want[name] for name in results})
 
 
 def compare(rnn: nn.Module, x: Tensor, states: tuple[Tensor, ...], lengths: list[int] | None, **given: Any) -> None:
@@ -50,9 +63,7 @@ def compare(rnn: nn.Module, x: Tensor, states: tuple[Tensor, ...], lengths: list
         want = measure(rnn, x, states, lengths, **given)
     assert any(name.endswith("dropout") for name in seen.names)
     if rnn.bidirectional:  # the CPU masks two gradients before it sums them, not after
-        assert_same(got, want, TOLERANCE[x.dtype])
-        results = ("out", *(name for name in want if name in ("h_n", "c_n")))
-        assert_equal({name: got[name] for name in results}, {name: want[name] for name in results})
+        assert_equal_results(got, want, TOLERANCE[x.dtype])
     else:
         assert_equal(got, want)
 
@@ -82,6 +93,35 @@ def test_on_a_gpu_too(target: Target, cell: str, sites: str, packed: bool) -> No
     x, states = inputs_for(rnn, steps, batch)
     for rnn.recompute in (False, True):
         compare(rnn, x, states, lengths if packed else None, **target.drawn(batch))
+
+
+@on(CPU, CUDA_HOST, TRITON)
+@pytest.mark.parametrize("sites", ["all", "all_step", "inter_layer_step_shared", "everything_dropped"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_whether_the_lower_layer_masks_what_is_between_or_the_upper_one(target: Target, cell: str, sites: str) -> None:
+    rnn = target.module(cell, OUTER[sites], layers=3, bidirectional=False, dtype=torch.float64)
+    steps, batch, lengths = target.brief
+    x, states = inputs_for(rnn, steps, batch)
+    given = target.drawn(batch)
+    with every_schedule(writes_between=False):
+        want = measure(rnn, x, states, lengths, **given)
+    for rnn.recompute in (False, True):
+        with every_schedule(writes_between=True):
+            # A step may multiply with the mask's scale and add in one rounding.
+            assert_equal_results(measure(rnn, x, states, lengths, **given), want, TOLERANCE[x.dtype])
+
+
+@on(CUDA_HOST)
+@pytest.mark.parametrize("sites", ["dropout", "inter_layer_sequence", "output_step"])
+@pytest.mark.parametrize("cell", CELLS)
+def test_what_a_step_writes_takes_no_pass_for_its_mask(target: Target, cell: str, sites: str) -> None:
+    rnn = target.module(cell, OUTER[sites], layers=3, dtype=torch.float32)
+    shim = host_run.host_module()
+    shim.take_launches()
+    measure(rnn, *inputs_for(rnn, *target.brief[:2]), **target.drawn(target.brief.batch))
+    launches = shim.take_launches()
+    ran = " ".join(launches)
+    assert "written_masks" in ran and "drop_rows" not in ran, ran
 
 
 @on(CPU, CUDA_HOST)
@@ -205,6 +245,10 @@ def test_flags_of_a_layer_are_those_of_its_place(target: Target) -> None:
     on = flag["MASKS_ON"]
     assert [plan.layer_flags(layer, 3) for layer in range(3)] == [
         on | flag["INPUT"], on | flag["DROPOUT"], on | flag["DROPOUT"] | flag["OUTPUT"]
+    ]  # fmt: skip
+    below = on | flag["DROPOUT"] | flag["WRITES_BETWEEN"]
+    assert [plan.layer_flags(layer, 3, writes_between=True) for layer in range(3)] == [
+        below | flag["INPUT"], below, on | flag["OUTPUT"]
     ]  # fmt: skip
     assert plan.eval_flags == 0
     assert target.module("LSTM", {"output_dropout": 0.3}, layers=2)._plan.layer_flags(0, 2) == 0

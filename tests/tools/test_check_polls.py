@@ -99,7 +99,7 @@ def test_what_a_kernel_lacks_is_said(old: str, new: str, said: str) -> None:
     assert said in "; ".join(check_polls.kernel_faults(instructions))
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
+@pytest.mark.usefixtures("disassembling_nvcc")
 def test_a_weak_poll_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same kernels with plain loads in the place of relaxed ones, as this compiler translates them."""
     shutil.copytree(check_polls.compile_cuda.ROOT / "csrc", tmp_path / "csrc")

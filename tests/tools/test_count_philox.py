@@ -1,8 +1,6 @@
-"""What tools/count_philox.py counts: in a few lines of machine code and, with nvcc, in kernels of Philox alone."""
+"""What tools/count_philox.py counts: in lines of machine code and, with nvcc and nvdisasm, in kernels of Philox."""
 
 from __future__ import annotations
-
-import shutil
 
 import compile_cuda
 import count_philox
@@ -96,11 +94,10 @@ __global__ void by_site(uint32_t* to, const Key* key, const uint64_t* thresholds
 """
 
 
-@pytest.mark.skipif(not shutil.which("nvcc"), reason="needs nvcc")
-def test_kernels_of_philox_alone(tmp_path):
+def test_kernels_of_philox_alone(tmp_path, disassembling_nvcc):
     source, cubin = tmp_path / "tiny.cu", tmp_path / "tiny.cubin"
     source.write_text(TINY)
-    nvcc = compile_cuda.find_nvcc()
+    nvcc = disassembling_nvcc
     compile_cuda.run(nvcc, *compile_cuda.FLAGS, "-arch=sm_80", "-cubin", source, "-o", cubin)
     listed = count_philox.kernels(compile_cuda.run(compile_cuda.find_nvdisasm(nvcc), "-c", cubin))
     names = compile_cuda.short_names(list(listed))
