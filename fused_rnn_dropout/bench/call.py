@@ -18,6 +18,7 @@ import fused_rnn_dropout as frd
 from fused_rnn_dropout import functional, ops
 from fused_rnn_dropout.rnn_base import RegularizedRNN
 
+from . import onnx_runtime
 from .contenders import RATES, layer
 from .machine import environment
 from .measure import Interval, median_of, paired, ratio_of
@@ -33,13 +34,18 @@ UNITS, BATCHES = (32, 128, 256, 512), (1, 4, 16)
 TASKS = ("eval", "train")
 """Under no_grad; forward and backward with masks on."""
 
-BAR = 1.05
+BAR, ONNX_BAR = 1.05, 1.6
+"""Of torch.nn's time; and of ONNX Runtime's, for one row of 512 units in eval."""
 _BURST = 10
 """Calls that are timed together: one alone is as short as the clock's own call is."""
 
 
 class Step(NamedTuple):
-    """One step of a cell. ``ours``, ``theirs``: seconds of a call; ``over``: the ratio of the two."""
+    """One step of a cell.
+
+    ``ours``, ``theirs``: seconds of a call, and of torch.nn's; ``over``: the ratio of the two; ``over_onnx``: that to
+    ONNX Runtime's, None where that was not measured.
+    """
 
     cell: str
     task: str
@@ -48,11 +54,15 @@ class Step(NamedTuple):
     ours: Interval
     theirs: Interval
     over: Interval
+    over_onnx: Interval | None
 
     def missed(self) -> Iterator[str]:
         """What lies above its bar, in words."""
+        named = f"{self.cell} {self.task}, H {self.shape.units}, B {self.shape.batch}"
         if round(self.over.value, 2) > BAR:  # as it is printed
-            yield f"{self.cell} {self.task}, H {self.shape.units}, B {self.shape.batch}: {spread(self.over)}"
+            yield f"{named}: {spread(self.over)}"
+        if self.over_onnx and (self.shape.units, self.shape.batch) == (512, 1) and self.over_onnx.value > ONNX_BAR:
+            yield f"{named}, over ONNX Runtime: {spread(self.over_onnx)}"
 
 
 def one_step(units: int, batch: int) -> Shape:
@@ -69,14 +79,21 @@ def _inputs(cell: str, shape: Shape) -> tuple[Any, Any]:
 
 
 def _burst(rnn: nn.Module, task: str, x: Any, hx: Any) -> Callable[[], None]:
-    def run() -> None:
-        with torch.set_grad_enabled(task == "train"):
-            for _ in range(_BURST):
-                y, _ = rnn(x, hx)
-                if task == "train":
-                    y.sum().backward()
+    def call() -> None:
+        y, _ = rnn(x, hx)
+        if task == "train":
+            y.sum().backward()
 
     rnn.train(task == "train")
+    return _many(call, task == "train")
+
+
+def _many(call: Callable[[], Any], grad: bool = False) -> Callable[[], None]:
+    def run() -> None:
+        with torch.set_grad_enabled(grad):
+            for _ in range(_BURST):
+                call()
+
     return run
 
 
@@ -85,14 +102,18 @@ def _clock() -> Callable[[], float]:
 
 
 def measure(cell: str, task: str, shape: Shape, rounds: int | None = None, budget: float = 1.0) -> Step:
-    """Times one step of ours beside one of torch.nn's, in every round."""
+    """Times one step of ours beside one of torch.nn's, in every round; in eval ONNX Runtime's too, where that is."""
     x, hx = _inputs(cell, shape)
     runs = {"ours": _ours(cell, shape), "theirs": layer(nn, cell, shape)}
     timed = {name: _burst(rnn, task, x, hx) for name, rnn in runs.items()}
+    if task == "eval" and not onnx_runtime.missing():
+        timed["onnx"] = _many(onnx_runtime.call_of(layer(frd, cell, shape), x, hx))
     found = paired(timed, rounds=rounds, budget=budget, clock=_clock()).rounds
     each = {name: [seconds / _BURST for seconds in taken] for name, taken in found.items()}
-    ratio = ratio_of(each["ours"], each["theirs"])
-    return Step(cell, task, shape, len(each["ours"]), median_of(each["ours"]), median_of(each["theirs"]), ratio)
+    over = ratio_of(each["ours"], each["theirs"])
+    over_onnx = ratio_of(each["ours"], each["onnx"]) if "onnx" in each else None
+    ours, theirs = median_of(each["ours"]), median_of(each["theirs"])
+    return Step(cell, task, shape, len(each["ours"]), ours, theirs, over, over_onnx)
 
 
 # --------------------------------------------------------------------------------------------------------------------
@@ -247,6 +268,7 @@ def text_of(
             _microseconds(step.ours.value),
             _microseconds(step.theirs.value),
             spread(step.over),
+            spread(step.over_onnx) if step.over_onnx else "",
         )
         for step in steps
     ]
@@ -259,9 +281,10 @@ def text_of(
         "Microseconds of one call of 32 units, B 1, T 1, by layer of code, each by itself and at its fastest:",
         table(("", *names), apart),
         "One step beside torch.nn's, which has no site: medians, and their ratio with a 95 % interval. *eval* is under "
-        "no_grad, *train* forward and backward.",
-        table(("", "task", "H", "B", "ours, µs", "torch.nn, µs", "ours / torch.nn"), lines),
-        f"Bar: {BAR:.2f}. " + ("Above it:" if missed else "Nothing lies above it."),
+        "no_grad, *train* forward and backward. ONNX Runtime runs the layer without sites, its weights packed once.",
+        table(("", "task", "H", "B", "ours, µs", "torch.nn, µs", "ours / torch.nn", "ours / ONNX Runtime"), lines),
+        f"Bar: {BAR:.2f}; over ONNX Runtime, for one row of 512 units, {ONNX_BAR:.1f}. "
+        + ("Above it:" if missed else "Nothing lies above it."),
         *(["\n".join(f"- {text}" for text in missed)] if missed else []),
         f"Made by `{command}`.",
     ])  # fmt: skip

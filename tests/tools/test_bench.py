@@ -19,7 +19,7 @@ from torch import nn
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import library, ops
 from fused_rnn_dropout.bench import __main__ as bench_main
-from fused_rnn_dropout.bench import baselines, call, criteria, gpu, memory, paths, report, run, sites
+from fused_rnn_dropout.bench import baselines, call, criteria, gpu, memory, onnx_runtime, paths, report, run, sites
 from fused_rnn_dropout.bench.__main__ import main
 from fused_rnn_dropout.bench.contenders import BY_NAME, CONTENDERS, RATES, contenders_of, rates_of, runner
 from fused_rnn_dropout.bench.loops import Loop, WeightDrop
@@ -703,17 +703,20 @@ def test_what_sites_cost_is_measured_into_a_page(
     assert main(["sites", "--rounds", "1"]) == 1 and "--rounds at least 2" in capsys.readouterr().err
 
 
-def one_step(units: int, ratio: float) -> call.Step:
-    over = Interval(ratio, ratio - 0.01, ratio + 0.01)
-    return call.Step("GRU", "eval", call.one_step(units, 1), 9, Interval(3e-5, 0, 1), Interval(4e-5, 0, 1), over)
+def one_step(units: int, ratio: float, onnx: float | None = None) -> call.Step:
+    over, over_onnx = (found and Interval(found, found - 0.01, found + 0.01) for found in (ratio, onnx))
+    times = Interval(3e-5, 0, 1), Interval(4e-5, 0, 1)
+    return call.Step("GRU", "eval", call.one_step(units, 1), 9, *times, over, over_onnx)
 
 
 def test_what_a_call_costs_has_a_bar() -> None:
     assert not list(one_step(32, 1.054).missed())
     assert list(one_step(32, 1.056).missed()) == ["GRU eval, H 32, B 1: 1.06 (1.05-1.07)"]
+    assert not list(one_step(256, 1.0, 1.7).missed()) and not list(one_step(512, 1.0, 1.5).missed())
+    assert list(one_step(512, 1.0, 1.7).missed()) == ["GRU eval, H 512, B 1, over ONNX Runtime: 1.70 (1.69-1.71)"]
     spent = {room: float(index) for index, room in enumerate((*call.ROOMS, "total", "torch.nn"))}
     text = call.text_of({("GRU", "train"): spent}, [one_step(32, 1.1), one_step(64, 0.9)], 1, "the command")
-    assert "| GRU | eval | 32 | 1 | 30       | 40           | 1.10 (1.09-1.11) |" in text
+    assert re.search(r"\| GRU \| eval \| 32 \| 1 \| 30 +\| 40 +\| 1\.10 \(1\.09-1\.11\) \| +\|", text)
     assert "GRU forward, train" in text and text.endswith("Made by `the command`.")
     assert re.search(r"\| the whole call +\| 8.0 ", text)
     assert re.search(r"`csrc/cpu/`: arithmetic and masks +\| 7.0", text)
@@ -729,6 +732,22 @@ def test_the_rooms_of_a_call_add_up(task: str) -> None:
     assert sum(rooms) == pytest.approx(spent["total"], rel=1e-6)
     assert 0 < spent["kernel"] < spent["total"] / 3  # of 32 units
     assert spent["binding"] > 0
+
+
+@pytest.mark.skipif(bool(onnx_runtime.missing()), reason=f"needs {', '.join(onnx_runtime.MODULES)}")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("cell", ["LSTM", "GRU"])
+def test_onnx_runtime_computes_the_step_that_is_timed_beside_ours(cell: str) -> None:
+    rnn = getattr(frd, cell)(6, 5).eval()
+    state = torch.randn(1, 2, 5)
+    x, hx = torch.randn(1, 2, 6), (state, 2 * state) if cell == "LSTM" else state
+    y, last = rnn(x, hx)
+    want = y, *(last if cell == "LSTM" else (last,))
+    for found, wanted in zip(onnx_runtime.call_of(rnn, x, hx)(), want, strict=True):
+        torch.testing.assert_close(torch.from_numpy(found), wanted.detach(), rtol=1e-5, atol=1e-6)
+    assert call.measure(cell, "train", call.one_step(8, 1), rounds=2).over_onnx is None
+    over = call.measure(cell, "eval", call.one_step(8, 1), rounds=2).over_onnx
+    assert over is not None and over.value > 0
 
 
 def test_what_a_call_costs_is_measured_into_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
