@@ -200,7 +200,8 @@ def _site(call: Call, name: str, x: Tensor, layer: int) -> Tensor:
     if locked is not None and not locked.tied:
         return x  # one mask per gate: part of the first layer
     compute = compute_dtype(x.dtype)
-    return reference.apply(x.to(compute), _site_mask(call, name, x, layer, compute)).to(x.dtype)
+    drawn, wide = _site_mask(call, name, x, layer, compute), x.to(compute)
+    return (wide + drawn if masks.added(spec) else reference.apply(wide, drawn)).to(x.dtype)
 
 
 def _cudnn_stack(

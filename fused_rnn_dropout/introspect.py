@@ -104,6 +104,7 @@ def export_masks(
         ``hidden_l0``, ``weight_hh_l0_reverse``, ... for every site that is configured, in the compute dtype (fp64 for
         fp64 inputs, else fp32). Multiplicative factors, 0 or the scale, except ``cell`` (0/1, with ``cell_scale``
         beside it and ``cell_entry``, the factor on the memory that comes in) and zoneout (1 where the old value stays).
+        A noise that is added has ``_noise`` behind the name of its site: ``hidden_noise_l0``, ``output_noise``.
         Shapes: (T, B, U) per step, (1, B, U) per sequence, (., 1, U) shared by the batch, (1, B, gates, U) untied,
         (rows, columns) or (rows, 1) of a weight. Rows are in the ORIGINAL order of a packed input, and steps past a
         row's end are not used. With masks off: what eval uses, such as the number z of zoneout.
@@ -126,11 +127,11 @@ def export_masks(
     widths = _input_sizes(rnn)
     result: dict[str, Tensor] = {}
 
-    def locked(key: str, name: str, layer: int) -> None:
+    def locked(called: str, name: str, layer: int, suffix: str = "") -> None:
         spec = getattr(plan, name)
         if spec is None or not rnn.masks_on:
             return
-        result[key] = masks.locked(
+        result[masks.key_of(called, spec) + suffix] = masks.locked(
             spec, thresholds[SITE_INDEX[name]], rngs[GROUP_OF[name]], KIND[SITE[name].kind], layer, widths[layer],
             examples, steps, dtype, words, gates=CELLS[rnn.mode].gates,
         )  # fmt: skip
@@ -139,7 +140,7 @@ def export_masks(
     for layer in range(rnn.num_layers):
         if layer:
             for name in BETWEEN:
-                locked(f"inter_layer_l{layer}", name, layer)
+                locked("inter_layer", name, layer, f"_l{layer}")
         for reverse in (False, True)[: 2 if rnn.bidirectional else 1]:
             of_layer = masks.layer(
                 plan, rnn.mode, rngs, thresholds, layer=layer, reverse=reverse, input_size=widths[layer],

@@ -153,24 +153,50 @@ def factor(random: Tensor, p_threshold: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(random >= p_threshold, keep_scale(p_threshold, dtype), 0.0)
 
 
-def gaussian(random: Tensor, p_threshold: Tensor, dtype: torch.dtype) -> Tensor:
-    """Multiplicative noise of 32-bit numbers: N(1, p / (1-p)), the mean and variance of :func:`factor`.
+def normal(random: Tensor) -> Tensor:
+    """One standard normal of each 32-bit number, in double precision.
 
-    Each number makes one normal, by the inverse of the distribution's function at (number + 1/2) / 2**32.
+    It is the inverse of the distribution's function at (number + 1/2) / 2**32, so that none is infinite.
     """
+    return 2**0.5 * torch.erfinv((random.double() + 0.5) / 2**31 - 1)
+
+
+def _noise(random: Tensor, p_threshold: Tensor) -> Tensor:
+    """N(0, p / (1-p)), in double precision."""
     variance = p_threshold.double() / (2**32 - p_threshold).clamp(min=1)
-    normal = 2**0.5 * torch.erfinv((random.double() + 0.5) / 2**31 - 1)
-    return _rounded(1 + variance.sqrt() * normal, dtype)
+    return variance.sqrt() * normal(random)
 
 
-def _multiplier(
+def gaussian(random: Tensor, p_threshold: Tensor, dtype: torch.dtype) -> Tensor:
+    """Multiplicative noise of 32-bit numbers: N(1, p / (1-p)), the mean and variance of :func:`factor`."""
+    return _rounded(1 + _noise(random, p_threshold), dtype)
+
+
+def additive(random: Tensor, p_threshold: Tensor, dtype: torch.dtype) -> Tensor:
+    """Noise of 32-bit numbers that is added: N(0, p / (1-p))."""
+    return _rounded(_noise(random, p_threshold), dtype)
+
+
+def _drawn(
     spec: StepDropout | LockedDropout | HiddenDropout | WeightDropout,
     random: Tensor,
     p_threshold: Tensor,
     dtype: torch.dtype,
 ) -> Tensor:
     """The mask of a site, or the noise that its options ask for in its place."""
-    return (gaussian if getattr(spec, "noise", None) == "gaussian" else factor)(random, p_threshold, dtype)
+    noise = getattr(spec, "noise", "bernoulli")
+    draw = {"bernoulli": factor, "gaussian": gaussian, "additive": additive}[noise]
+    return draw(random, p_threshold, dtype)
+
+
+def added(spec: StepDropout | LockedDropout | HiddenDropout | WeightDropout) -> bool:
+    """Whether what a site draws is added, in the place of multiplied."""
+    return getattr(spec, "noise", "bernoulli") == "additive"
+
+
+def key_of(name: str, spec: StepDropout | LockedDropout | HiddenDropout | WeightDropout) -> str:
+    """What :mod:`reference` calls a mask of ``name``: a noise that is added has a key of its own."""
+    return f"{name}_noise" if added(spec) else name
 
 
 def binary(random: Tensor, p_threshold: Tensor, dtype: torch.dtype) -> Tensor:
@@ -227,7 +253,8 @@ def locked(
         gates: 4 (LSTM) or 3 (GRU); read where ``spec.tied`` is False.
 
     Returns:
-        Factors 0 or 1/(1-p): (T or 1, B or 1, units); with ``tied=False`` (1, B or 1, gates, units).
+        Factors 0 or 1/(1-p): (T or 1, B or 1, units); with ``tied=False`` (1, B or 1, gates, units). With ``noise`` the
+        factors, or what is to be added.
     """
     batch_shared = isinstance(spec, LockedDropout) and spec.batch_shared
     untied = isinstance(spec, LockedDropout) and not spec.tied
@@ -238,7 +265,7 @@ def locked(
         random = _of_gates(words, rng, rows, of_steps, units, kind, layer, 0, gates)
     else:
         random = words(rng, rows, of_steps, units, stream(kind, layer))
-    return _multiplier(spec, random, p_threshold, dtype)
+    return _drawn(spec, random, p_threshold, dtype)
 
 
 def embedding(
@@ -299,7 +326,7 @@ def _weights(
             of_kind = stream(KIND[name.upper()], layer, direction)
             random = words(rng, row, example_ids if spec.per_example else once, columns, of_kind)
             random = random if spec.per_example else random[0]
-        result[name] = _multiplier(spec, random, p_threshold, dtype)
+        result[key_of(name, spec)] = _drawn(spec, random, p_threshold, dtype)
     return result
 
 
@@ -388,11 +415,12 @@ def layer(
         words: where the 32-bit numbers come from.
 
     Returns:
-        For :mod:`reference`, by name. Factors 0 or 1/(1-p): ``hidden`` (1, B or 1, P), untied (1, B or 1, G, P);
+        For :mod:`reference`, by name. Factors 0 or 1/(1-p): ``hidden`` (T or 1, B or 1, P), untied (1, B or 1, G, P);
         ``weight_hh``, ``weight_ih``, ``weight_hr`` (rows, columns), by row (rows, 1), per example (B, rows, columns);
         ``update`` (T or 1, B, H). Bits: ``cell`` (T or 1, B, H) with the 0-dim ``cell_scale`` and, for the state that
         comes in, the factor ``cell_entry`` (B, H) or 0-dim; ``zoneout_c``, ``zoneout_h``, ``zoneout_gate`` (T or 1, B,
         H or P), 1 where the old value stays. In eval: zoneout's z; with ``scale="paper"`` q as ``update`` and ``cell``.
+        A noise that is added is ``hidden_noise``, ``weight_hh_noise`` ..., in the shape of the mask.
     """
     if not masks_on:
         return _state_in_eval(plan, thresholds, dtype)
@@ -404,7 +432,8 @@ def layer(
         times = steps if hidden.per == "step" else once
         given = words, rngs["hidden"], examples, times, state_size, KIND["HIDDEN"], layer, direction
         random = _of_gates(*given, 1)[..., 0, :] if hidden.tied else _of_gates(*given, gates)
-        result["hidden"] = _multiplier(hidden, random, thresholds[SITE_INDEX["hidden_dropout"]], dtype)
+        p = thresholds[SITE_INDEX["hidden_dropout"]]
+        result[key_of("hidden", hidden)] = _drawn(hidden, random, p, dtype)
     if weight := plan.weight_dropout:
         shapes = {"weight_hh": (gates * hidden_size, state_size)}
         if weight.inputs:

@@ -26,19 +26,27 @@ def _check_choice(name: str, value: Any, allowed: tuple[Any, ...]) -> None:
 
 _BOOL = (True, False)
 _PER = ("sequence", "step")
-_NOISE = ("bernoulli", "gaussian")
+_NOISE = ("bernoulli", "gaussian", "additive")
 
 
 def _check_noise(spec: Any) -> None:
     name = type(spec).__name__
     _check_choice(f"{name} noise", spec.noise, _NOISE)
-    if spec.noise == "gaussian" and spec.p == 1:
-        raise ValueError(f"{name} noise='gaussian' needs p < 1: its variance p / (1-p) has no bound")
+    if spec.noise != "bernoulli" and spec.p == 1:
+        raise ValueError(f"{name} noise={spec.noise!r} needs p < 1: its variance p / (1-p) has no bound")
+
+
+def _check_added_to_all_gates(spec: Any) -> None:
+    if spec.noise == "additive" and not spec.tied:
+        raise ValueError(f"{type(spec).__name__} noise='additive' needs tied=True, got tied=False")
 
 
 @dataclass(frozen=True)
 class LockedDropout:
     """Dropout of a layer's input, of the tensor between two layers, or of the last output.
+
+    y = x * M, with M (1, B, U), or (T, B, U) per step: 0 with probability p, else 1 / (1-p). Eval: y = x. The trap is
+    a mask that broadcasts along the wrong axis: here each example has its own, unless ``batch_shared``.
 
     Args:
         p: probability to drop an element, in [0, 1].
@@ -48,7 +56,9 @@ class LockedDropout:
         tied: ``False`` gives each gate a mask of its own (Gal's untied variant); input only, ``per="sequence"`` only,
             computed by ``backend="reference"``.
         noise: ``"bernoulli"`` drops; ``"gaussian"`` multiplies by N(1, p / (1-p)), whose mean and variance are those
-            of the mask (Srivastava et al. 2014), and drops nothing; p < 1, computed by ``backend="reference"``.
+            of the mask (Srivastava et al. 2014), and drops nothing; ``"additive"`` adds N(0, p / (1-p)), whatever the
+            value is, so that a standard deviation s is p = s^2 / (1 + s^2). Both need p < 1, and are computed by
+            ``backend="reference"``.
 
     Raises:
         ValueError: a rate outside [0, 1] or NaN, or an option that is not one of those named above.
@@ -68,11 +78,15 @@ class LockedDropout:
         if not self.tied and self.per != "sequence":
             raise ValueError("LockedDropout tied=False needs per='sequence', got per='step'")
         _check_noise(self)
+        _check_added_to_all_gates(self)
 
 
 @dataclass(frozen=True)
 class HiddenDropout:
     """Dropout of h before the recurrent product U h, one mask per sequence (Gal & Ghahramani 2016).
+
+    a_t = W x_t + b + U (h_{t-1} * M), with M (1, B, P), or (1, B, gates, P) untied. Eval: M = 1. The trap: the h that
+    is carried on and returned has no mask, nor has c. Masked states would shrink, or grow by their scale, step by step.
 
     Args:
         p: probability to drop a unit, in [0, 1].
@@ -80,7 +94,9 @@ class HiddenDropout:
         batch_shared: one mask for the whole batch instead of one per example.
         per: ``"sequence"``, or ``"step"``, a fresh mask each step, computed by ``backend="reference"``: as a mask, what
             these papers argue against; as noise, Noisin (Dieng et al. 2018).
-        noise: as in :class:`LockedDropout`.
+        noise: as in :class:`LockedDropout`; ``"gaussian"`` is Noisin's multiplicative form, ``"additive"`` the other.
+            Either leaves the mean of what is read as it is. The trap: h of an LSTM lies in (-1, 1), so that an additive
+            s of 1, p = 0.5, is more than any value.
 
     Raises:
         ValueError: a rate outside [0, 1] or NaN, or an option that is not one of those named above.
@@ -100,11 +116,16 @@ class HiddenDropout:
         if not self.tied and self.per != "sequence":
             raise ValueError("HiddenDropout tied=False needs per='sequence', got per='step'")
         _check_noise(self)
+        _check_added_to_all_gates(self)
 
 
 @dataclass(frozen=True)
 class WeightDropout:
     """Dropout of the recurrent weights of every layer and direction, one mask per forward (Wan 2013; Merity 2017).
+
+    a_t = W x_t + b + (U * M) h_{t-1}, with M (gates H, P), by row (gates H, 1), per example (B, gates H, P). Biases
+    have none. Eval: M = 1. The traps of released code: weights that were flattened before, so that the mask never
+    reaches them; no gradient at the raw weight; the reverse direction forgotten; a row mask that stays on in eval.
 
     Args:
         p: probability to drop a weight, in [0, 1].
@@ -112,8 +133,9 @@ class WeightDropout:
         inputs: drop the input weights W_ih too.
         projection: drop the projection W_hr too (LSTM with ``proj_size``).
         per_example: a mask per example, as in the DropConnect paper; computed by ``backend="reference"``.
-        noise: as in :class:`LockedDropout`. On weights it is variational dropout (Kingma et al. 2015), whose penalty
-            :func:`training.gaussian_dropout_kl` gives.
+        noise: as in :class:`LockedDropout`. On weights ``"gaussian"`` is variational dropout (Kingma et al. 2015),
+            whose penalty :func:`training.gaussian_dropout_kl` gives, and ``"additive"`` weight noise (Graves 2011), of
+            one standard deviation for all weights; :class:`training.BayesByBackprop` learns one for each.
 
     Raises:
         ValueError: a rate outside [0, 1] or NaN, or an option that is not one of those named above.
@@ -134,11 +156,16 @@ class WeightDropout:
         if self.per_example and self.mode != "element":
             raise ValueError(f"WeightDropout per_example=True needs mode='element', got mode={self.mode!r}")
         _check_noise(self)
+        if self.noise == "additive" and self.mode != "element":
+            raise ValueError(f"WeightDropout noise='additive' needs mode='element', got mode={self.mode!r}")
 
 
 @dataclass(frozen=True)
 class UpdateDropout:
     """Dropout of the candidate g (LSTM) or n (GRU): recurrent dropout without memory loss (Semeniuta 2016).
+
+    c_t = f * c_{t-1} + i * (g * M); GRU: h_t = z * h_{t-1} + (1-z) * (n * M); M (T, B, H), or (1, B, H) per sequence.
+    Eval: M = 1. The trap is another place: a mask on c itself, at each step, leaves of a memory (1-p)^T.
 
     Args:
         p: probability to drop a candidate unit, in [0, 1].
@@ -163,6 +190,9 @@ class UpdateDropout:
 class CellDropout:
     """Binary dropout of the memory: c of an LSTM, h of a GRU (Moon et al. 2015, RNNDrop).
 
+    c_t = m * (f * c_{t-1} + i * g), h_t = o * tanh(c_t) / (1-p), with m (1, B, H) of 0 and 1, or (T, B, H) per step.
+    Eval: c_t and h_t without m and scale. The trap is a scale on c: it multiplies up to (1-p)^-T.
+
     Args:
         p: probability to drop a unit's memory, in [0, 1].
         per: ``"sequence"`` one mask for all steps, ``"step"`` a fresh one each step.
@@ -186,6 +216,10 @@ class CellDropout:
 @dataclass(frozen=True)
 class Zoneout:
     """Zoneout: keep the old value of a state unit with probability z (Krueger et al. 2017); the expectation in eval.
+
+    s_t = d * s_{t-1} + (1-d) * s~_t for s = c or h, with d (T, B, units), or (1, B, units) per sequence: 1 with
+    probability z, no scale. Eval: d = z. The traps: h~ is made of c~, the memory that is not zoned; and published
+    rates are often the probability to update, or released masks turned round.
 
     Args:
         z: probability to keep the old value, in [0, 1].
@@ -220,7 +254,11 @@ class Zoneout:
 
 @dataclass(frozen=True)
 class StepDropout:
-    """What ``dropout=`` of torch.nn means: dropout between layers, a fresh mask at each step. Has no options."""
+    """What ``dropout=`` of torch.nn means: dropout between layers, a fresh mask at each step. Has no options.
+
+    x * M, M (T, B, U): 0 with probability p, else 1 / (1-p). Not on the input, nor on the last output, which Zaremba et
+    al. 2014 drop too: ``LockedDropout(p, per="step")`` there.
+    """
 
     p: float
 

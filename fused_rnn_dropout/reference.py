@@ -19,6 +19,8 @@ width P of h (H without a projection):
                                     otherwise 1 (over ``cell_scale`` in a GRU)
 ``zoneout_c``, ``zoneout_h``        1 where the old value stays: (T or 1, B or 1, H or P); 0-dim: the expectation z
 ``zoneout_gate``                    1 where the update is skipped and the old output gate stays: as ``zoneout_c``
+``input_noise``, ``hidden_noise``   added to x or h behind its mask: (T or 1, B or 1, I or P)
+``weight_hh_noise``, ...            added to a weight behind its mask: (R, C) or per example (B, R, C)
 =================================== ================================================================================
 """
 
@@ -119,13 +121,19 @@ def _check(
         "zoneout_c": memory,
         "zoneout_h": [(time, rows_of_x, (state_size,)), ()],
         "zoneout_gate": memory,
+        "input_noise": [(time, rows_of_x, (input_size,))],
+        "hidden_noise": [(time, rows_of_x, (state_size,))],
+        "weight_hh_noise": [((rows,), (state_size,)), ((batch,), (rows,), (state_size,))],
+        "weight_ih_noise": [((rows,), (input_size,)), ((batch,), (rows,), (input_size,))],
+        "weight_hr_noise": [((state_size,), (hidden_size,)), ((batch,), (state_size,), (hidden_size,))],
     }
     for name, mask in masks.items():
         if name not in keys:
             raise ValueError(f"masks has no {name!r} here; allowed keys are {', '.join(keys)}")
         _check_mask(name, mask, allowed[name])
-    if "weight_hr" in masks and w_hr is None:
-        raise ValueError("masks['weight_hr'] needs a projection, but weights has no w_hr")
+    for name in ("weight_hr", "weight_hr_noise"):
+        if name in masks and w_hr is None:
+            raise ValueError(f"masks[{name!r}] needs a projection, but weights has no w_hr")
     if "cell" not in masks and ("cell_scale" in masks or "cell_entry" in masks):
         raise ValueError("masks['cell_scale'] and masks['cell_entry'] need masks['cell']")
     others = [name for name in ("update", "cell", "zoneout_c", "zoneout_h") if name in masks]
@@ -163,14 +171,19 @@ def _at(masks: Masks, name: str, step: int) -> Tensor | None:
     return mask[0 if mask.shape[0] == 1 else step]
 
 
-def _masked(value: Tensor, mask: Tensor | None) -> Tensor:
-    return value if mask is None else apply(value, mask)
+def _masked(value: Tensor, mask: Tensor | None, noise: Tensor | None = None) -> Tensor:
+    value = value if mask is None else apply(value, mask)
+    return value if noise is None else value + noise
 
 
-def _product(x: Tensor, weight: Tensor, mask: Tensor | None, gates: int) -> Tensor:
-    """W (x . M) for x (..., B, D), W (R, D) or per example (B, R, D), M over x or, one per gate, (..., B, G, D)."""
+def _weight(masks: Masks, name: str, weight: Tensor) -> Tensor:
+    return _masked(weight, masks.get(name), masks.get(f"{name}_noise"))
+
+
+def _product(x: Tensor, weight: Tensor, mask: Tensor | None, gates: int, noise: Tensor | None = None) -> Tensor:
+    """W (x . M + E): x, E (..., B, D), W (R, D) or per example (B, R, D), M as x or, one per gate, (..., B, G, D)."""
     untied = mask is not None and mask.dim() == x.dim() + 1
-    x = _masked(x.unsqueeze(-2) if untied else x, mask)
+    x = _masked(x.unsqueeze(-2) if untied else x, mask, noise.unsqueeze(-2) if untied and noise is not None else noise)
     if not untied:
         return F.linear(x, weight) if weight.dim() == 2 else torch.einsum("...bd,brd->...br", x, weight)
     of_gate = weight.unflatten(-2, (gates, -1))
@@ -207,7 +220,7 @@ def _input_product(
 ) -> Tensor:
     """W (x . M) + b for all steps; what stands after a row's end must not reach a gradient, not even as NaN."""
     x = x if valid is None else torch.where(valid, x, 0.0)
-    a = _product(x, _masked(w_ih, masks.get("weight_ih")), masks.get("input"), gates)
+    a = _product(x, _weight(masks, "weight_ih", w_ih), masks.get("input"), gates, masks.get("input_noise"))
     return a if b_ih is None else a + b_ih
 
 
@@ -220,7 +233,8 @@ def _stack(outputs: list[Tensor], valid: Tensor | None, reverse: bool) -> Tensor
 # Cells
 # --------------------------------------------------------------------------------------------------------------------
 
-_COMMON = ("input", "hidden", "weight_hh", "weight_ih", "update", "zoneout_h")
+_COMMON = ("input", "hidden", "weight_hh", "weight_ih", "update", "zoneout_h", "input_noise", "hidden_noise",
+           "weight_hh_noise", "weight_ih_noise")  # fmt: skip
 _MEMORY = ("cell", "cell_scale", "cell_entry")
 
 
@@ -257,19 +271,19 @@ def lstm(
         raise ValueError(f"weights should be (w_ih, w_hh, b_ih, b_hh) or these and w_hr, got {len(weights)} entries")
     w_ih, w_hh, b_ih, b_hh, w_hr = (*weights, None)[:5]
     size = _width("c_0", c)
-    keys = (*_COMMON, "weight_hr", *_MEMORY, "zoneout_c", "zoneout_gate")
+    keys = (*_COMMON, "weight_hr", "weight_hr_noise", *_MEMORY, "zoneout_c", "zoneout_gate")
     masks = _check(x, {"h_0": (h, 0), "c_0": (c, size)}, weights, masks, 4, size, keys)
     valid = _valid(lengths, x)
     assert w_ih is not None and w_hh is not None
     a_x = _input_product(x, valid, w_ih, b_ih, masks, 4)
-    w_hh = _masked(w_hh, masks.get("weight_hh"))
-    w_hr = None if w_hr is None else _masked(w_hr, masks.get("weight_hr"))
+    w_hh = _weight(masks, "weight_hh", w_hh)
+    w_hr = None if w_hr is None else _weight(masks, "weight_hr", w_hr)
     scale = masks.get("cell_scale")
     c = _masked(c, _entry(masks, divide_by_scale=False))
     o_old = torch.zeros_like(c)
     outputs = []
     for t in _order(x.shape[0], reverse):
-        a = a_x[t] + _product(h, w_hh, _at(masks, "hidden", t), 4)
+        a = a_x[t] + _product(h, w_hh, _at(masks, "hidden", t), 4, _at(masks, "hidden_noise", t))
         i, f, g, o = (a if b_hh is None else a + b_hh).chunk(4, dim=-1)
         i, f, o = i.sigmoid(), f.sigmoid(), o.sigmoid()
         update = i * _masked(g.tanh(), _at(masks, "update", t))
@@ -329,14 +343,14 @@ def gru(
     valid = _valid(lengths, x)
     assert w_ih is not None and w_hh is not None
     a_x = _input_product(x, valid, w_ih, b_ih, masks, 3)
-    w_hh = _masked(w_hh, masks.get("weight_hh"))
+    w_hh = _weight(masks, "weight_hh", w_hh)
     scale = masks.get("cell_scale")
     h = _masked(h0, _entry(masks, divide_by_scale=True))
     outputs = []
     for t in _order(x.shape[0], reverse):
-        seen, hidden = _masked(h, scale), _at(masks, "hidden", t)
+        seen, hidden, noise = _masked(h, scale), _at(masks, "hidden", t), _at(masks, "hidden_noise", t)
         if reset_after:
-            u = _product(seen, w_hh, hidden, 3)
+            u = _product(seen, w_hh, hidden, 3, noise)
             u_r, u_z, u_n = (u if b_hh is None else u + b_hh).chunk(3, dim=-1)
             x_r, x_z, x_n = a_x[t].chunk(3, dim=-1)
             r, z = (x_r + u_r).sigmoid(), (x_z + u_z).sigmoid()
@@ -346,9 +360,10 @@ def gru(
             for_rz = for_n = hidden
             if hidden is not None and hidden.dim() == 3:
                 for_rz, for_n = hidden[:, :2], hidden[:, 2]
-            u = _product(seen, w_hh[..., : 2 * size, :], for_rz, 2)
+            u = _product(seen, w_hh[..., : 2 * size, :], for_rz, 2, noise)
             r, z = (a[..., : 2 * size] + u).sigmoid().chunk(2, dim=-1)
-            n = (a[..., 2 * size :] + _product(r * _masked(seen, for_n), w_hh[..., 2 * size :, :], None, 1)).tanh()
+            seen = r * _masked(seen, for_n, noise)
+            n = (a[..., 2 * size :] + _product(seen, w_hh[..., 2 * size :, :], None, 1)).tanh()
         new = z * h + (1 - z) * _masked(n, _at(masks, "update", t))
         new = _masked(new, _at(masks, "cell", t))
         h_next = _mix(_at(masks, "zoneout_h", t), h, new)
@@ -375,10 +390,10 @@ def _rnn(
     valid = _valid(lengths, x)
     assert w_ih is not None and w_hh is not None
     a_x = _input_product(x, valid, w_ih, b_ih, masks, 1)
-    w_hh = _masked(w_hh, masks.get("weight_hh"))
+    w_hh = _weight(masks, "weight_hh", w_hh)
     outputs = []
     for t in _order(x.shape[0], reverse):
-        a = a_x[t] + _product(h, w_hh, _at(masks, "hidden", t), 1)
+        a = a_x[t] + _product(h, w_hh, _at(masks, "hidden", t), 1, _at(masks, "hidden_noise", t))
         a = a if b_hh is None else a + b_hh
         new = _masked(a.tanh() if activation == "tanh" else a.relu(), _at(masks, "update", t))
         h_next = _mix(_at(masks, "zoneout_h", t), h, new)

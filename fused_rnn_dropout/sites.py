@@ -72,7 +72,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(13, "WEIGHT_HR_ROWS", "row of the matrix", "0", "SEQ"),
     Kind(14, "EMBEDDING", "word", "0 or example", "SEQ or step"),
     Kind(15, "WORD", "0: whether a word is dropped", "example", "step"),
-    Kind(16, "NOISING", "0: whether a word is replaced; 1: by which", "example", "step"),
+    Kind(16, "NOISING", "0: whether a word is replaced; 1: by which; 2: its target", "example", "step"),
 )
 """The kinds of masks. Element i of a row is decided by field i mod 8 of the call with
 ``counter = (i // 8, row, step, stream)``; ``docs/design.md`` has the rule.
@@ -172,7 +172,7 @@ class Site(NamedTuple):
 _DROP = "an element being zeroed"
 _KEEP = "a unit keeping its old value"
 _UNTIED = Option("tied", False)
-_NOISE = Option("noise", "gaussian")
+_NOISE = Option("noise", "gaussian"), Option("noise", "additive")
 _WHOLE_STEPS = Option("unit_shared", True)
 
 
@@ -191,7 +191,7 @@ SITES: tuple[Site, ...] = (
         "INPUT",
         "INPUT",
         "INPUT_SEQUENCE",
-        options=(_shared("INPUT"), _UNTIED, _NOISE),
+        options=(_shared("INPUT"), _UNTIED, *_NOISE),
     ),
     Site(
         "inter_layer_dropout",
@@ -202,7 +202,7 @@ SITES: tuple[Site, ...] = (
         "INTER_LAYER",
         "INTER_LAYER",
         "INTER_LAYER_SEQUENCE",
-        options=(_shared("INTER_LAYER"), _NOISE),
+        options=(_shared("INTER_LAYER"), *_NOISE),
     ),
     Site(
         "output_dropout",
@@ -213,7 +213,7 @@ SITES: tuple[Site, ...] = (
         "OUTPUT",
         "OUTPUT",
         "OUTPUT_SEQUENCE",
-        options=(_shared("OUTPUT"), _NOISE),
+        options=(_shared("OUTPUT"), *_NOISE),
     ),
     Site(
         "hidden_dropout",
@@ -223,7 +223,7 @@ SITES: tuple[Site, ...] = (
         "h before the recurrent product",
         "HIDDEN",
         "HIDDEN",
-        options=(_shared("HIDDEN"), _UNTIED, Option("per", "step"), _NOISE),
+        options=(_shared("HIDDEN"), _UNTIED, Option("per", "step"), *_NOISE),
     ),
     Site(
         "weight_dropout",
@@ -238,7 +238,7 @@ SITES: tuple[Site, ...] = (
             Option("projection", True, "WEIGHT_HR"),
             Option("mode", "row", "WEIGHT_ROW"),
             Option("per_example", True),
-            _NOISE,
+            *_NOISE,
         ),
     ),
     Site(

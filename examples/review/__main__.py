@@ -92,7 +92,8 @@ def _of_table(options: argparse.Namespace, chosen: grid.Grid) -> int:
         _put(lambda page: tables.into_page(summary, chosen, page), options.page)
     else:
         print("\n\n".join((tables.state(summary, chosen), tables.named(summary, chosen),
-                           tables.sweeps(summary, chosen), tables.claims(summary, chosen))))  # fmt: skip
+                           tables.sweeps(summary, chosen), tables.claims(summary, chosen),
+                           tables.techniques(summary))))  # fmt: skip
     return 0
 
 

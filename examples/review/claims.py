@@ -70,7 +70,7 @@ def _best_alone(summary: Summary, sweeps: dict[str, Sweep]) -> Answer:
     claim = "weight_dropout is the best site alone"
     alone = [sweep for sweep in sweeps.values() if sweep.base == NONE and not sweep.name.startswith(_NOT_ALONE)]
     found = {sweep.name: _rates(summary, sweep) for sweep in alone}
-    if not found or None in found.values():
+    if len(found) < 2 or None in found.values():  # of one site alone it says nothing
         return _answer(claim, None, "")
     lowest = {name: summary.level(rows[best_rate(summary, rows)], "best") for name, rows in found.items() if rows}
     order = sorted(lowest, key=lambda name: lowest[name].mean)

@@ -14,7 +14,8 @@ from .claims import answers, of_sweep
 from .grid import NONE, Grid
 from .runner import duration
 from .sections import SECTIONS
-from .summary import Summary
+from .summary import Estimate, Summary
+from .techniques import TECHNIQUES, Technique
 
 _HEAD = ("row", "best valid", "less `none`", "at epoch", "train at the end", "gap", "MC less eval", "seeds")
 
@@ -70,6 +71,32 @@ def claims(summary: Summary, grid: Grid) -> str:
     return table(("claim", "answer", "figure"), rows)
 
 
+def _effect(summary: Summary, technique: Technique) -> str:
+    """What the rows of a technique gained, and which of them were not run."""
+    found: dict[str, Estimate | None] = {}
+    for row in technique.rows:
+        if technique.averaged:
+            seeds = list(summary.rows.get(row, {}).values())
+            found[row] = Estimate.of([figures["mc"] - figures["best"] for figures in seeds]) if seeds else None
+        else:
+            found[row] = summary.difference(row, technique.base, "best")
+    against = "eval" if technique.averaged else "" if technique.base == NONE else f"`{technique.base}`"
+    ran = [f"`{row}` {estimate.text('+')}" for row, estimate in found.items() if estimate]
+    missing = [f"`{row}`" for row, estimate in found.items() if not estimate]
+    parts = [", ".join(ran) + (f" (less {against})" if against else "")] if ran else []
+    parts += [f"not run yet: {', '.join(missing)}"] if missing else []
+    return "; ".join(parts) or "not run yet, not in the grid"
+
+
+def techniques(summary: Summary) -> str:
+    """Every technique: its source, where it is, which test holds it, and the effect measured."""
+    rows = []
+    for each in TECHNIQUES:
+        tests = ", ".join(f"`tests/{path}`" for path in each.tests)
+        rows.append([each.name, each.source, each.where, tests, _effect(summary, each)])
+    return table(("technique", "source", "where it is", "test", "effect measured"), rows)
+
+
 def state(summary: Summary, grid: Grid) -> str:
     """How much of the grid was run, where, and what it cost."""
     seconds = [line["seconds"] for line in summary.lines]
@@ -98,6 +125,6 @@ def into_page(summary: Summary, grid: Grid, page: Path) -> None:
     """
     found = {name: section(summary, rows) for name, rows in SECTIONS.items()}
     found |= {"state": state(summary, grid), "named": named(summary, grid), "sweeps": sweeps(summary, grid)}
-    found["claims"] = claims(summary, grid)
+    found |= {"claims": claims(summary, grid), "techniques": techniques(summary)}
     for name, text in found.items():
         between(page, f"<!-- review {name}: begin -->", f"<!-- review {name}: end -->", text)

@@ -5,6 +5,7 @@
 
 from .activations import activation_regularization, temporal_activation_regularization
 from .awd_lstm import AWDLSTM, AWDLSTMClassifier, AWDLSTMEncoder
+from .bayes import BayesByBackprop
 from .bptt import bptt_learning_rate, random_bptt_length, random_bptt_slices
 from .concrete import ConcreteDropout, gaussian_dropout_kl
 from .curriculum import CurriculumSchedule
@@ -14,6 +15,7 @@ from .fastai import load_fastai
 from .fraternal import Fraternal, FraternalLoss
 from .h_detach import h_detach
 from .hypergradient import HypergradientSchedule
+from .kneser_ney import KneserNeyNoising
 from .mc_predict import mc_predict
 from .ntasgd import NTASGD
 from .output_dropout import OutputDropout
@@ -23,6 +25,7 @@ __all__ = [
     "AWDLSTM",
     "AWDLSTMClassifier",
     "AWDLSTMEncoder",
+    "BayesByBackprop",
     "NTASGD",
     "ConcreteDropout",
     "CurriculumSchedule",
@@ -31,6 +34,7 @@ __all__ = [
     "Fraternal",
     "FraternalLoss",
     "HypergradientSchedule",
+    "KneserNeyNoising",
     "OutputDropout",
     "WordDropout",
     "activation_regularization",

@@ -130,6 +130,9 @@ class AWDLSTM(nn.Module):
         loss = F.cross_entropy(encoded.logits.flatten(0, 1), targets.flatten())
         loss = loss + activation_regularization(encoded.dropped) + temporal_activation_regularization(encoded.raw)
 
+    The traps: AR takes the output behind dropout, TAR in front of it; the state that is carried on is raw; and the
+    tied decoder reads the matrix without the embedding's mask.
+
     Args:
         vocabulary: number of words V.
         embedding_size: width E of the embedding and of the last layer.

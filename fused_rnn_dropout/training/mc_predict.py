@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..rnn_base import Regularized
 from ..thresholds import Thresholds
+from .bayes import BayesByBackprop
 from .embedding_dropout import EmbeddingDropout
 from .passes import in_eval, logits_of
 from .rated import configured
@@ -34,8 +35,9 @@ def mc_predict(
     multiplier, power and temperature on validation data is the eval tuning of Melis et al. 2018.
 
     Samples are rows: the batch is repeated, and row b of sample k has the counters of example k B + b, so that one call
-    has the masks of many samples. Masks of weights, of word types, and those that a batch shares are the same for a
-    whole call: samples that share them would be no independent samples. With such a site each sample gets a call.
+    has the masks of many samples. Masks of weights, of word types, those that a batch shares, and the weights of
+    :class:`BayesByBackprop` are the same for a whole call: samples that share them would be no independent samples.
+    With such a site each sample gets a call.
 
     Only masks of this package are on: ``nn.Dropout`` and batch norm stay in eval. Zoneout is sampled, not its
     expectation. Where a model carries a state over segments, one mask should last for all of them:
@@ -69,7 +71,7 @@ def mc_predict(
         if not fine:
             raise ValueError(f"{name} should be {'above 0' if name == 'temperature' else 'at least 1'}, got {value}")
     sites = configured(model)
-    if not sites:
+    if not sites and not any(isinstance(module, BayesByBackprop) for module in model.modules()):
         raise ValueError("the model has no site of this package configured, so that all samples would be equal")
     for given in inputs:
         if not isinstance(given, Tensor):
@@ -106,9 +108,11 @@ def _log_probabilities(result: Any, temperature: float) -> Tensor:
 
 
 def _one_mask_a_call(module: nn.Module) -> bool:
-    """Whether a configured site of a module has a mask that does not depend on the example."""
+    """Whether a module has a mask, or weights that are drawn, which do not depend on the example."""
     if isinstance(module, EmbeddingDropout):
         return module.draws and module.per == "type"
+    if isinstance(module, BayesByBackprop):
+        return True
     if not isinstance(module, Regularized):
         return False
     weight = module.sites.get("weight_dropout")

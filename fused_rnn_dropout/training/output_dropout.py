@@ -19,7 +19,10 @@ from .rows import counters_of_rows
 
 
 class OutputDropout(Rated):
-    """x * M with one mask for all steps, for each example another: what ``output_dropout`` of an LSTM computes.
+    """Locked dropout (Gal & Ghahramani 2016; Merity et al. 2017): x * M, one M (1, B, D) for all steps; in eval x.
+
+    It is what ``output_dropout`` of an LSTM computes. The trap it is made for: TAR measures x in front of the mask, AR
+    behind it, and the state that is carried on has none.
 
     From the same pair of random numbers the mask is that of ``output_dropout`` of an LSTM with one layer.
 

@@ -3,68 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import masks
-from ..arguments import Rng, check_counters
 from ..fakes import compute_dtype
-from ..held import Turn
 from ..layouts import check_packed
 from ..reference import apply
-from ..sites import KIND, stream
-from .rated import Rated
-from .rows import counters_of_rows, sizes_of
+from .tokens import OfTokens, chosen, cumulated, ids_of
 
 
-class _OfTokens(Rated):
-    """A module whose mask is of step and example: one occurrence of a word, whatever the word is."""
-
-    kind: ClassVar[str]
-    group = "word"
-    _switches: ClassVar[tuple[str, ...]] = ("batch_first", "mc")
-
-    def __init__(self, p: float, *, batch_first: bool, mc: bool) -> None:
-        super().__init__(p, mc=mc)
-        if not isinstance(batch_first, bool):
-            raise TypeError(f"batch_first should be of type bool, got: {type(batch_first).__name__}")
-        self.batch_first = batch_first
-        self._thresholds_on(torch.empty(0).device)
-
-    def _draw(
-        self,
-        tokens: Tensor,
-        packed: PackedSequence | None,
-        rng: Rng | None,
-        example_ids: Tensor | None,
-        step_offset: int | None,
-        count: int,
-    ) -> tuple[Tensor, Turn]:
-        """``count`` random numbers of 32 bits for each token, in a last dimension behind those of the tokens."""
-        steps, batch = sizes_of(tokens, packed, self.batch_first)
-        turn = self.begin(rng, step_offset, steps)
-        device = tokens.device
-        check_counters(example_ids, turn.step_offset, batch, steps, device)
-        examples = torch.arange(batch, device=device) if example_ids is None else example_ids
-        times = torch.arange(steps, device=device)
-        pair, of_kind = self.pair(turn.rng, device), stream(KIND[self.kind], 0)
-        numbers = masks.words(pair, examples, times + turn.step_offset, count, of_kind)
-        if packed is not None:
-            row, time = counters_of_rows(packed, torch.arange(batch, device=device), times)
-            return numbers[time, row], turn
-        if tokens.dim() == 1:
-            return numbers[:, 0], turn
-        return (numbers.transpose(0, 1) if self.batch_first else numbers), turn
-
-    def extra_repr(self) -> str:
-        shown = [f"p={self.p:g}"]
-        return ", ".join(shown + [f"{name}=True" for name in self._switches if getattr(self, name)])
-
-
-class WordDropout(_OfTokens):
+class WordDropout(OfTokens):
     """Drops whole words of an embedded text: y[t, b] = M[t, b] x[t, b], M = 0 with probability p, else 1.
 
     Each occurrence has its own M, so that the model sees the sentence with words missing (Iyyer et al. 2015, who call
@@ -131,7 +83,7 @@ class WordDropout(_OfTokens):
             )
         if not self.masks_on or not self.draws:
             return x
-        numbers, turn = self._draw(data, packed, rng, example_ids, step_offset, 1)
+        numbers, turn = self.draw(data, packed, rng, example_ids, step_offset, 1)
         compute = compute_dtype(data.dtype)
         factor = (masks.factor if self.scaled else masks.binary)(numbers, self._thresholds_on(data.device)[0], compute)
         result = apply(data.to(compute), factor).to(data.dtype)
@@ -139,7 +91,7 @@ class WordDropout(_OfTokens):
         return result if packed is None else PackedSequence(result, *packed[1:])
 
 
-class DataNoising(_OfTokens):
+class DataNoising(OfTokens):
     """Replaces words of a text at random, each with probability p: smoothing for neural language models.
 
     Xie et al. 2017 have two noises, of which the first resembles linear interpolation with a uniform distribution, the
@@ -151,7 +103,7 @@ class DataNoising(_OfTokens):
 
     The traps. Noise goes on the input of the model alone, never on what it shall predict:
     ``model(noise(text[:-1]))`` against ``text[1:]``. And what a batch is padded with, or ends sentences, is a word too:
-    name it in ``spared``. (Bigram Kneser-Ney noising of the same paper changes targets too, and is not here.)
+    name it in ``spared``. (Bigram Kneser-Ney noising of the same paper changes targets too: :class:`KneserNeyNoising`.)
 
     Args:
         p: probability to replace a word, in [0, 1].
@@ -188,7 +140,7 @@ class DataNoising(_OfTokens):
             raise ValueError(f"blank should be the id of a word, got {blank!r}")
         self.blank = blank
         # No part of a state_dict: they are settings, as p is.
-        self.register_buffer("_cumulative", None if counts is None else _cumulated(counts), persistent=False)
+        self.register_buffer("_cumulative", None if counts is None else cumulated(counts), persistent=False)
         self.register_buffer("_spared", torch.as_tensor(tuple(spared), dtype=torch.int64), persistent=False)
 
     def forward(
@@ -213,19 +165,10 @@ class DataNoising(_OfTokens):
         Raises:
             TypeError, ValueError: ``words`` is something else.
         """
-        packed = words if isinstance(words, PackedSequence) else None
-        data: Tensor = words if packed is None else packed.data
-        if not isinstance(data, Tensor):
-            raise TypeError(f"words should be a Tensor or a PackedSequence, got {type(data).__name__}")
-        if packed is not None:
-            check_packed(packed)
-        if data.dtype not in (torch.int64, torch.int32) or data.dim() not in ((1, 2) if packed is None else (1,)):
-            raise ValueError(
-                f"words should be int64 or int32 with 1 or 2 dimensions, got {data.dtype} of shape {tuple(data.shape)}"
-            )
+        data, packed = ids_of("words", words)
         if not self.masks_on or not self.draws:
             return words
-        numbers, turn = self._draw(data, packed, rng, example_ids, step_offset, 2)
+        numbers, turn = self.draw(data, packed, rng, example_ids, step_offset, 2)
         which, by = numbers.unbind(-1)
         noised = which < self._thresholds_on(data.device)[0]
         if self._spared.numel():
@@ -234,8 +177,7 @@ class DataNoising(_OfTokens):
             result = data.masked_fill(noised, self.blank)
         else:
             assert self._cumulative is not None
-            drawn = torch.searchsorted(self._cumulative, by.contiguous(), right=True)
-            result = torch.where(noised, drawn.to(data.dtype), data)
+            result = torch.where(noised, chosen(self._cumulative, by).to(data.dtype), data)
         turn.end((result,))
         return result if packed is None else PackedSequence(result, *packed[1:])
 
@@ -243,15 +185,6 @@ class DataNoising(_OfTokens):
         by = f"counts of {len(self._cumulative)} words" if self._cumulative is not None else f"blank={self.blank}"
         spared = f", spared={tuple(self._spared.tolist())}" if self._spared.numel() else ""
         return f"{super().extra_repr()}, {by}{spared}"
-
-
-def _cumulated(counts: Tensor | Sequence[float]) -> Tensor:
-    """int64 (V,): a number of 32 bits means the first word whose entry is above it, so that no count of 0 is drawn."""
-    weights = torch.as_tensor(counts, dtype=torch.float64)
-    if weights.dim() != 1 or not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()) or not weights.sum():
-        raise ValueError("counts should be of shape (V,), finite, at least 0 and not all 0")
-    sums = weights.cumsum(0)
-    return (sums / sums[-1] * 2**32).round().to(torch.int64)
 
 
 __all__ = ["DataNoising", "WordDropout"]

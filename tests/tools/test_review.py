@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from examples.review import __main__ as program
 from examples.review import check, claims, grid, plots, results, runner, speed, tables, training
 from examples.review.sections import SECTIONS
 from examples.review.summary import Estimate, Summary
+from examples.review.techniques import TECHNIQUES
 from fused_rnn_dropout.program import INTERRUPTED
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -322,7 +324,7 @@ def test_check_chooses_by_its_seed_and_refuses_what_cannot_be_judged():
 
 def test_tables_between_the_markers_of_a_page(tmp_path):
     page = tmp_path / "page.md"
-    names = [*SECTIONS, "state", "named", "sweeps", "claims"]
+    names = [*SECTIONS, "state", "named", "sweeps", "claims", "techniques"]
     page.write_text("".join(f"Prose.\n<!-- review {name}: begin -->old<!-- review {name}: end -->\n" for name in names))
     path = tmp_path / "results.jsonl"
     for seed in (1, 2):
@@ -416,6 +418,12 @@ def test_claims_are_answered_yes_no_or_not_run():
     assert verdicts(swapped)[claim] == "no"
 
 
+def test_one_sweep_has_no_best_site():
+    lines = [line(row.name, seed, [2.0], of=TINY) for row in TINY.rows for seed in (1, 2)]
+    (answer,) = (one for one in claims.answers(Summary(lines), TINY) if "best site alone" in one.claim)
+    assert answer.verdict == "not run yet"
+
+
 @pytest.mark.parametrize(
     ("more", "verdict"),
     [([0.1, 0.11, 0.12], "yes"), ([-0.1, -0.11, -0.12], "no"), ([0.3, -0.2, 0.1], "no"), ([0.1], "not run yet")],
@@ -433,6 +441,28 @@ def test_claim_of_depth_compares_differences(more, verdict):
             lines.append(line(row, seed, [loss]))
     (answer,) = (one for one in claims.answers(Summary(lines), STUDY) if "two layers" in one.claim)
     assert answer.verdict == verdict
+
+
+def test_effects_of_techniques():
+    """Seed by seed against the base of each; for an average over masks, against eval at the same row."""
+    base, row, other = "weight_dropout 0.5", "fraternal 0.1", "hidden_dropout 0.3"
+    lines = [line(base, seed, [2.0 + seed]) for seed in (1, 2)]
+    lines += [line(row, seed, [1.9 + seed + 0.02 * seed]) for seed in (1, 2)]
+    lines += [line(other, 1, [2.5]) | {"mc": 2.25}]
+    made = [re.split(r" *\| *", row) for row in tables.techniques(Summary(lines)).splitlines()]
+    shown = {cells[1]: cells[5] for cells in made}
+    assert shown["fraternal dropout"] == (
+        "`fraternal 0.1` -0.070 ± 0.127 (less `weight_dropout 0.5`); not run yet: `fraternal 0.15`, `fraternal 0.3`"
+    )
+    assert shown["MC dropout: the mean over masks"] == (
+        "`hidden_dropout 0.3` -0.250, `weight_dropout 0.5` +0.000 ± 0.000 (less eval); "
+        "not run yet: `hidden_dropout untied 0.3`"
+    )
+    assert shown["variational dropout, tied"] == "not run yet: `hidden_dropout 0.3`, `locked in 0.2, out 0.5`", (
+        "no base"
+    )
+    assert shown["h-detach"] == "not run yet, not in the grid"
+    assert set(shown) >= {each.name for each in TECHNIQUES}
 
 
 def test_the_page_is_what_the_results_say(tmp_path):

@@ -1,0 +1,264 @@
+"""Bayes by backprop: the weights that are drawn, their gradients and their KL, against torch.nn and Python's own."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import pickle
+from statistics import NormalDist
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Categorical, MixtureSameFamily, Normal, kl_divergence
+
+import fused_rnn_dropout as frd
+from fused_rnn_dropout import masks
+from fused_rnn_dropout.sites import KIND, SEQ, stream
+from fused_rnn_dropout.training import BayesByBackprop, FraternalLoss, mc_predict
+
+T, B, I, H = 6, 3, 4, 5
+RNG = torch.tensor([8, -3])
+MIXTURE = (0.3, 0.8, 0.01)
+
+
+def layer(cell: str = "LSTM", **options: Any) -> Any:
+    torch.manual_seed(1)
+    return getattr(frd, cell)(I, H, dtype=torch.float64, **options)
+
+
+def x() -> Tensor:
+    return torch.randn(T, B, I, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+
+
+def noise(weight: Tensor, name: str, number: int, reverse: bool = False) -> Tensor:
+    """Standard normals of a weight's numbers, by Python's inverse of the normal distribution."""
+    rows = torch.arange(weight.size(0))
+    numbers = masks.words(RNG, rows, torch.tensor([SEQ]), weight.size(1), stream(KIND[name], number, int(reverse)))[0]
+    normal = NormalDist()
+    found = [[normal.inv_cdf((n + 0.5) / 2**32) for n in row] for row in numbers.tolist()]
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def std(module: BayesByBackprop, name: str) -> Tensor:
+    return module.rho[name].detach().exp().log1p()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The weights
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
+@pytest.mark.parametrize("ours", [True, False])
+def test_it_is_the_layer_on_the_weights_that_are_drawn(cell: str, ours: bool) -> None:
+    options = {"num_layers": 2, "bidirectional": True} | ({"proj_size": 3} if cell == "LSTM" else {})
+    rnn = layer(cell, **options)
+    module = BayesByBackprop(rnn if ours else getattr(nn, cell)(I, H, dtype=torch.float64, **options), inputs=True)
+    module.rnn.load_state_dict(rnn.state_dict())
+    with torch.no_grad():
+        for rho in module.rho.values():
+            rho.add_(torch.rand_like(rho))
+    expected = getattr(nn, cell)(I, H, dtype=torch.float64, **options)
+    weights = {name: weight.detach().clone() for name, weight in rnn.named_parameters()}
+    drawn = [name for name in weights if name.startswith("weight")]
+    assert sorted(module.rho) == sorted(drawn) and len(drawn) == (12 if cell == "LSTM" else 8)
+    for name in drawn:
+        kind, number = name.removesuffix("_reverse").upper().split("_L")
+        weights[name] += std(module, name) * noise(weights[name], kind, int(number), name.endswith("_reverse"))
+    expected.load_state_dict(weights)
+    torch.testing.assert_close(module(x(), weights_rng=RNG)[0], expected(x())[0], rtol=0, atol=1e-12)
+    torch.testing.assert_close(module.eval()(x())[0], rnn(x())[0], rtol=0, atol=1e-12)
+
+
+def test_gradients_of_mean_and_rho() -> None:
+    """dL/dm is that of the weight, dL/drho = dL/dw e sigmoid(rho)."""
+    module, plain = BayesByBackprop(layer(), std=0.3), nn.LSTM(I, H, dtype=torch.float64)
+    assert list(module.rho) == ["weight_hh_l0"]
+    e = noise(module.rnn.weight_hh_l0, "WEIGHT_HH", 0)
+    plain.load_state_dict(module.rnn.state_dict())
+    with torch.no_grad():
+        plain.weight_hh_l0.add_(0.3 * e)
+    out, (h, c) = plain(x())
+    (out.square().sum() + h.sum() + c.sum()).backward()
+    out, (h, c) = module(x(), weights_rng=RNG)
+    (out.square().sum() + h.sum() + c.sum()).backward()
+    for name, parameter in plain.named_parameters():
+        torch.testing.assert_close(module.rnn.get_parameter(name).grad, parameter.grad)
+    rho = module.rho["weight_hh_l0"]
+    torch.testing.assert_close(rho.grad, plain.weight_hh_l0.grad * e * torch.sigmoid(rho.detach()))
+
+
+def test_one_sample_a_call_and_sites_beside_it() -> None:
+    module = BayesByBackprop(layer(zoneout_h=0.5, weight_dropout=0.5))
+    outs = [module(x(), rng=torch.tensor([1, 2]), weights_rng=pair)[0] for pair in (RNG, RNG, None, None)]
+    assert torch.equal(outs[0], outs[1])
+    assert all(not torch.equal(a, b) for a, b in itertools.combinations(outs[1:], 2))
+    before = torch.get_rng_state()
+    assert torch.equal(module.eval()(x())[0], module(x())[0]) and torch.equal(before, torch.get_rng_state())
+    module.rnn.eval()
+    frd.mc_dropout(module).rnn.mc = False
+    assert not torch.equal(module(x())[0], module(x())[0])
+
+
+def test_held_weights_last_for_all_segments() -> None:
+    module, whole = BayesByBackprop(layer(), std=0.4), x()
+    with frd.hold_masks(module, {"": RNG}):
+        first, state = module(whole[:2])
+        second, _ = module(whole[2:], state)
+    torch.testing.assert_close(torch.cat([first, second]), module(whole, weights_rng=RNG)[0])
+    _, state = module(whole[:2], weights_rng=RNG)
+    assert not torch.equal(module(whole[2:], state)[0], second), "without a hold, other weights"
+
+
+def test_compiles_as_one_graph() -> None:
+    module = BayesByBackprop(layer(), std=0.3)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x(), weights_rng=RNG)[0], module(x(), weights_rng=RNG)[0])
+    assert not torch.equal(compiled(x())[0], compiled(x())[0])
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# KL
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+def distributions(module: BayesByBackprop) -> dict[str, Normal]:
+    return {name: Normal(getattr(module.rnn, name).detach(), std(module, name)) for name in module.rho}
+
+
+def test_kl_of_one_gaussian() -> None:
+    module = BayesByBackprop(layer(), inputs=True, std=0.2, prior=0.7)
+    with torch.no_grad():
+        for rho in module.rho.values():
+            rho.add_(torch.rand_like(rho))
+    prior = Normal(torch.zeros((), dtype=torch.float64), 0.7)
+    expected = sum(kl_divergence(q, prior).sum() for q in distributions(module).values())
+    torch.testing.assert_close(module.kl().detach(), expected)
+    with torch.no_grad():
+        for name, rho in module.rho.items():
+            rho.fill_(math.log(math.expm1(0.7)))
+            getattr(module.rnn, name).zero_()
+    assert abs(float(module.kl().detach())) < 1e-12, "the prior itself"
+
+
+def test_kl_of_a_mixture_is_of_the_sample_that_the_layer_used() -> None:
+    module = BayesByBackprop(layer(), std=0.2, prior=MIXTURE)
+    stds = torch.tensor(MIXTURE[1:], dtype=torch.float64)
+    prior = MixtureSameFamily(
+        Categorical(torch.tensor([0.3, 0.7], dtype=torch.float64)), Normal(torch.zeros_like(stds), stds)
+    )
+    (q,) = distributions(module).values()
+    w = q.mean + q.stddev * noise(q.mean, "WEIGHT_HH", 0)
+    expected = (q.log_prob(w) - prior.log_prob(w)).sum()
+    torch.testing.assert_close(module.kl(RNG).detach(), expected)
+    with frd.hold_masks(module, {"": RNG}):
+        torch.testing.assert_close(module.kl().detach(), expected)
+    torch.testing.assert_close(module.eval().kl(RNG).detach(), expected)
+
+
+def test_the_estimate_has_the_mean_of_the_integral() -> None:
+    torch.manual_seed(5)
+    module = BayesByBackprop(layer(), std=0.2, prior=(0.3, 0.8, 0.1))
+    (q,) = distributions(module).values()
+    grid = torch.linspace(-7, 7, 2001, dtype=torch.float64)[:, None, None] * q.stddev + q.mean
+    density = q.log_prob(grid).exp()
+    prior = 0.3 * Normal(0.0, 0.8).log_prob(grid).exp() + 0.7 * Normal(0.0, 0.1).log_prob(grid).exp()
+    exact = torch.trapezoid(density * (q.log_prob(grid) - prior.log()), grid, dim=0).sum()
+    with torch.no_grad():
+        found = torch.stack([module.kl() for _ in range(100)])
+    assert abs(float(found.mean() - exact)) < 5 * float(found.std()) / 100**0.5
+    assert float(found.std()) > 0
+
+
+@pytest.mark.parametrize("prior", [0.7, MIXTURE])
+def test_kl_has_the_gradients_of_its_formula(prior: Any) -> None:
+    module = BayesByBackprop(layer("RNN"), std=0.3, prior=prior)
+    mean, rho = module.rnn.weight_hh_l0, module.rho["weight_hh_l0"]
+
+    def of(new_mean: Tensor, new_rho: Tensor) -> Tensor:
+        given = {"rnn.weight_hh_l0": new_mean, "rho.weight_hh_l0": new_rho}
+        return torch.func.functional_call(Kl(module), {f"of.{name}": value for name, value in given.items()}, ())
+
+    assert torch.autograd.gradcheck(of, (mean, rho))
+
+
+@pytest.mark.parametrize("prior", [0.7, MIXTURE])
+def test_sixteen_bits_are_summed_in_more(prior: Any) -> None:
+    narrow = BayesByBackprop(layer().to(torch.bfloat16), prior=prior)
+    wide = BayesByBackprop(layer(), prior=prior)
+    wide.load_state_dict(narrow.state_dict())
+    assert narrow(x().to(torch.bfloat16))[0].dtype == torch.bfloat16 and narrow.kl(RNG).dtype == torch.float32
+    torch.testing.assert_close(narrow.kl(RNG).double(), wide.kl(RNG), rtol=1e-5, atol=0)
+
+
+class Kl(nn.Module):
+    def __init__(self, of: BayesByBackprop) -> None:
+        super().__init__()
+        self.of = of
+
+    def forward(self) -> Tensor:
+        return self.of.kl(RNG)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# With the rest
+# ---------------------------------------------------------------------------------------------------------------------
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.rnn, self.decoder = BayesByBackprop(layer(), std=0.5), nn.Linear(H, 7, dtype=torch.float64)
+
+    def forward(self, given: Tensor) -> Tensor:
+        return self.decoder(self.rnn(given)[0])
+
+
+def test_mc_predict_draws_weights_for_each_sample() -> None:
+    model, calls = Model().eval(), []
+    model.rnn.rnn.register_forward_hook(lambda _, given, out: calls.append(out[0].detach()))
+    torch.manual_seed(4)
+    found = mc_predict(model, x(), samples=3)
+    torch.manual_seed(4)
+    model.rnn.train()
+    expected = torch.stack([model(x()).softmax(-1) for _ in range(3)]).mean(0).detach()
+    assert len(calls) == 6 and not torch.equal(calls[0], calls[1])
+    torch.testing.assert_close(found, expected)
+
+
+def test_fraternal_passes_share_weights_or_not() -> None:
+    model, target = Model(), torch.randint(7, (T, B))
+    penalties = [FraternalLoss(0.1, share=share)(model, x(), target=target).penalty for share in ((), ("weight",))]
+    assert penalties[0] > 0 and penalties[1] == 0
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_copies_and_state(copied: Any) -> None:
+    module = BayesByBackprop(layer(), std=0.1, prior=0.5)
+    assert {*module.state_dict()} == {"rho.weight_hh_l0", *(f"rnn.{name}" for name in layer().state_dict())}
+    assert torch.equal(copied(module)(x(), weights_rng=RNG)[0], module(x(), weights_rng=RNG)[0])
+    other = BayesByBackprop(layer(), std=0.9, prior=0.5)
+    other.load_state_dict(module.state_dict())
+    assert torch.equal(other(x(), weights_rng=RNG)[0], module(x(), weights_rng=RNG)[0])
+    torch.testing.assert_close(std(module, "weight_hh_l0"), torch.full((4 * H, H), 0.1, dtype=torch.float64))
+    assert repr(module).startswith("BayesByBackprop(\n  prior=0.5\n")
+
+
+@pytest.mark.parametrize(("make", "error", "says"), [
+    (lambda: BayesByBackprop(nn.Linear(2, 3)), TypeError, "rnn should be an LSTM, GRU or RNN, got Linear"),
+    (lambda: BayesByBackprop(layer(), inputs=1), TypeError, "inputs should be of type bool, got: int"),
+    (lambda: BayesByBackprop(layer(), mc=1), TypeError, "mc should be of type bool, got: int"),
+    (lambda: BayesByBackprop(layer(), std=0), ValueError, "std should be above 0, got 0"),
+    (lambda: BayesByBackprop(layer(), prior=0.0), ValueError, "prior should be a number above 0, or pi .* got 0.0"),
+    (lambda: BayesByBackprop(layer(), prior=(2, 1, 1)), ValueError, r"prior should be .* got \(2, 1, 1\)"),
+    (lambda: BayesByBackprop(layer(), prior=(0.5, 1)), ValueError, "prior should be"),
+    (lambda: BayesByBackprop(layer(), prior=None), ValueError, "prior should be .* got None"),
+    (lambda: BayesByBackprop(layer())(x(), weights_rng=torch.zeros(2)), ValueError, "rng should be an int64 tensor"),
+    (lambda: BayesByBackprop(layer())(x(), weights_rng={"weight": RNG}), TypeError, "rng of a BayesByBackprop should"),
+])  # fmt: skip
+def test_bad_arguments(make: Any, error: type[Exception], says: str) -> None:
+    with pytest.raises(error, match=says):
+        make()
