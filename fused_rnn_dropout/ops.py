@@ -440,6 +440,22 @@ def cpu_profile(on: bool) -> dict[str, float]:
     return {name: 1e-9 * ns for name, ns in zip(PHASES, _ops.cpu_profile(on), strict=True)}
 
 
+def cpu_multiply_adds(dtype: torch.dtype, rounds: int = 1_000_000) -> float:
+    """Multiply-adds a second, as floating-point operations, of the calling thread with all sums in registers.
+
+    That is what the products of the CPU kernels in use can reach at most.
+
+    Args:
+        dtype: torch.float32 or, where the kernels multiply in it, torch.bfloat16.
+        rounds: how often to add to all sums: the default takes some milliseconds.
+
+    Raises:
+        RuntimeError: another dtype, or ``rounds`` below 1.
+    """
+    operations, ns = _ops.cpu_multiply_adds(dtype, rounds)
+    return 1e9 * operations / max(ns, 1)
+
+
 def cpu_isas() -> tuple[str, ...]:
     """The instruction sets that this build has kernels for and this processor can run."""
     return tuple(ISAS[isa] for isa in _ops.cpu_isa(-1)[1:])

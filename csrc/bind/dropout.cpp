@@ -1,4 +1,6 @@
 // Operators without a recurrence: dropout of inputs and outputs, the numbers of masks, the choice of instruction set.
+#include <chrono>
+
 #include "bind/tensors.h"
 #include "cpu/numbers.h"
 #include "cpu/profile.h"
@@ -85,6 +87,23 @@ std::vector<int64_t> cpu_isa(int64_t choice) {
 // How layers with results in bfloat16 run: the number of a cpu::Bf16.
 int64_t cpu_bf16() { return static_cast<int64_t>(bf16()); }
 
+template <class T>
+std::vector<int64_t> multiply_adds_of(int64_t rounds) {
+  T factors[cpu::PEAK_NUMBERS] = {};
+  const auto begin = std::chrono::steady_clock::now();
+  const int64_t operations = typed_kernels<T>().multiply_adds(rounds, factors);
+  return {operations, std::chrono::nanoseconds(std::chrono::steady_clock::now() - begin).count()};
+}
+
+// Floating-point operations of `rounds` of multiply-adds in registers on the calling thread, and their nanoseconds.
+std::vector<int64_t> cpu_multiply_adds(ScalarType dtype, int64_t rounds) {
+  STD_TORCH_CHECK(rounds > 0, "rounds must be at least 1, got ", rounds);
+  if (dtype == ScalarType::Float) return multiply_adds_of<float>(rounds);
+  STD_TORCH_CHECK(dtype == ScalarType::BFloat16 && bf16() != cpu::Bf16::EXACT,
+                  "dtype must be float32 or, where the kernels multiply in it, bfloat16");
+  return multiply_adds_of<cpu::BFloat16>(rounds);
+}
+
 // Nanoseconds spent in each phase (cpu/profile.h) since the last call; from now on they are counted if `on`.
 std::vector<int64_t> cpu_profile(bool on) {
   std::vector<int64_t> found;
@@ -102,6 +121,7 @@ STABLE_TORCH_LIBRARY_IMPL(fused_rnn_dropout, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(fused_rnn_dropout, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&cpu_isa));
   m.impl("cpu_bf16", TORCH_BOX(&cpu_bf16));
+  m.impl("cpu_multiply_adds", TORCH_BOX(&cpu_multiply_adds));
   m.impl("cpu_profile", TORCH_BOX(&cpu_profile));
   m.impl("snapshot", TORCH_BOX(&snapshot));
 }

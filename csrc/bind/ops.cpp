@@ -9,6 +9,7 @@ STABLE_TORCH_LIBRARY(fused_rnn_dropout, m) {
   for (const char* schema : frd::bind::GPU_SCHEMAS) m.def(schema);
   m.def("cpu_isa(int choice) -> int[]");
   m.def("cpu_bf16() -> int");
+  m.def("cpu_multiply_adds(ScalarType dtype, int rounds) -> int[]");
   m.def("cpu_profile(bool on) -> int[]");
   m.def("snapshot(Tensor x) -> Tensor");
 }

@@ -9,6 +9,7 @@
 #include "cpu/layer.h"
 #include "cpu/layer_backward.h"
 #include "cpu/layer_forward.h"
+#include "cpu/peak.h"
 #include "cpu/profile.h"
 
 namespace frd::cpu::FRD_ISA {
@@ -29,6 +30,7 @@ constexpr TypedKernels<D> all_cells() {
   ((found.forward[Cells<Math>::CELL] = run_pass<ForwardPass<D, Cells>, LayerForward<D>>), ...);
   ((found.backward[Cells<Math>::CELL] = run_pass<BackwardPass<D, Cells>, LayerBackward<D>>), ...);
   found.drop_rows = drop_rows<D>;
+  if constexpr (sizeof(D) <= 4) found.multiply_adds = multiply_adds<D>;
   return found;
 }
 

@@ -170,7 +170,11 @@ struct TypedKernels {
   void (*forward[NUM_CELLS])(const LayerForward<D>&);
   void (*backward[NUM_CELLS])(const LayerBackward<D>&);
   void (*drop_rows)(const DropRows<D>&);
+  int64_t (*multiply_adds)(int64_t rounds, D* factors);  // cpu/peak.h; null for double
 };
+
+// Numbers that multiply_adds reads and writes.
+inline constexpr int PEAK_NUMBERS = 128;
 
 struct Kernels {
   const char* isa;

@@ -11,7 +11,7 @@ from fused_rnn_dropout import __version__
 from fused_rnn_dropout.cells import MODULES
 from fused_rnn_dropout.program import run_program
 
-from . import arguments, call, compare, floor, gpu, memory, plots, rounding, schedules, single, sites
+from . import arguments, call, compare, dtypes, floor, gpu, memory, plots, rounding, schedules, single, sites
 from .contenders import BY_NAME, TASKS, contenders_of
 from .machine import command_line
 from .profile import profile
@@ -20,8 +20,7 @@ from .run import DTYPES, Settings, load, run
 from .shapes import QUICK, SHAPES
 
 PROGRAM = "python -m bench"
-_COMMANDS = "[run | compare | report | pages | profile | sites | call | rounding | schedules | floor]"
-_LIMITS = "--threads should be at least 1, --rounds at least 2 and --budget above 0"
+_COMMANDS = "[run | compare | report | pages | profile | sites | dtypes | call | rounding | schedules | floor]"
 
 
 def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
@@ -65,15 +64,19 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     taken_apart.add_argument("--task", choices=TASKS, default="train")
     taken_apart.add_argument("--threads", type=int, default=2)
     cost = commands.add_parser("sites", help="what sites cost over none, in a forward and backward of our own layers")
-    cost.add_argument("page", type=Path, nargs="?", help="put the table between the markers of this page")
+    arguments.add_page(cost)
     cost.add_argument("--shapes", type=arguments.names("shape", shapes), default=tuple(shapes))
     cost.add_argument("--cells", type=arguments.names("cell", MODULES), default=MODULES)
     cost.add_argument(
         "--one", type=arguments.names("site", sites.ALONE), default=sites.ONE, help=", ".join(sites.ALONE)
     )
-    cost.add_argument("--threads", type=int, default=2)
-    cost.add_argument("--rounds", type=int, help="paired rounds (default: what --budget allows, at least 5)")
-    cost.add_argument("--budget", type=float, default=10.0, help="seconds for a shape (default: 10)")
+    arguments.add_effort(cost, "a shape")
+    of_types = commands.add_parser("dtypes", help="bfloat16 on the CPU beside float32 and torch.nn's, and its peak")
+    arguments.add_page(of_types)
+    of_types.add_argument("--shapes", type=arguments.names("shape", shapes), default=dtypes.SHAPES)
+    of_types.add_argument("--cells", type=arguments.names("cell", MODULES), default=("LSTM", "GRU"))
+    of_types.add_argument("--no-memory", action="store_true", help="leave peak memory out")
+    arguments.add_effort(of_types, "a shape")
     side_by_side = commands.add_parser(
         "schedules", help="a GPU's schedules side by side, right first; writes the file that FRD_SCHEDULE_TABLE names"
     )
@@ -90,18 +93,16 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     side_by_side.add_argument("--budget", type=float, default=grid.budget, help="seconds for a size (default: 0.5)")
     side_by_side.add_argument("--output", type=Path, default=Path("schedules.json"), help="the table; a page beside it")
     alone = commands.add_parser("call", help="what a call costs beside its arithmetic, and one step beside torch.nn's")
-    alone.add_argument("page", type=Path, nargs="?", help="put the tables between the markers of this page")
+    arguments.add_page(alone)
     alone.add_argument("--cells", type=arguments.names("cell", MODULES), default=("LSTM", "GRU"))
     alone.add_argument("--units", type=int, nargs="+", default=call.UNITS, help="H (default: 32 128 256 512)")
     alone.add_argument("--batches", type=int, nargs="+", default=call.BATCHES, help="B (default: 1 4 16)")
-    alone.add_argument("--threads", type=int, default=1)
-    alone.add_argument("--rounds", type=int, help="paired rounds (default: what --budget allows, at least 5)")
-    alone.add_argument("--budget", type=float, default=1.0, help="seconds for a step (default: 1)")
+    arguments.add_effort(alone, "a step", threads=1, budget=1.0)
     rounded = commands.add_parser("rounding", help="how far bfloat16 is off on the CPU, beside torch.nn's")
-    rounded.add_argument("page", type=Path, nargs="?", help="put the table between the markers of this page")
+    arguments.add_page(rounded)
     rounded.add_argument("--cells", type=arguments.names("cell", MODULES), default=MODULES)
     least = commands.add_parser("floor", help="what a GPU cannot do without, by arithmetic alone; needs no GPU")
-    least.add_argument("page", type=Path, nargs="?", help="put the tables between the markers of this page")
+    arguments.add_page(least)
     least.add_argument("--shapes", type=arguments.names("shape", shapes), default=tuple(shapes))
     least.add_argument("--cells", type=arguments.names("cell", MODULES), default=MODULES)
     least.add_argument("--dtypes", type=arguments.names("dtype", tuple(floor.BYTES)), default=tuple(floor.BYTES))
@@ -109,8 +110,7 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
 
 
 def settings(options: argparse.Namespace, command: str = "") -> Settings:
-    if options.threads < 1 or (options.rounds is not None and options.rounds < 2) or options.budget <= 0:
-        raise ValueError(_LIMITS)
+    arguments.effort(options).check()
     if options.tf32 and (options.device, options.dtype) != ("cuda", "float32"):
         raise ValueError("--tf32 is about float32 products on cuda")
     gpu.check(options.device)
@@ -165,14 +165,15 @@ def _run(given: Sequence[str], program: str) -> int:
             text = floor.page(options.cells, chosen_shapes, options.dtypes)
             floor.into(text, options.page) if options.page else print(text)
         elif options.command == "sites":
-            if options.threads < 1 or (options.rounds is not None and options.rounds < 2) or options.budget <= 0:
-                raise ValueError(_LIMITS)
             chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
-            command = command_line(program, given)
-            text = sites.sites(
-                options.cells, chosen_shapes, options.one, options.threads, options.rounds, options.budget, command
-            )
+            effort, command = arguments.effort(options), command_line(program, given)
+            text = sites.sites(options.cells, chosen_shapes, options.one, effort, command)
             sites.into(text, options.page) if options.page else print(text)
+        elif options.command == "dtypes":
+            chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
+            effort, command = arguments.effort(options), command_line(program, given)
+            text = dtypes.dtypes(options.cells, chosen_shapes, not options.no_memory, effort, command)
+            dtypes.into(text, options.page) if options.page else print(text)
         elif options.command == "schedules":
             if (options.rounds is not None and options.rounds < 2) or options.budget <= 0:
                 raise ValueError("--rounds should be at least 2 and --budget above 0")
@@ -181,13 +182,10 @@ def _run(given: Sequence[str], program: str) -> int:
             print(f"{text}\n\nwrote {options.output}: FRD_SCHEDULE_TABLE={options.output} has it chosen by")
             return int(failed)
         elif options.command == "call":
-            if options.threads < 1 or (options.rounds is not None and options.rounds < 2) or options.budget <= 0:
-                raise ValueError(_LIMITS)
             if min(*options.units, *options.batches) < 1:
                 raise ValueError("--units and --batches should be at least 1")
-            given_again = command_line(program, given)
-            measured = (options.cells, options.units, options.batches, options.threads, options.rounds, options.budget)
-            text = call.call(*measured, given_again)
+            effort, command = arguments.effort(options), command_line(program, given)
+            text = call.call(options.cells, options.units, options.batches, effort, command)
             call.into(text, options.page) if options.page else print(text)
         elif options.command == "rounding":
             text = rounding.rounding(options.cells, command_line(program, given))

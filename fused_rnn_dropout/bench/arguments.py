@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .measure import Effort
 
 
 def names(kind: str, allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
@@ -27,3 +30,19 @@ def counts(text: str) -> tuple[int, ...]:
     if not given or min(given) < 1:
         raise argparse.ArgumentTypeError(f"should be whole numbers from 1 on with commas between them, got {text!r}")
     return given
+
+
+def add_page(parser: argparse.ArgumentParser) -> None:
+    """The page that a command writes its tables into."""
+    parser.add_argument("page", type=Path, nargs="?", help="put the tables between the markers of this page")
+
+
+def add_effort(parser: argparse.ArgumentParser, of: str, threads: int = 2, budget: float = 10.0) -> None:
+    """The options that :func:`effort` reads. ``of``: what the budget is for."""
+    parser.add_argument("--threads", type=int, default=threads, help=f"of torch (default: {threads})")
+    parser.add_argument("--rounds", type=int, help="paired rounds (default: what --budget allows, at least 5)")
+    parser.add_argument("--budget", type=float, default=budget, help=f"seconds for {of} (default: {budget:g})")
+
+
+def effort(options: argparse.Namespace) -> Effort:
+    return Effort(options.threads, options.rounds, options.budget)

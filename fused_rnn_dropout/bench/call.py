@@ -1,12 +1,8 @@
-"""What a call costs beside its arithmetic: one step beside torch.nn's, and the layers of code that it goes through.
-
-On one thread the clock is that thread's own, which stands still while others have the processor.
-"""
+"""What a call costs beside its arithmetic: one step beside torch.nn's, and the layers of code that it goes through."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +16,8 @@ from fused_rnn_dropout.rnn_base import RegularizedRNN
 
 from . import onnx_runtime
 from .contenders import RATES, layer
-from .machine import environment
-from .measure import Interval, median_of, paired, ratio_of
-from .report import between, spread
+from .measure import Effort, Interval, median_of, ratio_of
+from .report import above, between, measured_on, spread
 from .shapes import Shape, row_of
 from .tables import table
 
@@ -97,18 +92,14 @@ def _many(call: Callable[[], Any], grad: bool = False) -> Callable[[], None]:
     return run
 
 
-def _clock() -> Callable[[], float]:
-    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-
-
-def measure(cell: str, task: str, shape: Shape, rounds: int | None = None, budget: float = 1.0) -> Step:
+def measure(cell: str, task: str, shape: Shape, effort: Effort) -> Step:
     """Times one step of ours beside one of torch.nn's, in every round; in eval ONNX Runtime's too, where that is."""
     x, hx = _inputs(cell, shape)
     runs = {"ours": _ours(cell, shape), "theirs": layer(nn, cell, shape)}
     timed = {name: _burst(rnn, task, x, hx) for name, rnn in runs.items()}
     if task == "eval" and not onnx_runtime.missing():
         timed["onnx"] = _many(onnx_runtime.call_of(layer(frd, cell, shape), x, hx))
-    found = paired(timed, rounds=rounds, budget=budget, clock=_clock()).rounds
+    found = effort.paired(timed)
     each = {name: [seconds / _BURST for seconds in taken] for name, taken in found.items()}
     over = ratio_of(each["ours"], each["theirs"])
     over_onnx = ratio_of(each["ours"], each["onnx"]) if "onnx" in each else None
@@ -151,7 +142,7 @@ ROOMS = {
 """The layers of code of a call, from the outside to the inside."""
 
 
-def rooms(cell: str, task: str, rounds: int = 200) -> dict[str, float]:
+def rooms(cell: str, task: str, threads: int = 1, rounds: int = 200) -> dict[str, float]:
     """Microseconds of a forward of 32 units, B 1, by the layer of code that spends them, the total, and torch.nn's.
 
     Each part is called by itself with what it is given in a call, many times in a row; what it spends is its time less
@@ -174,7 +165,7 @@ def rooms(cell: str, task: str, rounds: int = 200) -> dict[str, float]:
         call = _arguments_of_layer(kernel, parts["module"])
         forward = torch.ops.fused_rnn_dropout.layer_forward if task == "train" else torch.ops.fused_rnn_dropout.layer
         parts["binding"] = _again(_below_autograd(forward.default), call, {})
-        taken = _fastest(parts, rounds)
+        taken = _fastest(parts, Effort(threads, rounds))
         taken["kernel"] = _inside_kernels(parts["binding"], rounds)
     spent = {
         "module": taken["module"] - taken["held"],
@@ -218,7 +209,7 @@ def _arguments_of_layer(kernel: ops.Family, run: Callable[[], Any]) -> tuple[Any
     return caught[0]
 
 
-def _fastest(parts: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+def _fastest(parts: dict[str, Callable[[], Any]], effort: Effort) -> dict[str, float]:
     """Microseconds of a call of each part: the fastest burst of many, in turn."""
 
     def burst(part: Callable[[], Any]) -> Callable[[], None]:
@@ -228,7 +219,7 @@ def _fastest(parts: dict[str, Callable[[], Any]], rounds: int) -> dict[str, floa
 
         return run
 
-    taken = paired({name: burst(part) for name, part in parts.items()}, rounds=rounds, clock=_clock()).rounds
+    taken = effort.paired({name: burst(part) for name, part in parts.items()})
     return {name: 1e6 * min(seconds) / _BURST for name, seconds in taken.items()}
 
 
@@ -255,7 +246,6 @@ def text_of(
     profiles: dict[tuple[str, str], dict[str, float]], steps: Sequence[Step], threads: int, command: str
 ) -> str:
     """Both tables, what they were measured on, and what lies above its bar, in markdown."""
-    e = environment(threads, command)
     names = [f"{cell} {'forward, train' if task == 'train' else task}" for cell, task in profiles]
     whole = {"total": "the whole call", "torch.nn": "torch.nn's, without any site"}
     apart = [(said, *(f"{taken[room]:.1f}" for taken in profiles.values())) for room, said in (ROOMS | whole).items()]
@@ -274,43 +264,31 @@ def text_of(
     ]
     missed = [text for step in steps for text in step.missed()]
     return "\n\n".join([
-        f"{e['processor']}, {e['cores']} cores, "
-        f"{'one thread, its own time' if threads == 1 else f'{threads} threads'}, {e['instruction_set']}, "
-        f"torch {e['torch']}, fused_rnn_dropout {e['fused_rnn_dropout']}, {e['date'][:10]}. "
-        f"With {' and '.join(SITES)}.",
+        f"{measured_on(threads, command)}. With {' and '.join(SITES)}.",
         "Microseconds of one call of 32 units, B 1, T 1, by layer of code, each by itself and at its fastest:",
         table(("", *names), apart),
         "One step beside torch.nn's, which has no site: medians, and their ratio with a 95 % interval. *eval* is under "
         "no_grad, *train* forward and backward. ONNX Runtime runs the layer without sites, its weights packed once.",
         table(("", "task", "H", "B", "ours, µs", "torch.nn, µs", "ours / torch.nn", "ours / ONNX Runtime"), lines),
-        f"Bar: {BAR:.2f}; over ONNX Runtime, for one row of 512 units, {ONNX_BAR:.1f}. "
-        + ("Above it:" if missed else "Nothing lies above it."),
-        *(["\n".join(f"- {text}" for text in missed)] if missed else []),
+        above(f"Bars: {BAR:.2f}; over ONNX Runtime, for one row of 512 units, {ONNX_BAR:.1f}", missed),
         f"Made by `{command}`.",
     ])  # fmt: skip
 
 
-def call(
-    cells: Sequence[str],
-    units: Sequence[int],
-    batches: Sequence[int],
-    threads: int,
-    rounds: int | None,
-    budget: float,
-    command: str,
-) -> str:
+def call(cells: Sequence[str], units: Sequence[int], batches: Sequence[int], effort: Effort, command: str) -> str:
     """Measures all of it; what :func:`text_of` says."""
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
-    profiles = {(cell, task): rooms(cell, task, rounds or 200) for task in TASKS for cell in cells}
+    effort.begin()
+    profiles = {
+        (cell, task): rooms(cell, task, effort.threads, effort.rounds or 200) for task in TASKS for cell in cells
+    }
     steps = []
     for task in TASKS:
         for cell in cells:
             for width in units:
                 for batch in batches:
-                    steps.append(step := measure(cell, task, one_step(width, batch), rounds, budget))
+                    steps.append(step := measure(cell, task, one_step(width, batch), effort))
                     print(f"{cell} {task}, H {width}, B {batch}: {spread(step.over)}", file=sys.stderr, flush=True)
-    return text_of(profiles, steps, threads, command)
+    return text_of(profiles, steps, effort.threads, command)
 
 
 def into(text: str, path: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import platform
 import shlex
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fused_rnn_dropout import __version__, ops
+from fused_rnn_dropout import __version__, library, ops
 
 from .measure import timed
 from .shapes import Shape
@@ -74,6 +75,18 @@ def environment(threads: int, command: str) -> dict[str, Any]:
         "threads": threads,
         "load": os.getloadavg(),
     }
+
+
+def peak(dtype: torch.dtype, threads: int, rounds: int = 9) -> float | None:
+    """Multiply-adds of all threads at once in registers, in GFLOP/s: the fastest of some rounds.
+
+    None where the CPU's kernels do not multiply in this type.
+    """
+    if dtype == torch.bfloat16 and library.cpu_bf16() != "native":
+        return None
+    with ThreadPoolExecutor(threads) as pool:  # the operator lets go of Python's lock
+        each = [sum(pool.map(ops.cpu_multiply_adds, [dtype] * threads)) for _ in range(rounds)]
+    return 1e-9 * max(each)
 
 
 def _multiply(a: Tensor, b: Tensor, out: Tensor) -> None:

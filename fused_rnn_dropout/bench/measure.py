@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 
+_LIMITS = "--threads should be at least 1, --rounds at least 2 and --budget above 0"
 FEWEST, FEWEST_SLOW = 5, 2
 """Rounds in which a contender takes part at least, and one of which a single call takes a quarter of the budget."""
 
@@ -29,6 +30,34 @@ def synchronize(device: str) -> None:
 
 
 Clock = Callable[[], float]
+
+
+class Effort(NamedTuple):
+    """On how many threads to measure, and how long: paired rounds, or seconds that the rounds may take."""
+
+    threads: int = 2
+    rounds: int | None = None
+    budget: float = 10.0
+
+    def check(self) -> None:
+        """Raises ValueError for numbers with which nothing can be measured."""
+        if self.threads < 1 or (self.rounds is not None and self.rounds < 2) or self.budget <= 0:
+            raise ValueError(_LIMITS)
+
+    def begin(self) -> None:
+        """Sets torch's threads and random numbers.
+
+        Raises:
+            ValueError: as :meth:`check`.
+        """
+        self.check()
+        torch.set_num_threads(self.threads)
+        torch.manual_seed(0)
+
+    def paired(self, runs: Mapping[str, Callable[[], None]]) -> dict[str, list[float]]:
+        """Seconds of each run in each round; of one thread its own, which stop while others have the processor."""
+        clock = time.thread_time if self.threads == 1 else time.perf_counter
+        return paired(runs, rounds=self.rounds, budget=self.budget, clock=clock).rounds
 
 
 def timed(run: Callable[[], None], device: str = "cpu", clock: Clock = time.perf_counter) -> float:

@@ -11,6 +11,7 @@ from fused_rnn_dropout.cells import MODULES
 from . import gpu, paths
 from .contenders import BY_NAME as CONTENDERS
 from .criteria import Measure, judged, packed, peak, ratio, verdicts
+from .machine import environment
 from .measure import Interval, median_of, ratio_of
 from .shapes import Shape
 from .tables import table
@@ -41,6 +42,23 @@ def brief(value: Interval | None) -> str:
 
 def milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:.3g}" if seconds < 1 else f"{1e3 * seconds:.0f}"
+
+
+def measured_on(threads: int, command: str) -> str:
+    """The machine and the software of a table that is measured now, as the beginning of a sentence."""
+    e = environment(threads, command)
+    return (
+        f"{e['processor']}, {e['cores']} cores, "
+        f"{'one thread, its own time' if threads == 1 else f'{threads} threads'}, {e['instruction_set']}, "
+        f"torch {e['torch']}, fused_rnn_dropout {e['fused_rnn_dropout']}, {e['date'][:10]}"
+    )
+
+
+def above(bars: str, missed: Sequence[str]) -> str:
+    """What is asked for, and what lies above it."""
+    if not missed:
+        return f"{bars}. Nothing lies above."
+    return f"{bars}. Above:\n\n" + "\n".join(f"- {text}" for text in missed)
 
 
 def shapes_of(results: dict[str, Any]) -> list[Shape]:

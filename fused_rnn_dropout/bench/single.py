@@ -20,7 +20,7 @@ from fused_rnn_dropout.site_text import spec_of
 from fused_rnn_dropout.sites import SITE, SITES, make_spec, sites_of
 
 from . import gpu
-from .arguments import names
+from .arguments import effort, names
 from .contenders import TASKS, Contender, layer
 from .loops import LOOP_CELLS, LOOP_SITES, Loop, WeightDrop
 from .machine import command_line
@@ -227,8 +227,7 @@ def check(options: argparse.Namespace) -> None:
     cell = CELLS[options.cell]
     if options.layers < 1:
         raise ValueError(f"--layers should be at least 1, got {options.layers}")
-    if options.threads < 1 or (options.rounds is not None and options.rounds < 2) or options.budget <= 0:
-        raise ValueError("--threads should be at least 1, --rounds at least 2 and --budget above 0")
+    effort(options).check()
     if options.output.suffix != ".json":
         raise ValueError(f"--output should end in .json, got {options.output}")
     if options.graphs and options.device != "cuda":

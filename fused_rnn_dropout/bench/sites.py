@@ -1,26 +1,19 @@
-"""What sites cost: a forward and backward of the library with them beside one without, in paired rounds.
-
-On one thread the clock is that thread's own, which stands still while others have the processor.
-"""
+"""What sites cost: a forward and backward of the library with them beside one without, in paired rounds."""
 
 from __future__ import annotations
 
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
 import fused_rnn_dropout as frd
 from fused_rnn_dropout.sites import SITE
 
 from .contenders import BY_NAME, RATES, layer, runner
-from .machine import environment
-from .measure import Interval, median_of, paired, ratio_of
-from .report import between, milliseconds, spread
+from .measure import Effort, Interval, median_of, ratio_of
+from .report import above, between, measured_on, milliseconds, spread
 from .shapes import Shape
 from .tables import table
 
@@ -67,21 +60,19 @@ class Row(NamedTuple):
                 yield f"{self.cell} {self.shape.name}, {name}: {spread(self.over[name])}, above {most:.2f}"
 
 
-def measure(cell: str, shape: Shape, one: Sequence[str] = ONE, rounds: int | None = None, budget: float = 10.0) -> Row:
+def measure(cell: str, shape: Shape, one: Sequence[str], effort: Effort) -> Row:
     """Times no site, each of ``one`` alone and every site, in every round."""
     builders: dict[str, Any] = {"none": partial(BY_NAME["none"].build, cell, shape)}
     builders |= {name: partial(layer, frd, cell, shape, **{name: RATES[name]}) for name in one}
     builders["every site"] = partial(BY_NAME["all"].build, cell, shape)
     runs = {name: runner(build(), shape, "train") for name, build in builders.items()}
-    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    found = paired(runs, rounds=rounds, budget=budget, clock=clock).rounds
+    found = effort.paired(runs)
     none = found.pop("none")
     return Row(cell, shape, len(none), median_of(none), {name: ratio_of(taken, none) for name, taken in found.items()})
 
 
 def text_of(rows: Sequence[Row], threads: int, command: str) -> str:
     """The table, what it was measured on, and what lies above its bar, in markdown."""
-    e = environment(threads, command)
     names = list(rows[0].over) if rows else []
     head = ("", "shape", "T, B, I, H", "rounds", "no site, ms", *(f"{name} / no site" for name in names))
     lines = [
@@ -99,13 +90,9 @@ def text_of(rows: Sequence[Row], threads: int, command: str) -> str:
     bars = {bar.meaning: bar.most for row in rows if (bar := Bar.of(row.shape)) is not None}
     asked = ", ".join(f"{most:.2f} ({meaning})" for meaning, most in bars.items())
     return "\n\n".join([
-        f"Forward and backward, ratios of medians with a 95 % interval. {e['processor']}, {e['cores']} cores, "
-        f"{'one thread, its own time' if threads == 1 else f'{threads} threads'}, {e['instruction_set']}, "
-        f"torch {e['torch']}, fused_rnn_dropout {e['fused_rnn_dropout']}, {e['date'][:10]}.",
+        f"Forward and backward, ratios of medians with a 95 % interval. {measured_on(threads, command)}.",
         table(head, lines),
-        f"Bars: every site {asked or 'none'}; one site {ONE_BAR:.2f}. "
-        + ("Above them:" if missed else "Nothing lies above them."),
-        *(["\n".join(f"- {text}" for text in missed)] if missed else []),
+        above(f"Bars: every site {asked or 'none'}; one site {ONE_BAR:.2f}", missed),
         f"Made by `{command}`.",
     ])  # fmt: skip
 
@@ -114,21 +101,18 @@ def sites(
     cells: Sequence[str],
     shapes: Sequence[Shape],
     one: Sequence[str],
-    threads: int,
-    rounds: int | None,
-    budget: float,
+    effort: Effort,
     command: str,
 ) -> str:
     """Measures all of it; what :func:`text_of` says."""
-    torch.set_num_threads(threads)
-    torch.manual_seed(0)
+    effort.begin()
     rows = []
     for cell in cells:
         for shape in shapes:
-            rows.append(row := measure(cell, shape, one, rounds, budget))
+            rows.append(row := measure(cell, shape, one, effort))
             over = ", ".join(f"{name} {spread(ratio)}" for name, ratio in row.over.items())
             print(f"{cell} {shape.name}: {over}", file=sys.stderr, flush=True)
-    return text_of(rows, threads, command)
+    return text_of(rows, effort.threads, command)
 
 
 def into(text: str, path: Path) -> None:

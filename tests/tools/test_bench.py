@@ -19,11 +19,24 @@ from torch import nn
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import library, ops
 from fused_rnn_dropout.bench import __main__ as bench_main
-from fused_rnn_dropout.bench import baselines, call, criteria, gpu, memory, onnx_runtime, paths, report, run, sites
+from fused_rnn_dropout.bench import (
+    baselines,
+    call,
+    criteria,
+    dtypes,
+    gpu,
+    machine,
+    memory,
+    onnx_runtime,
+    paths,
+    report,
+    run,
+    sites,
+)
 from fused_rnn_dropout.bench.__main__ import main
 from fused_rnn_dropout.bench.contenders import BY_NAME, CONTENDERS, RATES, contenders_of, rates_of, runner
 from fused_rnn_dropout.bench.loops import Loop, WeightDrop
-from fused_rnn_dropout.bench.measure import FEWEST, FEWEST_SLOW, Interval, median_of, paired, ratio_of
+from fused_rnn_dropout.bench.measure import FEWEST, FEWEST_SLOW, Effort, Interval, median_of, paired, ratio_of
 from fused_rnn_dropout.bench.profile import profile
 from fused_rnn_dropout.bench.shapes import QUICK, SHAPES, Shape
 from fused_rnn_dropout.cells import MODULES
@@ -684,8 +697,8 @@ def test_what_sites_cost_has_a_bar_by_shape() -> None:
     assert not list(row_of_sites(other, 1.03, 9.0).missed())
     text = sites.text_of([row_of_sites(large, 1.03, 1.05)], 2, "the command")
     assert "| LSTM | zaremba | 35, 20, 650, 650 | 9      | 500         | 1.03 (1.02-1.04) | 1.05 (1.04-1.06)" in text
-    assert "Above them:\n\n- LSTM zaremba, every site" in text and text.endswith("Made by `the command`.")
-    assert "Nothing lies above them." in sites.text_of([row_of_sites(large, 1.0, 1.0)], 2, "the command")
+    assert "Above:\n\n- LSTM zaremba, every site" in text and text.endswith("Made by `the command`.")
+    assert "Nothing lies above." in sites.text_of([row_of_sites(large, 1.0, 1.0)], 2, "the command")
 
 
 def test_what_sites_cost_is_measured_into_a_page(
@@ -701,6 +714,85 @@ def test_what_sites_cost_is_measured_into_a_page(
     head, _, row = [line for line in text.splitlines() if line.startswith("|")]
     assert head.split("|")[-3:-1] == [" zoneout_h / no site ", " every site / no site "] and " GRU | tiny " in row
     assert main(["sites", "--rounds", "1"]) == 1 and "--rounds at least 2" in capsys.readouterr().err
+
+
+def row_of_dtypes(shape: Shape, train: float, eval: float, gain: float, memory: float | None) -> dtypes.Row:
+    """With 0.5 seconds in float32."""
+    ratios = (Interval(value, value - 0.01, value + 0.01) for value in (train, eval, gain))
+    ours = {"float32": Interval(0.5, 0.4, 0.6), "bfloat16": Interval(0.5 / gain, 0.2, 0.3)}
+    return dtypes.Row("GRU", shape, ours, *ratios, memory)
+
+
+def test_what_bfloat16_reaches_has_bars() -> None:
+    wide, small = (next(shape for shape in SHAPES if shape.name == name) for name in ("wide", "small"))
+    # Half of what half a second of float32 takes, so that float32 is at 50 % of the peak and bfloat16 at 100 %.
+    rates = {dtype: dtypes.Rates(2e-9 * wide.flops("GRU", "train") / 0.5, 100.0) for dtype in ("float32", "bfloat16")}
+    fine = row_of_dtypes(wide, 0.80, 0.85, 2.0, 0.60)
+    assert fine.share("float32", rates) == pytest.approx(0.5) and fine.share("bfloat16", rates) == pytest.approx(1.0)
+    assert not list(fine.missed(rates))
+    assert list(row_of_dtypes(wide, 0.81, 0.86, 1.44, 0.61).missed(rates)) == [
+        "GRU wide, train / torch.nn: 0.81 (0.80-0.82), above 0.80",
+        "GRU wide, eval / torch.nn: 0.86 (0.85-0.87), above 0.85",
+        "GRU wide, float32 / bfloat16: 1.44 (1.43-1.45), below 1.45",
+        "GRU wide, memory: 0.61, above 0.60",
+        "GRU wide, share of the peak in bfloat16: 72 %, below 75 %",
+    ]
+    slow = row_of_dtypes(small, 0.5, 0.5, 1.0, None)  # of few units, which need not gain
+    assert [text.split(":")[0] for text in slow.missed(rates)] == ["GRU small, share of the peak in float32"]
+    unknown = {dtype: dtypes.Rates(None, 100.0) for dtype in rates}
+    assert not list(slow.missed(unknown))
+    text = dtypes.text_of([fine, slow], rates, 2, "the command")
+    assert re.search(r"\| GRU \| wide .* 0\.80 \(0\.79-0\.81\) .* 50 % +\| 100 % +\| 0\.60 ", text)
+    assert "Above:\n\n- GRU small" in text and text.endswith("Made by `the command`.")
+    assert re.search(r"\| float32 +\| +\| 100 ", dtypes.text_of([], unknown, 2, "the command"))
+
+
+def test_dtypes_are_measured_into_a_page(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        bench_main, "SHAPES", (Shape("awd", 5, 3, 4, 6, "large", ""), Shape("other", 5, 3, 4, 6, "", ""))
+    )
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{dtypes.BEGIN}\nold\n{dtypes.END}\nafter\n")
+    command = ["dtypes", str(page), "--cells", "GRU", "--rounds", "2", "--threads", "1", "--no-memory"]
+    assert main(command) == 0, capsys.readouterr().err
+    before, text, after = re.split(f"{dtypes.BEGIN}|{dtypes.END}", page.read_text())
+    assert (before, after) == ("before\n", "\nafter\n") and "old" not in text
+    (row,) = [line for line in text.splitlines() if line.startswith("| GRU")]
+    assert " awd " in row and re.search(r"\| float32 +\| \d+ +\| \d+ ", text)
+    assert main(["dtypes", "--rounds", "1"]) == 1 and "--rounds at least 2" in capsys.readouterr().err
+
+
+def test_the_peak_is_that_of_all_threads() -> None:
+    """What a product reaches is below it; two threads do not wait for one another."""
+    one, two = (machine.peak(torch.float32, threads, rounds=3) for threads in (1, 2))
+    assert one is not None and two is not None and 0.1 < one < 10_000 and two > one / 2
+    with pytest.raises(RuntimeError, match="rounds must be at least 1"):
+        ops.cpu_multiply_adds(torch.float32, 0)
+    with pytest.raises(RuntimeError, match="dtype must be float32 or"):
+        ops.cpu_multiply_adds(torch.float64)
+
+
+@pytest.mark.parametrize("isa", ops.cpu_isas())
+def test_multiply_adds_are_counted_and_none_is_left_out(isa: str) -> None:
+    """Of twice as many rounds twice as many operations, in about twice the time."""
+    in_use = ops.cpu_isa()
+    try:
+        ops.cpu_isa(isa)
+        counts = []
+        for rounds in (200_000, 400_000):
+            operations, ns = min(
+                (torch.ops.fused_rnn_dropout.cpu_multiply_adds(torch.float32, rounds) for _ in range(7)),
+                key=lambda found: found[1],
+            )
+            counts.append(operations)
+            assert operations % (2 * rounds) == 0
+            # No core has more than 7 GHz and 64 of them a cycle: were products left out, it would seem so.
+            assert operations / ns < 2 * 64 * 7
+        assert counts[1] == 2 * counts[0]
+    finally:
+        ops.cpu_isa(in_use)
 
 
 def one_step(units: int, ratio: float, onnx: float | None = None) -> call.Step:
@@ -720,8 +812,8 @@ def test_what_a_call_costs_has_a_bar() -> None:
     assert "GRU forward, train" in text and text.endswith("Made by `the command`.")
     assert re.search(r"\| the whole call +\| 8.0 ", text)
     assert re.search(r"`csrc/cpu/`: arithmetic and masks +\| 7.0", text)
-    assert "Above it:\n\n- GRU eval, H 32" in text and "H 64" not in text.split("Above it:")[1]
-    assert "Nothing lies above it." in call.text_of({}, [one_step(64, 0.9)], 1, "the command")
+    assert "Above:\n\n- GRU eval, H 32" in text and "H 64" not in text.split("Above:")[1]
+    assert "Nothing lies above." in call.text_of({}, [one_step(64, 0.9)], 1, "the command")
 
 
 @pytest.mark.parametrize("task", call.TASKS)
@@ -745,8 +837,9 @@ def test_onnx_runtime_computes_the_step_that_is_timed_beside_ours(cell: str) -> 
     want = y, *(last if cell == "LSTM" else (last,))
     for found, wanted in zip(onnx_runtime.call_of(rnn, x, hx)(), want, strict=True):
         torch.testing.assert_close(torch.from_numpy(found), wanted.detach(), rtol=1e-5, atol=1e-6)
-    assert call.measure(cell, "train", call.one_step(8, 1), rounds=2).over_onnx is None
-    over = call.measure(cell, "eval", call.one_step(8, 1), rounds=2).over_onnx
+    effort = Effort(threads=1, rounds=2)
+    assert call.measure(cell, "train", call.one_step(8, 1), effort).over_onnx is None
+    over = call.measure(cell, "eval", call.one_step(8, 1), effort).over_onnx
     assert over is not None and over.value > 0
 
 
