@@ -158,6 +158,10 @@ class Site(NamedTuple):
         """Whether it acts on what a layer writes."""
         return self.group == "output"
 
+    def writes_under(self, flags: int) -> bool:
+        """Whether it acts there under ``flags``: with WRITES_BETWEEN a site between layers does too."""
+        return self.writes or (self.between and bool(flags & FLAG["WRITES_BETWEEN"]))
+
     @property
     def between(self) -> bool:
         """Whether it acts between layers, so that they cannot run as one."""
@@ -374,10 +378,7 @@ one above reads.
 
 def outer_sites(flags: int, writes: bool) -> list[Site]:
     """The sites on what a layer reads, or on what it writes, that ``flags`` configure; operators take one at most."""
-    between = bool(flags & FLAG["WRITES_BETWEEN"])
-    return [
-        site for site in OUTER_SITES if flags & FLAG[site.flag] and (site.writes or site.between and between) == writes
-    ]
+    return [site for site in OUTER_SITES if flags & FLAG[site.flag] and site.writes_under(flags) == writes]
 
 
 def outer_site(flags: int, writes: bool) -> Site | None:

@@ -88,7 +88,7 @@ OPTIONS = {"num_warps": SMALL.warps, "num_stages": SMALL.stages}
 # Parameters by what they hold; every other pointer holds values in the dtype of the results.
 WIDE = {"pre", "rec", "c", "h", "cells", "dh", "dc", "carried", "state", "numbers", "projected", "dh_new",
         "bias", "bias_apart"}  # fmt: skip
-INTEGERS = {"keys", "thresholds", "example_ids", "rng", "rng_state", "rng_hidden", "rng_output", "layout"}
+INTEGERS = {"keys", "thresholds", "example_ids", "rng", "rng_state", "rng_hidden", "rng_written", "layout"}
 
 
 class Case(NamedTuple):

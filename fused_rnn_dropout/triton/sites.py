@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ..fakes import compute_dtype
-from ..sites import FLAG, KIND, SITE_INDEX, STATE_SITES, outer_site, stream
+from ..sites import FLAG, KIND, OUTER_SITES, SITE_INDEX, STATE_SITES, stream
 from .launch import launch
 from .philox import M1, derive_key, keep_rate, keep_scale
 
@@ -117,8 +117,14 @@ def per_step(flags, number):
 
 @triton.constexpr_function
 def _written(flags):
-    """The site that masks what the layer writes; None where none does."""
-    return outer_site(flags, writes=True)
+    """The site that masks what the layer writes; None where none does.
+
+    ``sites.outer_site`` says the same outside: a compiled function calls no function of Python's but its own kind.
+    """
+    for site in OUTER_SITES:
+        if sampled(flags, site.flag) and site.writes_under(flags):
+            return site
+    return None
 
 
 @triton.constexpr_function
