@@ -17,7 +17,7 @@ from fused_rnn_dropout.rnn_base import RegularizedRNN
 from . import onnx_runtime
 from .contenders import RATES, layer
 from .measure import Effort, Interval, median_of, ratio_of
-from .report import above, between, measured_on, spread
+from .report import between, measured_on, spread, with_misses
 from .shapes import Shape, row_of
 from .tables import table
 
@@ -270,7 +270,7 @@ def text_of(
         "One step beside torch.nn's, which has no site: medians, and their ratio with a 95 % interval. *eval* is under "
         "no_grad, *train* forward and backward. ONNX Runtime runs the layer without sites, its weights packed once.",
         table(("", "task", "H", "B", "ours, µs", "torch.nn, µs", "ours / torch.nn", "ours / ONNX Runtime"), lines),
-        above(f"Bars: {BAR:.2f}; over ONNX Runtime, for one row of 512 units, {ONNX_BAR:.1f}", missed),
+        with_misses(f"Bars: {BAR:.2f}; over ONNX Runtime, for one row of 512 units, {ONNX_BAR:.1f}", missed),
         f"Made by `{command}`.",
     ])  # fmt: skip
 

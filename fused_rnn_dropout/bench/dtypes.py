@@ -12,7 +12,7 @@ from .contenders import BY_NAME as CONTENDERS
 from .contenders import runner
 from .machine import peak, sgemm
 from .measure import Effort, Interval, median_of, ratio_of
-from .report import above, between, brief, measured_on, milliseconds, spread
+from .report import between, brief, measured_on, milliseconds, spread, with_misses
 from .run import DTYPES
 from .shapes import Shape
 from .tables import table
@@ -149,7 +149,7 @@ def text_of(rows: Sequence[Row], rates: Mapping[str, Rates], threads: int, comma
         "What the processor multiplies, in GFLOP/s: sums that stay in registers, on all threads at once, which is the "
         "peak, and the best of torch's products of the two largest shapes.",
         table(("", "registers", "torch's products"), of_machine),
-        above(bars, [text for row in rows for text in row.missed(rates)]),
+        with_misses(bars, [text for row in rows for text in row.missed(rates)]),
         f"Made by `{command}`.",
     ])  # fmt: skip
 

@@ -54,11 +54,11 @@ def measured_on(threads: int, command: str) -> str:
     )
 
 
-def above(bars: str, missed: Sequence[str]) -> str:
-    """What is asked for, and what lies above it."""
+def with_misses(bars: str, missed: Sequence[str]) -> str:
+    """What is asked for, and what misses it."""
     if not missed:
-        return f"{bars}. Nothing lies above."
-    return f"{bars}. Above:\n\n" + "\n".join(f"- {text}" for text in missed)
+        return f"{bars}. All are met."
+    return f"{bars}. Missed:\n\n" + "\n".join(f"- {text}" for text in missed)
 
 
 def shapes_of(results: dict[str, Any]) -> list[Shape]:

@@ -13,7 +13,7 @@ from fused_rnn_dropout.sites import SITE
 
 from .contenders import BY_NAME, RATES, layer, runner
 from .measure import Effort, Interval, median_of, ratio_of
-from .report import above, between, measured_on, milliseconds, spread
+from .report import between, measured_on, milliseconds, spread, with_misses
 from .shapes import Shape
 from .tables import table
 
@@ -92,7 +92,7 @@ def text_of(rows: Sequence[Row], threads: int, command: str) -> str:
     return "\n\n".join([
         f"Forward and backward, ratios of medians with a 95 % interval. {measured_on(threads, command)}.",
         table(head, lines),
-        above(f"Bars: every site {asked or 'none'}; one site {ONE_BAR:.2f}", missed),
+        with_misses(f"Bars: every site {asked or 'none'}; one site {ONE_BAR:.2f}", missed),
         f"Made by `{command}`.",
     ])  # fmt: skip
 

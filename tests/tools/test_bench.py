@@ -697,8 +697,8 @@ def test_what_sites_cost_has_a_bar_by_shape() -> None:
     assert not list(row_of_sites(other, 1.03, 9.0).missed())
     text = sites.text_of([row_of_sites(large, 1.03, 1.05)], 2, "the command")
     assert "| LSTM | zaremba | 35, 20, 650, 650 | 9      | 500         | 1.03 (1.02-1.04) | 1.05 (1.04-1.06)" in text
-    assert "Above:\n\n- LSTM zaremba, every site" in text and text.endswith("Made by `the command`.")
-    assert "Nothing lies above." in sites.text_of([row_of_sites(large, 1.0, 1.0)], 2, "the command")
+    assert "Missed:\n\n- LSTM zaremba, every site" in text and text.endswith("Made by `the command`.")
+    assert "All are met." in sites.text_of([row_of_sites(large, 1.0, 1.0)], 2, "the command")
 
 
 def test_what_sites_cost_is_measured_into_a_page(
@@ -743,7 +743,7 @@ def test_what_bfloat16_reaches_has_bars() -> None:
     assert not list(slow.missed(unknown))
     text = dtypes.text_of([fine, slow], rates, 2, "the command")
     assert re.search(r"\| GRU \| wide .* 0\.80 \(0\.79-0\.81\) .* 50 % +\| 100 % +\| 0\.60 ", text)
-    assert "Above:\n\n- GRU small" in text and text.endswith("Made by `the command`.")
+    assert "Missed:\n\n- GRU small" in text and text.endswith("Made by `the command`.")
     assert re.search(r"\| float32 +\| +\| 100 ", dtypes.text_of([], unknown, 2, "the command"))
 
 
@@ -812,8 +812,8 @@ def test_what_a_call_costs_has_a_bar() -> None:
     assert "GRU forward, train" in text and text.endswith("Made by `the command`.")
     assert re.search(r"\| the whole call +\| 8.0 ", text)
     assert re.search(r"`csrc/cpu/`: arithmetic and masks +\| 7.0", text)
-    assert "Above:\n\n- GRU eval, H 32" in text and "H 64" not in text.split("Above:")[1]
-    assert "Nothing lies above." in call.text_of({}, [one_step(64, 0.9)], 1, "the command")
+    assert "Missed:\n\n- GRU eval, H 32" in text and "H 64" not in text.split("Missed:")[1]
+    assert "All are met." in call.text_of({}, [one_step(64, 0.9)], 1, "the command")
 
 
 @pytest.mark.parametrize("task", call.TASKS)
