@@ -45,9 +45,7 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     made.add_argument("--no-kernels", action="store_true", help="on cuda, do not count the kernels that are launched")
     made.add_argument("--quick", action="store_true", help="two tiny shapes and few rounds, to try it out")
     made.add_argument("--compiled", action="store_true", help="also the loop under torch.compile: minutes more")
-    made.add_argument("--threads", type=int, default=2, help="threads of torch (default: 2)")
-    made.add_argument("--rounds", type=int, help="paired rounds (default: what --budget allows, at least 5)")
-    made.add_argument("--budget", type=float, default=10.0, help="seconds for a shape and task (default: 10)")
+    arguments.add_effort(made, "a shape and task")
     made.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     made.add_argument("--no-scaling", action="store_true", help="leave one thread against all of them out")
     made.add_argument("--resume", action="store_true", help="go on with what --output holds already")
@@ -172,7 +170,8 @@ def _run(given: Sequence[str], program: str) -> int:
         elif options.command == "dtypes":
             chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
             effort, command = arguments.effort(options), command_line(program, given)
-            text = dtypes.dtypes(options.cells, chosen_shapes, not options.no_memory, effort, command)
+            with_memory = not options.no_memory and memory.available()
+            text = dtypes.dtypes(options.cells, chosen_shapes, with_memory, effort, command)
             dtypes.into(text, options.page) if options.page else print(text)
         elif options.command == "schedules":
             if (options.rounds is not None and options.rounds < 2) or options.budget <= 0:

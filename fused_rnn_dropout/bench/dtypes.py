@@ -10,7 +10,7 @@ from typing import NamedTuple
 from . import memory
 from .contenders import BY_NAME as CONTENDERS
 from .contenders import runner
-from .machine import peak, sgemm
+from .machine import multiply_add_peak, sgemm
 from .measure import Effort, Interval, median_of, ratio_of
 from .report import between, brief, measured_on, milliseconds, spread, with_misses
 from .run import DTYPES
@@ -159,7 +159,7 @@ def dtypes(cells: Sequence[str], shapes: Sequence[Shape], with_memory: bool, eff
     effort.begin()
     largest = sorted(shapes, key=lambda shape: shape.flops("LSTM", "train"))[-2:]
     rates = {
-        name: Rates(peak(DTYPES[name], effort.threads), sgemm(largest, dtype=DTYPES[name])["best"])
+        name: Rates(multiply_add_peak(DTYPES[name], effort.threads), sgemm(largest, dtype=DTYPES[name])["best"])
         for name in (WIDE, NARROW)
     }
     rows = []

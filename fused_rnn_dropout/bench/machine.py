@@ -77,7 +77,7 @@ def environment(threads: int, command: str) -> dict[str, Any]:
     }
 
 
-def peak(dtype: torch.dtype, threads: int, rounds: int = 9) -> float | None:
+def multiply_add_peak(dtype: torch.dtype, threads: int, rounds: int = 9) -> float | None:
     """Multiply-adds of all threads at once in registers, in GFLOP/s: the fastest of some rounds.
 
     None where the CPU's kernels do not multiply in this type.

@@ -20,7 +20,7 @@ from fused_rnn_dropout.site_text import spec_of
 from fused_rnn_dropout.sites import SITE, SITES, make_spec, sites_of
 
 from . import gpu
-from .arguments import effort, names
+from .arguments import add_effort, effort, names
 from .contenders import TASKS, Contender, layer
 from .loops import LOOP_CELLS, LOOP_SITES, Loop, WeightDrop
 from .machine import command_line
@@ -209,9 +209,7 @@ def add(commands: Any) -> None:
     more("--tasks", type=names("task", TASKS), default=TASKS, help=f"(default: {','.join(TASKS)})")
     more("--graphs", action="store_true", help="on cuda, forward and backward also as the replay of a CUDA graph")
     more("--tf32", action="store_true", help="on cuda, let everyone round float32 products to TF32")
-    more("--threads", type=int, default=torch.get_num_threads(), help="of torch (default: %(default)s)")
-    more("--rounds", type=int, help="paired rounds (default: what --budget allows, at least 5)")
-    more("--budget", type=float, default=10.0, help="seconds for a shape and task (default: 10)")
+    add_effort(parser, "a shape and task", threads=torch.get_num_threads())
     more(
         "--output", type=Path, default=Path("bench-run.json"), metavar="FILE",
         help="where the rounds go; the table goes into FILE with .csv in place of .json (default: %(default)s)",

@@ -766,7 +766,7 @@ def test_dtypes_are_measured_into_a_page(
 
 def test_the_peak_is_that_of_all_threads() -> None:
     """What a product reaches is below it; two threads do not wait for one another."""
-    one, two = (machine.peak(torch.float32, threads, rounds=3) for threads in (1, 2))
+    one, two = (machine.multiply_add_peak(torch.float32, threads, rounds=3) for threads in (1, 2))
     assert one is not None and two is not None and 0.1 < one < 10_000 and two > one / 2
     with pytest.raises(RuntimeError, match="rounds must be at least 1"):
         ops.cpu_multiply_adds(torch.float32, 0)
