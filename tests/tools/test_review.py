@@ -264,7 +264,7 @@ def test_every_line_in_the_repository_is_of_a_row():
 
 
 def test_rows_of_one_name_are_one_row():
-    made = grid._Builder(training.Settings())
+    made = grid.Builder(training.Settings())
     made.row("a", {"weight_dropout": 0.5}, 3)
     made.row("a", {"weight_dropout": 0.5}, 5)
     with pytest.raises(ValueError, match="two rows are called 'a'"):
