@@ -29,7 +29,8 @@ def _count(text: str) -> int:
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog=_PROGRAM, description="Measures dropout rates against loss, for every site.")
     made.add_argument("--results", type=Path, default=results.PATH, metavar="FILE", help="JSON lines (%(default)s)")
-    made.add_argument("--tiny", action="store_true", help="a grid of three small rows: shows that everything runs")
+    made.add_argument("--tiny", action="store_true", help="a grid of a few small rows: shows that everything runs")
+    made.add_argument("--task", choices=tuple(TASKS), help="one of them alone (all; with --tiny: %(const)s)", const=CHARACTERS)
     commands = made.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="run what has no result yet; start it twice to use two cores")
     run.add_argument("--only", metavar="TEXT", help="only rows whose names have TEXT in them")

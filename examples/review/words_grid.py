@@ -8,6 +8,7 @@ from typing import Any
 from fused_rnn_dropout import LockedDropout
 
 from .grid import Builder, Grid
+from .task import Section, Task
 from .words import ONE_WIDTH, WordSettings
 
 SEEDS = 3
@@ -97,3 +98,53 @@ def tiny() -> Grid:
     made.row(WHOLE, SITES, 2, extras=EXTRAS | {"sgd": 5.0, "fine_tuning": 1, "nt_asgd": 1}, tuning=2)
     made.row("words: none, 1 layer", {}, 2, kind=ONE_WIDTH, layers=1)
     return made.grid()
+
+
+_PUBLISHED = {"fine-tuning": "60.7 / 58.8", "NT-ASGD": "66.3 / 63.7", "variable length": "61.3 / 58.9",
+              "embedding dropout": "65.1 / 62.7", "weight decay": "63.7 / 61.0", "AR, TAR": "62.7 / 60.3",
+              "weight drop": "71.1 / 68.9"}  # fmt: skip
+"""Perplexities of the Penn Treebank, validation / test: Merity et al. 2017, Table 4."""
+
+TASK = Task(
+    study,
+    tiny,
+    {
+        "perplexity": (lambda figures: 2 ** figures["best"], ".1f"),
+        "MC less eval": (lambda figures: figures["mc"] - figures["best"], "+.3f"),
+    },
+    (
+        Section(
+            "AWD-LSTM without each of its parts",
+            WHOLE,
+            {
+                WHOLE: "60.0 / 57.3",
+                **{f"{WHOLE} without {part}": published for part, published in _PUBLISHED.items()},
+                f"{WHOLE} with full-sized embedding": "68.0 / 65.6",
+                NOTHING: "",
+                f"{NOTHING}, SGD 3": "",
+                f"{NOTHING}, SGD 10": "",
+            },
+        ),
+        Section(
+            "Zaremba's small model",
+            "words: Zaremba small",
+            {"words: Zaremba small": "120.7 / 114.5", "words: Zaremba small, per step 0.5": "not published"},
+        ),
+        *(
+            Section(
+                f"Masks per step against masks per sequence, {called}",
+                f"words: per sequence 0.5, {called}",
+                {f"words: none, {called}": "", f"words: per sequence 0.5, {called}": best,
+                 f"words: per step 0.5, {called}": worse},
+            )
+            for called, best, worse in (("1 layer", "61.8 (10M, 1 layer)", "62.9"),
+                                        ("2 layers", "60.9 (24M, 4 layers)", "66.3"))
+        ),
+        Section(
+            "Fraternal dropout by kappa",
+            ONE_LAYER,
+            {ONE_LAYER: "", **{f"words: fraternal {kappa:g}": "67.5 / 64.9" if kappa == 0.15 else "" for kappa in KAPPAS},
+             "words: rdrop 1": ""},
+        ),
+    ),
+)  # fmt: skip
