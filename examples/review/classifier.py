@@ -28,9 +28,7 @@ class SequenceClassifier(nn.Module):
         sites: of the layer.
     """
 
-    def __init__(
-        self, inputs: int, units: int, classes: int, steps: int, cell: str, sites: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, inputs: int, units: int, classes: int, steps: int, cell: str, sites: Mapping[str, Any]) -> None:
         super().__init__()
         self.steps = steps
         self.rnn = CELLS[cell](inputs, units, **sites)

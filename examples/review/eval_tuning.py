@@ -69,7 +69,9 @@ def eval_tuning(model: nn.Module, ids: Tensor, steps: int, samples: int) -> dict
     chosen_on, measured_on = ids[:half], ids[half:]
     by_temperature = _bits(_eval(model), chosen_on, steps)
     of_eval = min(TEMPERATURES, key=lambda t: by_temperature[t])
-    found = {choice: _bits(_averaged(model, samples, *choice), chosen_on, steps) for choice in product(MULTIPLIERS, POWERS)}
+    found = {
+        choice: _bits(_averaged(model, samples, *choice), chosen_on, steps) for choice in product(MULTIPLIERS, POWERS)
+    }
     multiplier, power = min(found, key=lambda choice: min(found[choice].values()))
     temperature = min(TEMPERATURES, key=lambda t: found[multiplier, power][t])
     in_eval = _bits(_eval(model), measured_on, steps)

@@ -9,7 +9,6 @@ from typing import Any
 
 from fused_rnn_dropout import CellDropout, HiddenDropout, LockedDropout, UpdateDropout, WeightDropout, Zoneout
 
-from .records import CellSettings
 from .training import Settings
 
 RATES = (0.1, 0.25, 0.5, 0.75)
@@ -28,10 +27,16 @@ Sites = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration; with a seed it is a cell. ``name`` is how results call it."""
+    """One configuration; with a seed it is a cell.
+
+    Attributes:
+        name: how results call it.
+        settings: a :class:`records.CellSettings`, of the kind of its task.
+        seeds: how many.
+    """
 
     name: str
-    settings: CellSettings
+    settings: Any
     seeds: int
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -56,7 +55,7 @@ class IntervalSettings(CellSettings):
     passes: int = 100
 
     task: ClassVar[str] = "intervals"
-    unit: ClassVar[str] = "mean squared error of the standardised series"
+    unit: ClassVar[str] = "squared error"
 
     def train(self, seed: int, tell: Callable[[int], None]) -> dict[str, Any]:
         return train(self, seed, tell)
@@ -83,13 +82,15 @@ class Forecaster(nn.Module):
 
 @torch.no_grad()
 def predicted(model: Forecaster, series: Tensor, passes: int) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation over masks of the forecast of each value but the first; in eval mode with 0 passes."""
+    """Mean and standard deviation over masks of the forecast of each value but the first; 0 passes: in eval mode."""
     model.eval()
     inputs = series[:-1, None, None]
     if not passes:
         return model(inputs).flatten(), torch.zeros(len(series) - 1)
     frd.mc_dropout(model)
-    found = torch.cat([model(inputs) for _ in range(passes)], dim=1)[..., 0]  # one call for all would share weight masks
+    found = torch.cat([model(inputs) for _ in range(passes)], dim=1)[
+        ..., 0
+    ]  # one call for all would share weight masks
     frd.mc_dropout(model, on=False)
     return found.mean(1), found.std(1)
 
@@ -108,7 +109,7 @@ def _figures(kind: str, errors: Tensor, deviations: Tensor) -> dict[str, float]:
 
 
 def train(settings: IntervalSettings, seed: int, tell: Callable[[int], None]) -> dict[str, Any]:
-    """As ``CellSettings.train``; ``coverage`` has the shares of test values in each interval, by where widths are from."""
+    """As ``CellSettings.train``; ``coverage`` has the shares of test values inside, by where widths are from."""
     began = time.perf_counter()
     months = load_months()
     first = round(len(months) * settings.train_share)

@@ -1,4 +1,4 @@
-"""Tasks of long memory: a symbol or an order to be remembered for 100 to 300 steps, which masks on the memory forbid."""
+"""Tasks of long memory: symbols or their order, to be known 100 to 300 steps later. Masks on the memory forbid it."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from fused_rnn_dropout import CellDropout, UpdateDropout

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .training import LanguageSettings
 
 SGD_RATE = 3.0
-"""Learning rate of NT-ASGD, in the place of Adam's: of 3, 10 and 30 the best for the character model without dropout."""
+"""Learning rate of NT-ASGD, in the place of Adam's: of 3, 10 and 30 the best for the character model, undropped."""
 
 PASSES = ("fraternal", "pi", "eld", "rdrop")
 """Extras that take two passes: the variants of ``FraternalLoss``."""

@@ -33,10 +33,12 @@ class CellSettings:
 
     def record(self) -> dict[str, Any]:
         """All of it, for JSON: an options object as its fields, but for those of :data:`LATER` at their defaults."""
-        found = {} if self.task == CHARACTERS else {"task": self.task}
+        found: dict[str, Any] = {} if self.task == CHARACTERS else {"task": self.task}
         for field in dataclasses.fields(self):  # type: ignore[arg-type]  # a subclass is a dataclass
             value = getattr(self, field.name)
-            found[field.name] = {name: _fields(spec) for name, spec in value.items()} if isinstance(value, Mapping) else value
+            found[field.name] = (
+                {name: _fields(spec) for name, spec in value.items()} if isinstance(value, Mapping) else value
+            )
         return found
 
     def train(self, seed: int, tell: Callable[[int], None]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Words in the place of characters: the models of AWD-LSTM and of Zaremba et al., small, on the addresses or a folder."""
+"""Words in the place of characters, on the same addresses: AWD-LSTM, and stacks as Zaremba et al. have them, small."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def build(settings: Any, text: Text) -> nn.Module:
         raise ValueError(f"kind should be {OWN_WIDTH!r} or {ONE_WIDTH!r}, got {settings.kind!r}")
     if astray := sorted({"word_dropout", "data_noising"} & settings.extras.keys()):
         raise ValueError(f"extras have {' and '.join(astray)}, which kind {OWN_WIDTH!r} has no place for")
-    sites = dict.fromkeys(_SITES, 0.0) | dict(settings.sites)
+    sites: dict[str, Any] = {**dict.fromkeys(_SITES, 0.0), **settings.sites}
     sizes = settings.embedding, settings.hidden, settings.layers
     words = settings.extras.get("embedding_dropout", 0.0)
     return WordModel(text.vocabulary, *sizes, embedding_dropout=words, backend=settings.backend, **sites)
