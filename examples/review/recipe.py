@@ -113,7 +113,7 @@ class Recipe:
         if epoch > self.extras.get("constant", math.inf):
             for group in self.optimizer.param_groups:
                 group["lr"] /= self.extras["decay"]
-        if epoch > 1 and epoch == self.settings.epochs - self.extras.get("fine_tuning", 0) + 1:
+        if "fine_tuning" in self.extras and epoch == self.settings.epochs - self.extras["fine_tuning"] + 1:
             assert isinstance(self.optimizer, training.NTASGD), "check_extras"
             self.model.load_state_dict(best)
             self.optimizer.start_averaging()

@@ -322,7 +322,7 @@ def test_check_chooses_by_its_seed_and_refuses_what_cannot_be_judged():
     with pytest.raises(results.ResultsError, match="7 cells .* 6 are finished"):
         list(check.check(TINY.rows, done, 7, 0, lambda row, seed: done[row.name, seed]))
     one_seed = {cell: one for cell, one in done.items() if cell[1] == 1}
-    with pytest.raises(results.ResultsError, match="no row has two seeds"):
+    with pytest.raises(results.ResultsError, match="no row of characters has two seeds"):
         list(check.check(TINY.rows, one_seed, 1, 0, lambda row, seed: done[row.name, seed]))
 
 
