@@ -12,7 +12,7 @@ import torch
 from fused_rnn_dropout.program import run_program
 
 from ..language_model.data import CorpusError
-from . import check, results, runner, speed, tables, task_tables
+from . import check, recipe_program, results, runner, speed, tables, task_tables
 from .grid import Grid
 from .records import CHARACTERS
 from .summary import Summary
@@ -47,6 +47,7 @@ def parser() -> argparse.ArgumentParser:
     quick = commands.add_parser("speed", help="time an update with the fused layers and with a Python loop")
     quick.add_argument("page", type=Path, nargs="?", help="put the table between the markers of this page")
     quick.add_argument("--budget", type=float, default=20, metavar="S", help="seconds for a row (default: %(default)s)")
+    recipe_program.add_options(commands.add_parser("train", help="train a published recipe on a corpus of your own"))
     return made
 
 
@@ -131,9 +132,11 @@ def _of_speed(options: argparse.Namespace, chosen: dict[str, Grid]) -> int:
 
 def _run(arguments: Sequence[str] | None) -> int:
     options = parser().parse_args(arguments)
-    torch.set_num_threads(1)  # so that two runners go side by side, and a sum never depends on the number of cores
     commands = {"run": _of_run, "check": _of_check, "plot": _of_plot, "table": _of_table, "speed": _of_speed}
     try:
+        if options.command == "train":
+            return recipe_program.run(options)
+        torch.set_num_threads(1)  # so that two runners go side by side, and a sum never depends on the number of cores
         return commands[options.command](options, _chosen(options))
     except (CorpusError, results.ResultsError, ImportError, OSError) as error:
         print(f"{_PROGRAM}: error: {error}", file=sys.stderr)

@@ -190,13 +190,19 @@ def averaged(model: nn.Module, ids: Tensor, steps: int, passes: int) -> float:
     return bits(-(total / passes).log().mean().item())
 
 
-def train(settings: LanguageSettings, seed: int, tell: Callable[[int], None]) -> dict[str, Any]:
+def train(
+    settings: LanguageSettings,
+    seed: int,
+    tell: Callable[[int], None],
+    show: Callable[[int, float, float], None] = lambda epoch, seen, valid: None,
+) -> dict[str, Any]:
     """Trains one cell.
 
     Args:
         settings: of the cell.
         seed: of the parameters and the masks. The order of the text is the same for all seeds.
         tell: called with the number of epochs that are done.
+        show: called with that, and the training and the validation loss.
 
     Returns:
         For JSON, losses in bits per token: ``train`` and ``valid``, eval mode, after each epoch; ``masked``, the
@@ -227,6 +233,7 @@ def train(settings: LanguageSettings, seed: int, tell: Callable[[int], None]) ->
                 updates_at_best = recipe.schedule.last_step if recipe.schedule else 0
         recipe.observe(curves["valid"][-1])
         tell(epoch)
+        show(epoch, curves["train"][-1], curves["valid"][-1])
     with recipe.averaged():
         masked = averaged(model, text.seen, settings.steps, passes=1)
     model.load_state_dict(best)
