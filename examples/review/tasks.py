@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from . import digits, grid, intervals, memory, words_grid
+from . import digits, grid, intervals, memory, translation_grid, words_grid
 from .records import CHARACTERS
 from .task import Task
 
@@ -14,4 +14,5 @@ TASKS: Mapping[str, Task] = {
     "digits": digits.TASK,
     "memory": memory.TASK,
     "intervals": intervals.TASK,
+    "translation": translation_grid.TASK,
 }
