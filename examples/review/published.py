@@ -99,7 +99,8 @@ RECIPES: Mapping[str, RecipeSettings] = {
     ),
     "gal-large": RecipeSettings(
         sites=_places(0.5, "sequence") | {"hidden_dropout": 0.3},
-        extras={"embedding_dropout": 0.3, "sgd": 1.0 * _SUM, "constant": 10, "decay": 1.15, "weight_decay": 1e-7 / _SUM},
+        extras={"embedding_dropout": 0.3, "sgd": 1.0 * _SUM, "constant": 10, "decay": 1.15,
+                "weight_decay": 1e-7 / _SUM},
         kind=ONE_WIDTH, layers=2, hidden=1500, embedding=1500, spread=0.04, epochs=55, batch=20, steps=35,
         clip=10 / _SUM,
         published="perplexity 77.3 / 75.0, MC 74.1 (tied)",

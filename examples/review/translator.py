@@ -46,7 +46,7 @@ class Decoder(nn.Module):
     def forward(self, ids: Tensor, state: Any, context: Tensor, encoded: Tensor, seen: Tensor) -> tuple[Any, Tensor]:
         """From ids int64 (B,) and the encoder's outputs (T, B, units) to the next state, and what logits are made of.
 
-        ``seen`` is bool (T, B), False behind the end of a source; ``context`` (B, units) is what the last step returned.
+        ``seen`` is bool (T, B), False behind the end of a source; ``context`` (B, units) is of the step before.
         """
         state = self.cell(torch.cat((self.embedding(ids), context), dim=-1), state)
         h = state[0] if isinstance(state, tuple) else state
