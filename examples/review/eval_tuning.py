@@ -76,10 +76,10 @@ def eval_tuning(model: nn.Module, ids: Tensor, steps: int, samples: int) -> dict
     temperature = min(TEMPERATURES, key=lambda t: found[multiplier, power][t])
     in_eval = _bits(_eval(model), measured_on, steps)
     figures = {
-        "eval": in_eval[1.0],
-        "eval tuned": in_eval[of_eval],
-        "mc": _bits(_averaged(model, samples, 1.0, 1.0), measured_on, steps)[1.0],
-        "mc tuned": _bits(_averaged(model, samples, multiplier, power), measured_on, steps)[temperature],
+        "tuning: eval": in_eval[1.0],
+        "tuning: eval tuned": in_eval[of_eval],
+        "tuning: MC": _bits(_averaged(model, samples, 1.0, 1.0), measured_on, steps)[1.0],
+        "tuning: MC tuned": _bits(_averaged(model, samples, multiplier, power), measured_on, steps)[temperature],
     }
     tuned = {"multiplier": multiplier, "power": power, "temperature": temperature, "temperature of eval": of_eval}
     return {"figures": figures, "tuned": tuned}

@@ -9,12 +9,15 @@ from statistics import median
 from fused_rnn_dropout.bench.report import between
 from fused_rnn_dropout.bench.tables import table
 
+from . import task_claims
 from .grid import Grid
 from .records import CHARACTERS
 from .results import Line, of_grid
 from .runner import duration
 from .summary import Estimate, Summary
 from .task import Column, Section, Task
+
+MARKERS = "<!-- review task claims: begin -->", "<!-- review task claims: end -->"
 
 
 def _mean(summary: Summary, row: str, column: Column, spec: str) -> str:
@@ -43,11 +46,11 @@ def section(summary: Summary, task: Task, of: Section, unit: str) -> str:
     ran = [row for row in of.rows if summary.has(row)]
     if not ran:
         return f"**{of.name}**: not run yet."
-    head = ["row", f"best valid, {unit}", f"less `{of.base}`", "at epoch", *task.columns, "seeds"]
-    rows = [_figures(summary, task, of, row) for row in ran]
-    if any(of.rows.values()):
-        head.append("published")
-        rows = [[*cells, of.rows[row]] for cells, row in zip(rows, ran, strict=True)]
+    head = ["row", f"best valid, {unit}", f"less `{of.base}`", "at epoch", *task.columns, "seeds", "published"]
+    cells = [[*_figures(summary, task, of, row), of.rows[row]] for row in ran]
+    told = [column for column in range(len(head)) if any(row[column] for row in cells)]
+    rows = [[row[column] for column in told] for row in cells]
+    head = [head[column] for column in told]
     missing = [f"`{row}`" for row in of.rows if row not in ran]
     note = [f"Not run yet: {', '.join(missing)}."] if missing else []
     return "\n\n".join([f"**{of.name}**", table(head, rows), *note])
@@ -79,6 +82,11 @@ def tables(lines: Iterable[Line], name: str, task: Task, grid: Grid) -> str:
 def into_page(lines: Iterable[Line], tasks: Mapping[str, Task], grids: Mapping[str, Grid], page: Path) -> None:
     """Puts the tables of each task between its markers. Raises ``ValueError`` where they are not there once."""
     lines = list(lines)
+    rows = [row for name, task in tasks.items() if name != CHARACTERS for row in task.study().rows]
+    answers = [
+        (answer.claim, answer.verdict, answer.figure) for answer in task_claims.answers(of_grid(lines, rows).values())
+    ]
+    between(page, *MARKERS, table(("claim", "answer", "figure"), answers))
     for name, task in tasks.items():
         if name != CHARACTERS and name in grids:
             text = tables(lines, name, task, grids[name])

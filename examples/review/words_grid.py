@@ -8,7 +8,7 @@ from typing import Any
 from fused_rnn_dropout import LockedDropout
 
 from .grid import Builder, Grid
-from .task import Section, Task
+from .task import Section, Task, figure
 from .words import ONE_WIDTH, WordSettings
 
 SEEDS = 3
@@ -110,6 +110,8 @@ TASK = Task(
     {
         "perplexity": (lambda figures: 2 ** figures["best"], ".1f"),
         "MC less eval": (lambda figures: figures["mc"] - figures["best"], "+.3f"),
+        **{name: (figure(name), ".3f") for name in ("tuning: eval", "tuning: eval tuned", "tuning: MC",
+                                                    "tuning: MC tuned")},
     },
     (
         Section(

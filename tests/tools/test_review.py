@@ -329,7 +329,7 @@ def test_check_chooses_by_its_seed_and_refuses_what_cannot_be_judged():
 def test_tables_between_the_markers_of_a_page(tmp_path):
     page = tmp_path / "page.md"
     names = [*SECTIONS, "state", "named", "sweeps", "claims", "techniques"]
-    names += [f"task {name}" for name in TASKS if name != CHARACTERS]
+    names += ["task claims", *(f"task {name}" for name in TASKS if name != CHARACTERS)]
     page.write_text("".join(f"Prose.\n<!-- review {name}: begin -->old<!-- review {name}: end -->\n" for name in names))
     path = tmp_path / "results.jsonl"
     for seed in (1, 2):

@@ -22,6 +22,7 @@ from examples.review import (
     memory,
     results,
     shipped,
+    task_claims,
     task_tables,
     training,
     words,
@@ -91,6 +92,53 @@ def test_tables_of_a_task(tmp_path):
     assert task_tables.tables([], "words", TASKS["words"], words_grid.study()) == (
         "Not run yet: the 74 cells of 26 rows of `--task words`."
     )
+
+
+def verdicts(lines: list[results.Line]) -> dict[str, str]:
+    return {answer.claim: answer.verdict for answer in task_claims.answers(lines)}
+
+
+def of_task(name: str, row: str, losses: list[float], **figures: float) -> list[results.Line]:
+    """A result of each seed, 0.01 apart."""
+    (settings,) = (one.settings for one in TASKS[name].study().rows if one.name == row)
+    return [{"row": row, "seed": seed, "settings": settings.record(), "train": [1.0], "valid": [loss + 0.01 * seed],
+             "seconds": 1.0, "figures": {key: value + 0.01 * seed for key, value in figures.items()}}
+            for seed, loss in enumerate(losses, 1)]  # fmt: skip
+
+
+def test_claims_of_tasks_are_answered_yes_no_or_not_run():
+    assert set(verdicts([]).values()) == {"not run yet"}
+    zoneout, update = "digits: zoneout shared 0.15", "digits: update_dropout 0.5"
+    lines = [*of_task("digits", digits.NONE, [2.0, 2.01]), *of_task("digits", zoneout, [1.0, 1.01]),
+             *of_task("digits", update, [0.5, 0.51])]  # fmt: skip
+    found = verdicts(lines)
+    assert found["zoneout is better than no dropout (permuted digits)"] == "yes"
+    assert found["zoneout is better than update_dropout (permuted digits)"] == "no"
+    kept, lost, none = (memory.called(memory.ORDER, 300, sites) for sites in
+                        ("update_dropout 0.5", "cell_dropout per step 0.25", "none"))  # fmt: skip
+    for kept_loss, verdict in ((0.1, "yes"), (0.4, "no")):
+        rows = {kept: [kept_loss, kept_loss + 0.01], lost: [1.9, 1.91], none: [0.1, 0.11]}
+        found = verdicts([line for row, losses in rows.items() for line in of_task("memory", row, losses)])
+        assert found["update_dropout remembers as well as no dropout (temporal order, T 300)"] == verdict
+        (claim,) = (one for one in found if "forget (temporal order" in one)
+        assert found[claim] == "yes"
+    row, names = "intervals: hidden_dropout 0.25", (f"{intervals.NOISE}: off", f"{intervals.MASKS}: off")
+    for values, verdict in (((0.1, 0.4), "yes"), ((0.4, 0.1), "no")):
+        # The seeds' own differences: of figures that move together nothing is left.
+        lines = of_task("intervals", row, [1.0, 1.0, 1.0], **dict(zip(names, values, strict=True)))
+        lines[0]["figures"][names[0]] += 0.001
+        (claim,) = (one for one in verdicts(lines) if "intervals of noise" in one)
+        assert verdicts(lines)[claim] == verdict
+
+
+def test_the_part_that_is_missed_most():
+    parts = [*(f"{words_grid.WHOLE} without {part}" for part in words_grid.REMOVED),
+             f"{words_grid.WHOLE} with full-sized embedding"]  # fmt: skip
+    lines = [of_words(row, 1, 5.0 + 0.1 * place) for place, row in enumerate(parts)]
+    (claim,) = (one for one in verdicts(lines) if "missed most" in one)
+    assert verdicts(lines)[claim] == "no" and verdicts(lines[:-1])[claim] == "not run yet"
+    lines[parts.index(f"{words_grid.WHOLE} without weight drop")] = of_words(parts[6], 1, 7.0)
+    assert verdicts(lines)[claim] == "yes"
 
 
 def test_each_task_is_checked_by_the_spread_of_its_own_seeds():
@@ -180,11 +228,11 @@ def test_eval_tuning_measures_on_the_half_that_it_did_not_choose_on():
     ids[20:] = 1
     found = eval_tuning.eval_tuning(model, ids, 10, 2)
     assert found["tuned"]["temperature of eval"] == found["tuned"]["temperature"] == 0.8
-    assert found["figures"]["eval tuned"] > found["figures"]["eval"] + 0.1
+    assert found["figures"]["tuning: eval tuned"] > found["figures"]["tuning: eval"] + 0.1
     logits = torch.tensor([1.0, 0, 0, 0, 0])
     expected = functional.cross_entropy(logits, torch.tensor(1)).item() / math.log(2)
-    assert math.isclose(found["figures"]["eval"], expected, abs_tol=1e-4)
-    assert math.isclose(found["figures"]["mc"], expected, abs_tol=1e-4), "masks do nothing to a bias"
+    assert math.isclose(found["figures"]["tuning: eval"], expected, abs_tol=1e-4)
+    assert math.isclose(found["figures"]["tuning: MC"], expected, abs_tol=1e-4), "masks do nothing to a bias"
 
 
 # --------------------------------------------------------------------------------------------------------------------
