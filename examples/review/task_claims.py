@@ -48,6 +48,7 @@ def _memory(summary: Summary) -> Iterator[Answer]:
 def answers(lines: Iterable[Line]) -> list[Answer]:
     """Every claim, in the order of the page, from the lines of rows as they are now."""
     summary = Summary(lines)
+    zoneout = "digits: zoneout shared 0.15"
     tuned = ("tuning: MC tuned", "tuning: eval tuned")
     return [
         _ablation(summary),
@@ -60,8 +61,8 @@ def answers(lines: Iterable[Line]) -> list[Answer]:
         _within("MC dropout, tuned, is better than eval mode, tuned (AWD-LSTM)", summary, words_grid.WHOLE, *tuned),
         pair("fraternal dropout is better than none of it (kappa 0.15)", summary, "words: fraternal 0.15",
              words_grid.ONE_LAYER),
-        pair("zoneout is better than no dropout (permuted digits)", summary, "digits: zoneout shared 0.15", digits.NONE),
-        pair("zoneout is better than update_dropout (permuted digits)", summary, "digits: zoneout shared 0.15",
+        pair("zoneout is better than no dropout (permuted digits)", summary, zoneout, digits.NONE),
+        pair("zoneout is better than update_dropout (permuted digits)", summary, zoneout,
              "digits: update_dropout 0.5"),
         *_memory(summary),
         _within("intervals of noise alone hold better than those of masks alone (hidden_dropout 0.25)", summary,
