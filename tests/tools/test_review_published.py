@@ -52,15 +52,16 @@ def test_the_cost_alone_trains_nothing(ptb, small, capsys, monkeypatch):
     )  # 560 tokens in 4 columns of 140, segments of 7 and less
 
 
-def test_settings_are_those_of_the_papers():
+def test_settings_are_those_of_the_papers(monkeypatch):
     """Numbers of parameters, as far as the papers give them: 24 M for AWD-LSTM, 20 M and 66 M for 650 and 1,500."""
     text = published.Text(torch.zeros(2, 1, dtype=torch.int64), *[torch.zeros(2, 1)] * 2, 10_000, "")
+    monkeypatch.setattr(torch, "bincount", lambda ids, minlength: torch.ones(minlength))  # "meta" has none
     millions = {}
     for name, settings in published.RECIPES.items():
         recipe.check_extras(settings.extras)
         if settings.level == "word":
             with torch.device("meta"):
-                model = published.build(settings, dataclasses.replace(text, train=text.train.to("meta")))
+                model = published.build(settings, text)
             millions[name] = round(sum(parameter.numel() for parameter in model.parameters()) / 1e6)
             assert any(isinstance(layer, frd.LSTM) for layer in model.modules())
     assert millions == {"awd-ptb": 24, "zaremba-medium": 20, "gal-large": 66}
