@@ -87,11 +87,12 @@ def _of_check(options: argparse.Namespace, chosen: dict[str, Grid]) -> int:
 
 
 def _of_plot(options: argparse.Namespace, chosen: dict[str, Grid]) -> int:
-    from . import plots
+    from . import plots, task_plots
 
     grid, summary = _characters(options, chosen)
     options.out.mkdir(parents=True, exist_ok=True)
     paths = plots.draw(summary, grid, options.out)
+    paths += task_plots.draw(results.load(options.results), chosen, options.out)
     print("\n".join(f"Wrote {path}" for path in paths) or "There is no result to draw yet.")
     return 0
 

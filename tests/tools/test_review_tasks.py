@@ -23,6 +23,7 @@ from examples.review import (
     results,
     shipped,
     task_claims,
+    task_plots,
     task_tables,
     training,
     words,
@@ -308,3 +309,19 @@ def test_masks_widen_the_forecast_and_eval_mode_does_not():
     mean, spread = intervals.predicted(model, series, 4)
     assert (spread[1:] > 0).all(), "the weights' masks of each pass are its own"
     assert not model.rnn.mc
+
+
+def test_pictures_of_tasks(tmp_path):
+    pytest.importorskip("matplotlib")
+    chosen = {name: TASKS[name].study() for name in ("intervals", "translation")}
+    assert task_plots.draw([], chosen, tmp_path) == []
+    shares = [round(0.1 * tenth, 1) for tenth in range(1, 10)]
+    lines = of_task("intervals", intervals.NONE, [1.0, 1.1])
+    lines = [line | {"coverage": {intervals.NOISE: shares, intervals.BOTH: shares}} for line in lines]
+    (sweep, *_) = chosen["translation"].sweeps
+    for row in (sweep.base, *sweep.rows.values()):
+        lines += of_task("translation", row, [3.0, 3.1])
+    drawn = task_plots.draw(lines, chosen, tmp_path)
+    assert [path.name for path in drawn] == ["review-calibration.png", "review-translation.png"]
+    assert all(path.stat().st_size > 5_000 for path in drawn)
+    assert [path.name for path in task_plots.draw(lines[:4], chosen, tmp_path)] == ["review-calibration.png"]
