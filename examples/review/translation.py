@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -84,10 +83,19 @@ def evaluate(model: Translator, batches: list[Batch]) -> float:
     return round(total / sum(int((batch.target != PAD).sum()) for batch in batches) / math.log(2), 5)
 
 
+def _sacrebleu() -> Any:
+    """Raises ``CorpusError`` without it."""
+    try:
+        import sacrebleu
+    except ImportError as error:
+        install = f"pip install -r {REQUIREMENTS}"
+        raise CorpusError(f"the package sacrebleu, which scores, cannot be imported ({error}): {install}") from error
+    return sacrebleu
+
+
 def scores(model: Translator, batches: list[Batch], references: list[str], targets: Pieces) -> dict[str, float]:
     """BLEU and chrF of greedy translations by sacrebleu, which counts words and characters of the text itself."""
-    import sacrebleu
-
+    sacrebleu = _sacrebleu()
     found = [targets.decode(row) for batch in batches
              for row in model.translate(batch.source, batch.lengths, 2 * len(batch.target))]  # fmt: skip
     bleu, chrf = sacrebleu.corpus_bleu(found, [references]), sacrebleu.corpus_chrf(found, [references])
@@ -101,8 +109,7 @@ def _some(pairs: tuple[Pair, ...], count: int) -> list[Pair]:
 
 def train(settings: TranslationSettings, seed: int, tell: Callable[[int], None]) -> dict[str, Any]:
     """As ``CellSettings.train``; ``figures`` has BLEU and chrF of the best epoch."""
-    if importlib.util.find_spec("sacrebleu") is None:
-        raise CorpusError(f"the package sacrebleu, which scores, is not installed: pip install -r {REQUIREMENTS}")
+    _sacrebleu()  # before an hour is lost for want of it
     began = time.perf_counter()
     found = load_pairs(settings.language, settings.longest)
     pairs, valid_pairs = _some(found.train, settings.pairs), _some(found.valid, settings.valid_pairs)
