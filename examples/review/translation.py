@@ -46,9 +46,9 @@ class TranslationSettings(CellSettings):
     hidden: int = 128
     longest: int = 12
     frequent: int = 5
-    pairs: int = 10_000
+    pairs: int = 6_000
     valid_pairs: int = 1_000
-    epochs: int = 15
+    epochs: int = 10
     batch: int = 64
     rate: float = 2e-3
     clip: float = 1.0

@@ -50,11 +50,11 @@ class WordSettings(LanguageSettings):
     extras: Mapping[str, float] = field(default_factory=dict)
     kind: str = OWN_WIDTH
     layers: int = 2
-    hidden: int = 400
-    embedding: int = 200
+    hidden: int = 300
+    embedding: int = 150
     spread: float | None = None
     tokens: int = 60_000
-    epochs: int = 30
+    epochs: int = 18
     batch: int = 10
     steps: int = 35
     rate: float = 2e-3

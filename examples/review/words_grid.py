@@ -14,7 +14,7 @@ from .words import ONE_WIDTH, WordSettings
 SEEDS = 3
 SITES = {"input_dropout": 0.4, "inter_layer_dropout": 0.25, "output_dropout": 0.4, "weight_dropout": 0.5}
 EXTRAS = {"embedding_dropout": 0.1, "ar": 2.0, "tar": 1.0, "weight_decay": 1.2e-6, "random_bptt": 0.05,
-          "sgd": 30.0, "nt_asgd": 5, "fine_tuning": 8}  # fmt: skip
+          "sgd": 30.0, "nt_asgd": 5, "fine_tuning": 5}  # fmt: skip
 """The recipe of AWD-LSTM for the Penn Treebank, but for the length of its fine-tuning."""
 
 WHOLE = "words: AWD-LSTM"
@@ -54,7 +54,7 @@ def _awd(made: Builder) -> None:
 
 def _zaremba(made: Builder) -> None:
     """The paper sums losses over 20 steps, of which ours is the mean: its rate of 1 is 20 here, its norm of 5 0.25."""
-    extras = {"sgd": 20.0, "constant": 8, "decay": 1.3}
+    extras = {"sgd": 20.0, "constant": 6, "decay": 1.3}
     small = {"kind": ONE_WIDTH, "hidden": 200, "embedding": 200, "steps": 20, "spread": 0.1, "extras": extras}
     made.row("words: Zaremba small", {}, SEEDS, **small)
     dropped = {place: LockedDropout(0.5, per="step") for place in PLACES}

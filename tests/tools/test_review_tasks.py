@@ -274,7 +274,7 @@ def test_errors_are_counted_in_eval_mode():
     model.train()
     loss, wrong = classifier.evaluate(model, [(x, targets), (x[:, :2], targets[:, :2])])
     logits, targets = torch.cat((logits, logits[:, :2]), 1), torch.cat((targets, targets[:, :2]), 1)
-    assert wrong == float((logits.argmax(-1) != targets).float().mean())
+    assert wrong == int((logits.argmax(-1) != targets).sum()) / 10
     expected = functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).item() / math.log(2)
     assert math.isclose(loss, expected, abs_tol=1e-4)
 
