@@ -160,8 +160,6 @@ def test_translations_are_what_teacher_forcing_finds_most_probable():
     other = model(SOURCE, LENGTHS, (torch.tensor([first, second]).t() + 1) % 13)
     assert torch.equal(other[0], logits[0])
     assert not torch.isclose(other[1:], logits[1:]).all(-1).any(), "what came before is read"
-        "what came before"
-    )
 
 
 def test_loss_leaves_padding_out():
