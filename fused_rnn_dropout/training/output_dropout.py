@@ -15,7 +15,7 @@ from ..options import LockedDropout
 from ..reference import apply
 from ..sites import KIND
 from .rated import Rated
-from .rows import counters_of_rows
+from .rows import counters_of_rows, vectors_of
 
 
 class OutputDropout(Rated):
@@ -42,7 +42,7 @@ class OutputDropout(Rated):
         """Drops.
 
         Args:
-            x: (T, B, D), or a ``PackedSequence``.
+            x: floating, (T, B, D), or a ``PackedSequence`` of such rows.
             rng: int64[2]; drawn if None, the site is there and masks are on.
             example_ids: int64 (B,); 0..B-1 if None.
 
@@ -50,12 +50,9 @@ class OutputDropout(Rated):
             As ``x``.
 
         Raises:
-            ValueError: a tensor of another number of dimensions.
+            TypeError, ValueError: ``x`` is something else.
         """
-        packed = x if isinstance(x, PackedSequence) else None
-        data: Tensor = x if packed is None else packed.data
-        if packed is None and data.dim() != 3:
-            raise ValueError(f"x should have 3 dimensions, got {data.dim()}")
+        data, packed = vectors_of(x)
         if not self.masks_on or not self.draws:
             return x
         steps, batch = data.shape[:2] if packed is None else (packed.batch_sizes.size(0), int(packed.batch_sizes[0]))

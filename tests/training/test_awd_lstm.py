@@ -147,8 +147,14 @@ def test_output_dropout_is_that_of_a_layer() -> None:
     right = pack_padded_sequence(drop(x, rng=rng, example_ids=ids), lengths, enforce_sorted=False)
     assert torch.equal(drop(packed, rng=rng, example_ids=ids).data, right.data)
     assert torch.equal(drop.eval()(x), x)
-    with pytest.raises(ValueError, match="x should have 3 dimensions, got 2"):
-        drop(x[0])
+    for bad, error, says in (
+        (x[0], ValueError, "x should have 3 dimensions, got 2"),
+        (x.long(), ValueError, "x should have a floating dtype, got torch.int64"),
+        (packed._replace(data=packed.data[:, 0]), ValueError, "data of x should have 2 dimensions, got 1"),
+        ([1.0], TypeError, "x should be a Tensor or a PackedSequence, got list"),
+    ):
+        with pytest.raises(error, match=says):
+            drop(bad)
 
 
 def test_masks_of_the_output_can_be_shared() -> None:
