@@ -74,8 +74,8 @@ class BayesByBackprop(Drawing):
     ) -> None:
         super().__init__(mc=mc)
         names = _drawn(layer, inputs, biases)
-        if not 0 < std < math.inf:
-            raise ValueError(f"std should be above 0, got {std}")
+        if not isinstance(std, (int, float)) or not 0 < std < math.inf:
+            raise ValueError(f"std should be a number above 0, got {std!r}")
         mixture: Any = tuple(prior) if isinstance(prior, (tuple, list)) else (1.0, prior, prior)
         numbers = len(mixture) == 3 and all(isinstance(number, (int, float)) for number in mixture)
         if not numbers or not 0 <= mixture[0] <= 1 or not all(0 < s < math.inf for s in mixture[1:]):

@@ -297,17 +297,18 @@ def test_copies_and_state(copied: Any) -> None:
 
 
 @pytest.mark.parametrize(("make", "error", "says"), [
-    (lambda: BayesByBackprop(nn.ReLU()), TypeError, "layer should be an LSTM, GRU, RNN, nn.Embedding or nn.Linear, got ReLU"),
+    (lambda: BayesByBackprop(nn.ReLU()), TypeError, "layer should be an LSTM, .* or nn.Linear, got ReLU"),
     (lambda: BayesByBackprop(layer(), inputs=1), TypeError, "inputs should be of type bool, got: int"),
     (lambda: BayesByBackprop(layer(), biases=1), TypeError, "biases should be of type bool, got: int"),
-    (lambda: BayesByBackprop(layer(bias=False), biases=True), ValueError, "biases should be False for LSTM without any"),
+    (lambda: BayesByBackprop(layer(bias=False), biases=True), ValueError, "biases should be False for LSTM without"),
     (lambda: BayesByBackprop(nn.Linear(2, 3), inputs=True), ValueError, "inputs should be False for Linear"),
     (lambda: BayesByBackprop(embedding(sparse=True)), ValueError, "nn.Embedding without max_norm and sparse"),
     (lambda: BayesByBackprop(embedding(max_norm=1.0)), ValueError, "nn.Embedding without max_norm and sparse"),
     (lambda: BayesByBackprop(embedding(), biases=True), ValueError, "biases should be False for Embedding without any"),
     (lambda: BayesByBackprop(layer())._replicate_for_data_parallel()(x()), RuntimeError, "use DistributedData"),
     (lambda: BayesByBackprop(layer(), mc=1), TypeError, "mc should be of type bool, got: int"),
-    (lambda: BayesByBackprop(layer(), std=0), ValueError, "std should be above 0, got 0"),
+    (lambda: BayesByBackprop(layer(), std=0), ValueError, "std should be a number above 0, got 0"),
+    (lambda: BayesByBackprop(layer(), std="a"), ValueError, "std should be a number above 0, got 'a'"),
     (lambda: BayesByBackprop(layer(), prior=0.0), ValueError, "prior should be a number above 0, or pi .* got 0.0"),
     (lambda: BayesByBackprop(layer(), prior=(2, 1, 1)), ValueError, r"prior should be .* got \(2, 1, 1\)"),
     (lambda: BayesByBackprop(layer(), prior=(0.5, 1)), ValueError, "prior should be"),

@@ -95,7 +95,14 @@ def test_frequencies() -> None:
     # 0 is always followed by 1, which is followed by 0, 2, 3 or 4, each of which goes back to 1 through 5.
     trained_on = torch.tensor([0, 1, 0, 1, 2, 5, 1, 3, 5, 1, 4, 5, 1, 0])
     ratio, weights = counted(trained_on)
-    assert ratio == {0: Fraction(1, 2), 1: Fraction(4, 5), 2: 1, 3: 1, 4: 1, 5: Fraction(1, 3)} and weights[:6] == [1, 2, 1, 1, 1, 3]
+    assert ratio == {0: Fraction(1, 2), 1: Fraction(4, 5), 2: 1, 3: 1, 4: 1, 5: Fraction(1, 3)} and weights[:6] == [
+        1,
+        2,
+        1,
+        1,
+        1,
+        3,
+    ]
     module, rows = KneserNeyNoising(P, text=trained_on, vocabulary=V), 60_000
     target = torch.full((rows,), NEVER)  # which the noise never is, so that it shows what was noised
     for word, share in ratio.items():
