@@ -1,11 +1,14 @@
-// Rows times a weight as it lies in memory: what a packed tile gives, to the last bit, without packing.
+// Rows times a weight as it lies in memory, without packing.
 //
 // Packing reads a weight, writes a copy of it and reads that, which is worth it where many rows or many steps use the
 // copy. Where few do, blocks of the weight are turned in registers and used there. The order of each sum is that of
-// gemm.h, so that no result tells which of the two ran.
+// gemm.h, so that no result tells which of the two ran. Where a layer has so few rows that turning costs more than the
+// products, these are dot products along the weight's rows: each lane sums its own columns, and the lanes are added
+// last.
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 #include <utility>
 
 #include "cpu/gemm.h"
@@ -89,11 +92,10 @@ FRD_INLINE void add_block(const D* const* a, int64_t kk, int64_t k, const Terms<
   }
 }
 
-// sums[m * stride] = a[m] times a gate, for MR rows. One gate after the other: the rows of several, which may lie a
-// power of two apart, would throw one another out of the cache.
+// sums[m * stride] = a[m] times a gate, for MR rows, whose blocks are turned.
 template <int MR, class D>
-__attribute__((noinline)) static void multiply_lying(const LyingGate<D>& gate, const D* const* a, Vec<D>* sums,
-                                                     int stride) {
+__attribute__((noinline)) static void multiply_turned(const LyingGate<D>& gate, const D* const* a, Vec<D>* sums,
+                                                      int stride) {
   const int64_t k = gate.w->columns();
   Vec<D> acc[MR] = {};
   if (gate.w->on()) {
@@ -113,22 +115,97 @@ __attribute__((noinline)) static void multiply_lying(const LyingGate<D>& gate, c
   for (int m = 0; m < MR; ++m) sums[m * stride] = acc[m];
 }
 
-template <class D, int... M>
-FRD_INLINE void multiply_lying(int64_t rows, const LyingGate<D>& gate, const D* const* a, Vec<D>* sums, int stride,
-                               std::integer_sequence<int, M...>) {
-  ((rows == M + 1 ? multiply_lying<M + 1, D>(gate, a, sums, stride) : void()), ...);
+// The most rows that dot products along the rows of a weight are made of.
+inline constexpr int64_t ROWS_ALONG = 4;
+// Whether that is fewer instructions than turning, for a layer of so many rows, steps times batch: what it adds up last
+// is as much for each of them as some registers of a weight's row. Measured.
+inline bool worth_sums_along(int64_t rows, int64_t k) { return rows <= ROWS_ALONG && 4 * LANES * rows <= k; }
+
+// partial[m][lane] += a[m] times `count` rows of a gate from `lane` on, each register lane by lane.
+template <int MR, int count, class D>
+FRD_INLINE void add_along(const LyingGate<D>& gate, int lane, const D* const* a, Vec<D> (*partial)[LANES]) {
+  constexpr int64_t numbers = LyingGate<D>::NUMBERS, registers = LyingGate<D>::REGISTERS;
+  const MaskedWeight<D>& w = *gate.w;
+  const int64_t k = w.columns();
+  Vec<D> acc[MR][count] = {};
+  const auto add = [&](int64_t first, const auto& weight) {
+    Terms<D> values[MR];
+#pragma GCC unroll 4
+    for (int m = 0; m < MR; ++m) values[m] = load_terms(a[m] + first, k - first);
+#pragma GCC unroll 4
+    for (int i = 0; i < count; ++i) {
+      const Terms<D> lying = weight(i);
+#pragma GCC unroll 4
+      for (int m = 0; m < MR; ++m) add_terms(acc[m][i], values[m], lying);
+    }
+  };
+  if (w.on()) {
+    for (int64_t block = 0; block < k; block += BLOCK) {
+      Terms<D> masked[count][registers];
+      for (int i = 0; i < count; ++i) w.read_terms(gate.row + lane + i, block, masked[i]);
+      for (int64_t q = 0, first = block; q < registers && first < k; ++q, first += numbers)
+        add(first, [&](int i) { return masked[i][q]; });
+    }
+  } else {
+    const D* const from = w.data() + (gate.row + lane) * k;
+    for (int64_t first = 0; first < k; first += numbers)
+      add(first, [&](int i) { return load_terms(from + i * k + first, k - first); });
+  }
+#pragma GCC unroll 4
+  for (int m = 0; m < MR; ++m)
+#pragma GCC unroll 4
+    for (int i = 0; i < count; ++i) partial[m][lane + i] = acc[m][i];
 }
 
-// sums[m] = a[m] times tile `tile` of W [NV * units, k], as multiply_tile has it from the packed tile.
-template <int NV, class D>
-FRD_INLINE void multiply_lying(const MaskedWeight<D>& w, int64_t tile, int64_t rows, const D* const* a,
-                               Vec<D> (*sums)[NV]) {
+// sums[m * stride] = a[m] times a gate, as dot products along its rows.
+template <int MR, class D>
+__attribute__((noinline)) static void multiply_along(const LyingGate<D>& gate, const D* const* a, Vec<D>* sums,
+                                                     int stride) {
+  constexpr int together = 4;  // rows that share a register of a[m], and that the processor reads ahead of
+  Vec<D> partial[MR][LANES] = {};
+  int lane = 0;
+  for (; lane + together <= least(gate.count, LANES); lane += together) add_along<MR, together>(gate, lane, a, partial);
+  for (; lane < least(gate.count, LANES); ++lane) add_along<MR, 1>(gate, lane, a, partial);
+  for (int m = 0; m < MR; ++m) {
+    transpose(partial[m]);
+    for (int half = LANES / 2; half; half /= 2)
+      for (int i = 0; i < half; ++i) partial[m][i] += partial[m][i + half];
+    sums[m * stride] = partial[m][0];
+  }
+}
+
+// sums[m] = a[m] times tile `tile` of W [NV * units, k], `most` rows at once: multiply(constant, gate, a, sums) has the
+// rows as a constant. One gate after the other: the rows of several, which may lie a power of two apart, would throw
+// one another out of the cache.
+template <int NV, class D, int... M, class Multiply>
+FRD_INLINE void multiply_gates(const MaskedWeight<D>& w, int64_t tile, int64_t rows, const D* const* a,
+                               Vec<D> (*sums)[NV], std::integer_sequence<int, M...>, Multiply&& multiply) {
   const int64_t units = w.rows() / NV, u = tile * LANES;
-  constexpr int most = SUMS_AT_ONCE<D>;
+  constexpr int most = sizeof...(M);
   for (int64_t m = 0; m < rows; m += most)
-    for (int v = 0; v < NV; ++v)
-      multiply_lying(least(rows - m, most), LyingGate<D>{&w, v * units + u, units - u}, a + m, sums[m] + v, NV,
-                     std::make_integer_sequence<int, most>{});
+    for (int v = 0; v < NV; ++v) {
+      const LyingGate<D> gate{&w, v * units + u, units - u};
+      const int64_t n = least(rows - m, most);
+      ((n == M + 1 ? multiply(std::integral_constant<int, M + 1>{}, gate, a + m, sums[m] + v) : void()), ...);
+    }
+}
+
+// As multiply_tile has it from the packed tile.
+template <int NV, class D>
+FRD_INLINE void multiply_turned(const MaskedWeight<D>& w, int64_t tile, int64_t rows, const D* const* a,
+                                Vec<D> (*sums)[NV]) {
+  multiply_gates<NV>(w, tile, rows, a, sums, std::make_integer_sequence<int, SUMS_AT_ONCE<D>>{},
+                     [](auto MR, const auto& gate, const D* const* a, Vec<D>* sums) {
+                       multiply_turned<decltype(MR)::value, D>(gate, a, sums, NV);
+                     });
+}
+template <int NV, class D>
+FRD_INLINE void multiply_along(const MaskedWeight<D>& w, int64_t tile, int64_t rows, const D* const* a,
+                               Vec<D> (*sums)[NV]) {
+  multiply_gates<NV>(w, tile, rows, a, sums, std::make_integer_sequence<int, ROWS_ALONG>{},
+                     [](auto MR, const auto& gate, const D* const* a, Vec<D>* sums) {
+                       multiply_along<decltype(MR)::value, D>(gate, a, sums, NV);
+                     });
 }
 
 // How many rows before its turn a row is asked for, where rows are read as they lie: they are far apart.

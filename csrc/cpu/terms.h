@@ -102,4 +102,19 @@ FRD_INLINE void add_term(VecF& sum, Pair a, VecU b) {
 #endif
 }
 
+// sum + the terms of a row times those of another, lane by lane.
+template <class V>
+FRD_INLINE void add_terms(V& sum, V a, V b) {
+  sum += a * b;
+}
+FRD_INLINE void add_terms(VecF& sum, VecU a, VecU b) {
+#if defined(FRD_BF16_DOT)
+  sum = (VecF)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+#else
+  constexpr uint32_t upper = 0xFFFF0000u;
+  sum += (VecF)(a & upper) * (VecF)(b & upper);
+  sum += (VecF)(a << 16) * (VecF)(b << 16);
+#endif
+}
+
 }  // namespace frd::cpu::FRD_ISA

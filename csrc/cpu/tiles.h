@@ -14,7 +14,9 @@
 
 namespace frd::cpu::FRD_ISA {
 
-enum class Packing { AT_ONCE, IN_TURN, NEVER };
+// NEVER has the order of sums of the packed ones; ALONG has another for gates, that of dot products, and is the same as
+// NEVER for columns.
+enum class Packing { AT_ONCE, IN_TURN, NEVER, ALONG };
 
 // Whether `rows` rows, which meet a weight in each of `steps` products, are too few to be worth a copy of it. Measured:
 // a copy costs as much as `readings` of the weight as it lies, each by as many rows as share one.
@@ -37,10 +39,21 @@ bool few_for_columns(int64_t rows, int64_t steps = 1) {
 // For callers who asked for little memory: at once only where a weight is little beside the states that are kept.
 template <class D>
 Packing sparing_packing(const LayerInputs<D>& p, const MaskedWeight<D>& w) {
+  if (worth_sums_along(p.sequence.rows, w.columns())) return Packing::ALONG;
   if (few_for_gates(w, p.sequence.rows)) return Packing::NEVER;
   return 5 * w.rows() * w.columns() > p.sequence.rows * p.units ? Packing::IN_TURN : Packing::AT_ONCE;
 }
-inline Packing once_unless(bool few) { return few ? Packing::NEVER : Packing::AT_ONCE; }
+// For all others. `rows` meet the weight in each of `steps` products. Whether sums run along its rows is a question of
+// the whole layer's rows, so that a backward that makes the gates again gets the same bits.
+template <class D>
+Packing packing_of_gates(const LayerInputs<D>& p, const MaskedWeight<D>& w, int64_t rows, int64_t steps = 1) {
+  if (worth_sums_along(p.sequence.rows, w.columns())) return Packing::ALONG;
+  return few_for_gates(w, rows, steps) ? Packing::NEVER : Packing::AT_ONCE;
+}
+template <class D>
+Packing packing_of_columns(int64_t rows, int64_t steps) {
+  return few_for_columns<D>(rows, steps) ? Packing::NEVER : Packing::AT_ONCE;
+}
 
 // Rows that are worth a packing of their own; where there is none, those that are worth a call.
 inline int64_t fewest_rows(Packing packing) { return packing == Packing::IN_TURN ? 128 : 16; }
@@ -62,10 +75,12 @@ struct GateTile {
   const Term<D>* packed;  // or null: it is read as it lies
   const MaskedWeight<D>& w;
   int64_t tile;
+  bool along;
 
   FRD_MEMBER void multiply(int64_t rows, const D* const* a, Vec<D> (*sums)[NV]) const {
     if (packed) return PackedTile<NV, D>{packed, w.columns()}.multiply(rows, a, sums);
-    multiply_lying<NV, D>(w, tile, rows, a, sums);
+    if (along) return multiply_along<NV, D>(w, tile, rows, a, sums);
+    multiply_turned<NV, D>(w, tile, rows, a, sums);
   }
 };
 
@@ -84,10 +99,10 @@ class GateTiles {
   int64_t fewest_rows() const { return FRD_ISA::fewest_rows(packing_); }
   int64_t room() const { return packing_ == Packing::IN_TURN ? size_ : 0; }  // that at(...) needs
   FRD_MEMBER GateTile<NV, D> at(int64_t tile, Term<D>* room = nullptr) const {
-    if (packing_ == Packing::AT_ONCE) return {packed_.get() + tile * size_, w_, tile};
-    if (packing_ == Packing::NEVER) return {nullptr, w_, tile};
+    if (packing_ == Packing::AT_ONCE) return {packed_.get() + tile * size_, w_, tile, false};
+    if (packing_ != Packing::IN_TURN) return {nullptr, w_, tile, packing_ == Packing::ALONG};
     pack_gate_tile<NV>(w_, tile, room);
-    return {room, w_, tile};
+    return {room, w_, tile, false};
   }
 
  private:
@@ -141,7 +156,7 @@ class ColumnTiles {
   FRD_MEMBER ColumnTile<D> at(int64_t tile, Term<D>* room = nullptr) const {
     const int64_t first = layout_.first(tile) * LANES;
     if (packing_ == Packing::AT_ONCE) return {packed_.get() + layout_.start(tile, terms<D>(rows())), w_, first};
-    if (packing_ == Packing::NEVER) return {nullptr, w_, first};
+    if (packing_ != Packing::IN_TURN) return {nullptr, w_, first};
     pack(tile, room);
     return {room, w_, first};
   }

@@ -56,5 +56,6 @@ cudaError_t activate(const Activate<D>& p, cudaStream_t stream) {
 
 #define FRD_INSTANTIATE(D) template cudaError_t activate(const Activate<D>&, cudaStream_t)
 FRD_FOR_EACH_TYPE(FRD_INSTANTIATE);
+#undef FRD_INSTANTIATE
 
 }  // namespace frd::cuda

@@ -113,5 +113,6 @@ cudaError_t backward_step(LayerBackwardStep<D> p, cudaStream_t stream) {
 
 #define FRD_INSTANTIATE(D) template cudaError_t backward_step(LayerBackwardStep<D>, cudaStream_t)
 FRD_FOR_EACH_TYPE(FRD_INSTANTIATE);
+#undef FRD_INSTANTIATE
 
 }  // namespace frd::cuda

@@ -58,5 +58,6 @@ cudaError_t column_sums(const ColumnSums<D>& p, cudaStream_t stream) {
 
 #define FRD_INSTANTIATE(D) template cudaError_t column_sums(const ColumnSums<D>&, cudaStream_t)
 FRD_FOR_EACH_TYPE(FRD_INSTANTIATE);
+#undef FRD_INSTANTIATE
 
 }  // namespace frd::cuda

@@ -102,5 +102,6 @@ cudaError_t forward_step(LayerForwardStep<D> p, cudaStream_t stream) {
 
 #define FRD_INSTANTIATE(D) template cudaError_t forward_step(LayerForwardStep<D>, cudaStream_t)
 FRD_FOR_EACH_TYPE(FRD_INSTANTIATE);
+#undef FRD_INSTANTIATE
 
 }  // namespace frd::cuda

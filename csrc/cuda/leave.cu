@@ -30,5 +30,6 @@ cudaError_t leave(const Leave<D>& p, cudaStream_t stream) {
 
 #define FRD_INSTANTIATE(D) template cudaError_t leave(const Leave<D>&, cudaStream_t)
 FRD_FOR_EACH_TYPE(FRD_INSTANTIATE);
+#undef FRD_INSTANTIATE
 
 }  // namespace frd::cuda

@@ -77,5 +77,6 @@ cudaError_t first_operand(const Operand<D>& p, int64_t batch, cudaStream_t strea
   template cudaError_t operand(const Operand<D>&, const Sequence&, cudaStream_t);                                      \
   template cudaError_t first_operand(const Operand<D>&, int64_t, cudaStream_t)
 FRD_FOR_EACH_TYPE(FRD_INSTANTIATE);
+#undef FRD_INSTANTIATE
 
 }  // namespace frd::cuda

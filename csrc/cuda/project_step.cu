@@ -44,5 +44,6 @@ cudaError_t project_step(LayerForwardStep<D> p, const D* projected, cudaStream_t
 
 #define FRD_INSTANTIATE(D) template cudaError_t project_step(LayerForwardStep<D>, const D*, cudaStream_t)
 FRD_FOR_EACH_TYPE(FRD_INSTANTIATE);
+#undef FRD_INSTANTIATE
 
 }  // namespace frd::cuda

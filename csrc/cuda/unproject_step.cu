@@ -43,5 +43,6 @@ cudaError_t unproject_step(LayerBackwardStep<D> p, cudaStream_t stream) {
 
 #define FRD_INSTANTIATE(D) template cudaError_t unproject_step(LayerBackwardStep<D>, cudaStream_t)
 FRD_FOR_EACH_TYPE(FRD_INSTANTIATE);
+#undef FRD_INSTANTIATE
 
 }  // namespace frd::cuda

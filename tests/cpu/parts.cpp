@@ -327,7 +327,7 @@ void weight_gradients(uint32_t flags) {
 
 void products() {
   for (int i = 0; i < 15; ++i) {
-    for (const Packing packing : {Packing::AT_ONCE, Packing::IN_TURN, Packing::NEVER})
+    for (const Packing packing : {Packing::AT_ONCE, Packing::IN_TURN, Packing::NEVER, Packing::ALONG})
       for (const uint32_t flags : WEIGHT_FLAGS) {
         input_products<float>(packing, flags);
         input_products<double>(packing, flags);

@@ -20,9 +20,7 @@
 #include <vector>
 
 #include "../../csrc/cuda/dropout.cu"
-#undef FRD_INSTANTIATE
 #include "../../csrc/cuda/weights.cu"
-#undef FRD_INSTANTIATE
 
 using namespace frd;
 using namespace frd::cuda;

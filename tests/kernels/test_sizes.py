@@ -20,6 +20,8 @@ MORE_SIZES = [
 ]  # fmt: skip
 # Every H with some B and some T: no block of Triton's is full, several are needed, the last holds one unit or one row.
 FEW_SIZES = [(1, 1, 1), (3, 17, 2), (31, 3, 7), (33, 17, 1), (33, 1, 7), (127, 3, 2)]
+# Layers of so few rows beside their units that the CPU's products run along those of its weights, and of one row more.
+FEW_ROWS = [(70, 1, 1), (257, 4, 1), (260, 2, 2), (200, 1, 3), (261, 1, 4), (257, 5, 1)]
 
 
 def with_cells(sizes: list[tuple[int, int, int]]) -> list[tuple[str, int, int, int]]:
@@ -39,6 +41,13 @@ def check(
 @pytest.mark.parametrize(("cell", "units", "batch", "steps"), with_cells(SIZES))
 def test_sizes(target: Target, cell: str, units: int, batch: int, steps: int, dtype: torch.dtype) -> None:
     check(target, cell, units, batch, steps, dtype, (False,))
+
+
+@on(CPUS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(("cell", "units", "batch", "steps"), with_cells(FEW_ROWS))
+def test_few_rows(target: Target, cell: str, units: int, batch: int, steps: int, dtype: torch.dtype) -> None:
+    check(target, cell, units, batch, steps, dtype, (False, True))
 
 
 @on(CUDA)

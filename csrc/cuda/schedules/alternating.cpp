@@ -185,5 +185,6 @@ void alternating(const LayerBackward<D>& p, const Surroundings& around) {
   template void alternating(const LayerForward<D>&, const Surroundings&);                                              \
   template void alternating(const LayerBackward<D>&, const Surroundings&)
 FRD_FOR_EACH_TYPE(FRD_INSTANTIATE);
+#undef FRD_INSTANTIATE
 
 }  // namespace frd::cuda

@@ -192,5 +192,6 @@ void persistent(const std::vector<LayerBackward<D>>& layers, const Surroundings&
   template void persistent(const std::vector<LayerForward<D>>&, const Surroundings&);                                  \
   template void persistent(const std::vector<LayerBackward<D>>&, const Surroundings&)
 FRD_FOR_EACH_TYPE(FRD_INSTANTIATE);
+#undef FRD_INSTANTIATE
 
 }  // namespace frd::cuda
