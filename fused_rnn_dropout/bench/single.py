@@ -27,7 +27,7 @@ from .machine import command_line
 from .measure import Interval, median_of, ratio_of
 from .report import machine, meaning_of, milliseconds, shapes_of, spread
 from .run import DTYPES, Settings, run
-from .shapes import Shape, row_of
+from .shapes import Shape, cell_of
 from .tables import table
 
 Sites = Mapping[str, Spec]
@@ -140,7 +140,7 @@ def _cell(text: str) -> str:
     name = text.upper().replace("-", "_")
     if name not in _CELLS:
         raise argparse.ArgumentTypeError(f"there is no cell {text!r}; allowed are {', '.join(_CELLS)}")
-    return row_of(name).name
+    return cell_of(name).name
 
 
 def _dtype(text: str) -> str:
