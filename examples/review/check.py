@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from .grid import Grid, Row
+from .grid import Row
+from .records import task_of
 from .results import Line, ResultsError
 from .summary import Summary, measures
 
@@ -41,22 +42,27 @@ class Comparison:
 
 
 def check(
-    grid: Grid, done: dict[tuple[str, int], Line], cells: int, seed: int, run: Callable[[Row, int], Line]
+    rows: Iterable[Row], done: dict[tuple[str, int], Line], cells: int, seed: int, run: Callable[[Row, int], Line]
 ) -> Iterator[Comparison]:
     """Runs ``cells`` of the finished cells again, chosen by ``seed``; yields a comparison for each figure.
+
+    The seeds' spread is that of the cell's task, whose losses have a unit of their own.
 
     Raises:
         ResultsError: there are fewer finished cells, or none to take the seeds' spread from.
     """
     if len(done) < cells:
         raise ResultsError(f"{cells} cells to run again were asked for, and {len(done)} are finished: run more first")
-    summary = Summary(done.values())
-    rows = {row.name: row for row in grid.rows}
+    summaries = {task: Summary(line for line in done.values() if task_of(line) == task)
+                 for task in set(map(task_of, done.values()))}  # fmt: skip
+    by_name = {row.name: row for row in rows}
     for name, cell_seed in random.Random(seed).sample(sorted(done), cells):
-        recorded, again = measures(done[name, cell_seed]), measures(run(rows[name], cell_seed))
+        line = done[name, cell_seed]
+        recorded, again = measures(line), measures(run(by_name[name], cell_seed))
         for measure in COMPARED:
-            spread = summary.spread(measure)
+            spread = summaries[task_of(line)].spread(measure)
             if spread is None:
-                raise ResultsError("no row has two seeds yet, so that nothing says how far seeds lie apart")
+                task = task_of(line)
+                raise ResultsError(f"no row of {task} has two seeds yet, so that nothing says how far seeds lie apart")
             label = f"{name}, seed {cell_seed}"
             yield Comparison(label, measure, recorded[measure], again[measure], WIDTH * spread)

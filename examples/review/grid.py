@@ -27,10 +27,16 @@ Sites = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Row:
-    """One configuration; with a seed it is a cell. ``name`` is how results call it."""
+    """One configuration; with a seed it is a cell.
+
+    Attributes:
+        name: how results call it.
+        settings: a :class:`records.CellSettings`, of the kind of its task.
+        seeds: how many.
+    """
 
     name: str
-    settings: Settings
+    settings: Any
     seeds: int
 
 
@@ -77,10 +83,10 @@ def _without(sites: Sites, site: str) -> Sites:
     return {name: rate for name, rate in sites.items() if name != site}
 
 
-class _Builder:
-    """Collects rows; one that two sweeps share stands once."""
+class Builder:
+    """Collects rows, changed settings of one base; one that two sweeps share stands once."""
 
-    def __init__(self, base: Settings) -> None:
+    def __init__(self, base: Any) -> None:
         self.base, self.rows, self.sweeps = base, dict[str, Row](), list[Sweep]()
 
     def row(self, name: str, sites: Sites, seeds: int, **changes: Any) -> str:
@@ -89,6 +95,11 @@ class _Builder:
         if known.settings != row.settings:
             raise ValueError(f"two rows are called {name!r}")
         return name
+
+    def grid(self, named: int | None = None) -> Grid:
+        """What it has, of which the first ``named`` rows are the named ones; all if None."""
+        rows = tuple(self.rows.values())
+        return Grid(rows[:named], rows[len(rows) if named is None else named :], tuple(self.sweeps))
 
     def sweep(
         self,
@@ -103,7 +114,7 @@ class _Builder:
         self.sweeps.append(Sweep(name, base, rows))
 
 
-def _named(made: _Builder) -> None:
+def _named(made: Builder) -> None:
     """The rows that the review's techniques are compared by, at the rates of a first, coarser comparison."""
     row, seeds = made.row, 5
     row(NONE, {}, seeds)
@@ -122,7 +133,7 @@ def _named(made: _Builder) -> None:
     row("cell_dropout per step, paper 0.25", {"cell_dropout": CellDropout(0.25, per="step", scale="paper")}, seeds)
 
 
-def _site_sweeps(made: _Builder) -> None:
+def _site_sweeps(made: Builder) -> None:
     """A sweep of each site alone, and of its other form where it has one."""
 
     def forward(p: float, per: str) -> Sites:
@@ -153,7 +164,7 @@ def _with_forward(site: str) -> Callable[[float], Sites]:
     return lambda p: FORWARD | {site: p}
 
 
-def _other_sweeps(made: _Builder) -> None:
+def _other_sweeps(made: Builder) -> None:
     """What moves the best rate: forward dropout, width, depth; then the other cell, and Adam's learning rate."""
     forward = "locked in 0.2, out 0.5"
     for site in ("weight_dropout", "hidden_dropout", "update_dropout", "cell_dropout"):
@@ -175,7 +186,7 @@ def _other_sweeps(made: _Builder) -> None:
         made.row(f"none, Adam {rate:g}", {}, 3, rate=rate)
 
 
-def _with_extras(made: _Builder) -> None:
+def _with_extras(made: Builder) -> None:
     """What :mod:`recipe` adds to the sites: AWD-LSTM and what it is made of, losses of two passes, changing rates."""
     weight = {"weight_dropout": 0.5}
 
@@ -207,20 +218,19 @@ def _with_extras(made: _Builder) -> None:
 
 
 def study() -> Grid:
-    """The whole grid of the study."""
-    made = _Builder(Settings())
+    """The whole grid of the character model."""
+    made = Builder(Settings())
     _named(made)
     count = len(made.rows)
     _site_sweeps(made)
     _other_sweeps(made)
     _with_extras(made)
-    rows = tuple(made.rows.values())
-    return Grid(rows[:count], rows[count:], tuple(made.sweeps))
+    return made.grid(count)
 
 
 def tiny() -> Grid:
     """A grid of three small rows and two seeds, for a test: it shows that everything runs, not what is good."""
-    made = _Builder(Settings(hidden=64, characters=20_000, valid_characters=5_000, epochs=6, passes=2))
+    made = Builder(Settings(hidden=64, characters=20_000, valid_characters=5_000, epochs=6, passes=2))
     made.row(NONE, {}, 2)
     for rate in (0.25, 0.5):
         made.row(f"weight_dropout {rate:g}", {"weight_dropout": rate}, 2)

