@@ -337,7 +337,7 @@ def test_tables_between_the_markers_of_a_page(tmp_path):
         results.append(path, line("awd sites", seed, [3.0, 3.0, 2.25 + seed / 10], mc=2.0))
     assert program.main(["--results", str(path), "table", str(page)]) == 0
     text = page.read_text()
-    assert "old" not in text and text.count("Prose.") == len(names)
+    assert "-->old<" not in text and text.count("Prose.") == len(names)
     assert f"4 of {len(list(STUDY.cells()))} cells of {len(STUDY.rows)} rows were run" in text
     row = next(one for one in text.splitlines() if one.startswith("| awd sites "))
     assert [cell.strip() for cell in row.strip("|").split("|")][:8] == [

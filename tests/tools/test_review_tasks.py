@@ -207,6 +207,7 @@ def test_each_row_of_the_ablation_lacks_one_part():
         less = rows[f"{words_grid.WHOLE} without {part}"]
         assert {*whole.sites, *whole.extras} - {*less.sites, *less.extras} == set(names)
         assert {**less.sites, **less.extras}.items() <= {**whole.sites, **whole.extras}.items()
+        assert less.extras["sgd"] == 30.0 and len(names) <= 2
 
 
 def test_a_kind_of_model_that_is_not_known():
@@ -266,13 +267,16 @@ def test_gates_begin_with_memories_as_long_as_the_sequence():
 
 
 def test_errors_are_counted_in_eval_mode():
+    torch.manual_seed(0)
     model = classifier.SequenceClassifier(1, 3, 2, 1, "LSTM", {"output_dropout": 1.0})
-    with torch.no_grad():
-        model.head.weight.zero_()
-        model.head.bias.copy_(torch.tensor([0.0, math.log(3)]))
-    batch = (torch.zeros(4, 8, 1), torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0]]))
-    loss, wrong = classifier.evaluate(model, [batch])
-    assert wrong == 0.25 and math.isclose(loss, -(0.75 * math.log2(0.75) + 0.25 * math.log2(0.25)), abs_tol=1e-4)
+    x, targets = torch.randn(4, 8, 1), torch.tensor([[1, 1, 1, 1, 1, 1, 0, 0]])
+    logits = model.eval()(x).detach()
+    model.train()
+    loss, wrong = classifier.evaluate(model, [(x, targets), (x[:, :2], targets[:, :2])])
+    logits, targets = torch.cat((logits, logits[:, :2]), 1), torch.cat((targets, targets[:, :2]), 1)
+    assert wrong == float((logits.argmax(-1) != targets).float().mean())
+    expected = functional.cross_entropy(logits.flatten(0, 1), targets.flatten()).item() / math.log(2)
+    assert math.isclose(loss, expected, abs_tol=1e-4)
 
 
 # --------------------------------------------------------------------------------------------------------------------

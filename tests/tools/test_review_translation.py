@@ -157,6 +157,10 @@ def test_translations_are_what_teacher_forcing_finds_most_probable():
     assert not model.training and len(first) == len(second) <= 5
     logits = model(SOURCE, LENGTHS, torch.tensor([first, second]).t())
     assert logits.argmax(-1).t().tolist() == [first, second]
+    other = model(SOURCE, LENGTHS, (torch.tensor([first, second]).t() + 1) % 13)
+    assert torch.equal(other[0], logits[0]) and not torch.isclose(other[1:], logits[1:]).all(-1).any(), (
+        "what came before"
+    )
 
 
 def test_loss_leaves_padding_out():
