@@ -141,14 +141,23 @@ class RegularizedCell(Regularized, nn.RNNCellBase):
 
     def _check_states(self, states: tuple[Tensor, ...], x: Tensor, batched: bool) -> None:
         for index, state in enumerate(states):
-            check_dense("hx" if len(states) == 1 else f"hx[{index}]", state)
+            called = "hx" if len(states) == 1 else f"hx[{index}]"
+            if not isinstance(state, Tensor):
+                raise TypeError(f"{called} of {self._called} should be a Tensor, got {type(state).__name__}")
+            check_dense(called, state)
             if state.dim() not in (1, 2):
                 name = "hidden" if len(states) == 1 else f"hx[{index}]"
                 called = f"{CELLS[self.mode].module}Cell"
                 raise ValueError(f"{called}: Expected {name} to be 1D or 2D, got {state.dim()}D instead")
         for index, state in enumerate(states):
-            rows = state.size(0) if state.dim() == 2 else 1
-            if rows != x.size(1) or (state.dim() == 1 and batched):
+            if (state.dim() == 2) != batched:
+                kind, dims = ("batched", 2) if batched else ("unbatched", 1)
+                called = "hx" if len(states) == 1 else f"hx[{index}]"
+                raise RuntimeError(
+                    f"For {kind} {dims}-D input, {called} should also be {dims}-D but got {state.dim()}-D tensor"
+                )
+            rows = state.size(0) if batched else 1
+            if rows != x.size(1):
                 raise RuntimeError(f"Input batch size {x.size(1)} doesn't match hidden{index} batch size {rows}")
             if state.size(-1) != self.hidden_size:
                 raise RuntimeError(

@@ -60,7 +60,7 @@ KINDS: tuple[Kind, ...] = (
     Kind(1, "ZONEOUT_H", "unit", "example", "step or SEQ"),
     Kind(2, "UPDATE", "unit", "example", "step or SEQ"),
     Kind(3, "CELL", "unit", "example", "step or SEQ"),
-    Kind(4, "HIDDEN", "unit", "example", "SEQ"),
+    Kind(4, "HIDDEN", "unit", "example", "step or SEQ"),
     Kind(5, "INPUT", "feature", "example", "step or SEQ"),
     Kind(6, "INTER_LAYER", "feature", "example", "step or SEQ"),
     Kind(7, "OUTPUT", "feature", "example", "step or SEQ"),

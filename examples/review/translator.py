@@ -107,7 +107,8 @@ class Translator(nn.Module):
         self.eval()
         encoded, seen = self.encode(ids, lengths)
         state, context = self.decoder.begin(encoded, lengths)
-        token, found = torch.full((ids.size(1),), BEGIN), list[Tensor]()
+        token = torch.full((ids.size(1),), BEGIN)
+        found: list[Tensor] = []
         ended = torch.zeros(ids.size(1), dtype=torch.bool)
         while len(found) < longest and not ended.all():
             state, context = self.decoder(token, state, context, encoded, seen)

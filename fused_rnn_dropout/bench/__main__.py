@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from fused_rnn_dropout import __version__
 from fused_rnn_dropout.cells import MODULES
@@ -15,7 +16,7 @@ from . import arguments, call, compare, dtypes, floor, gpu, memory, plots, round
 from .contenders import BY_NAME, TASKS, contenders_of
 from .machine import command_line
 from .profile import profile
-from .report import criteria_table, into_pages, report
+from .report import between, criteria_table, into_pages, report
 from .run import DTYPES, Settings, load, run
 from .shapes import QUICK, SHAPES
 
@@ -57,24 +58,52 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     pages.add_argument("results", type=Path)
     pages.add_argument("root", type=Path, nargs="?", default=Path("."), help="the checkout (default: here)")
     taken_apart = commands.add_parser("profile", help="where the time of our own calls goes")
-    taken_apart.add_argument("--shapes", type=arguments.names("shape", shapes), default=tuple(shapes))
-    taken_apart.add_argument("--cells", type=arguments.names("cell", MODULES), default=MODULES)
+    _add_shapes(taken_apart)
     taken_apart.add_argument("--task", choices=TASKS, default="train")
     taken_apart.add_argument("--threads", type=int, default=2)
+    _add_tables(commands)
+    _add_schedules(commands)
+    return made
+
+
+def _add_shapes(
+    parser: argparse.ArgumentParser, shapes: tuple[str, ...] | None = None, cells: tuple[str, ...] = MODULES
+) -> None:
+    known = tuple(shape.name for shape in SHAPES)
+    parser.add_argument("--shapes", type=arguments.names("shape", known), default=known if shapes is None else shapes)
+    parser.add_argument("--cells", type=arguments.names("cell", MODULES), default=cells)
+
+
+def _add_tables(commands: Any) -> None:
+    """The commands of :data:`_TABLES`."""
     cost = commands.add_parser("sites", help="what sites cost over none, in a forward and backward of our own layers")
     arguments.add_page(cost)
-    cost.add_argument("--shapes", type=arguments.names("shape", shapes), default=tuple(shapes))
-    cost.add_argument("--cells", type=arguments.names("cell", MODULES), default=MODULES)
+    _add_shapes(cost)
     cost.add_argument(
         "--one", type=arguments.names("site", sites.ALONE), default=sites.ONE, help=", ".join(sites.ALONE)
     )
     arguments.add_effort(cost, "a shape")
     of_types = commands.add_parser("dtypes", help="bfloat16 on the CPU beside float32 and torch.nn's, and its peak")
     arguments.add_page(of_types)
-    of_types.add_argument("--shapes", type=arguments.names("shape", shapes), default=dtypes.SHAPES)
-    of_types.add_argument("--cells", type=arguments.names("cell", MODULES), default=("LSTM", "GRU"))
+    _add_shapes(of_types, dtypes.SHAPES, ("LSTM", "GRU"))
     of_types.add_argument("--no-memory", action="store_true", help="leave peak memory out")
     arguments.add_effort(of_types, "a shape")
+    alone = commands.add_parser("call", help="what a call costs beside its arithmetic, and one step beside torch.nn's")
+    arguments.add_page(alone)
+    alone.add_argument("--cells", type=arguments.names("cell", MODULES), default=("LSTM", "GRU"))
+    arguments.add_counts(alone, "units", "H", call.UNITS)
+    arguments.add_counts(alone, "batches", "B", call.BATCHES)
+    arguments.add_effort(alone, "a step", threads=1, budget=1.0)
+    rounded = commands.add_parser("rounding", help="how far bfloat16 is off on the CPU, beside torch.nn's")
+    arguments.add_page(rounded)
+    rounded.add_argument("--cells", type=arguments.names("cell", MODULES), default=MODULES)
+    least = commands.add_parser("floor", help="what a GPU cannot do without, by arithmetic alone; needs no GPU")
+    arguments.add_page(least)
+    _add_shapes(least)
+    least.add_argument("--dtypes", type=arguments.names("dtype", tuple(floor.BYTES)), default=tuple(floor.BYTES))
+
+
+def _add_schedules(commands: Any) -> None:
     side_by_side = commands.add_parser(
         "schedules", help="a GPU's schedules side by side, right first; writes the file that FRD_SCHEDULE_TABLE names"
     )
@@ -82,29 +111,10 @@ def parser(program: str = PROGRAM) -> argparse.ArgumentParser:
     side_by_side.add_argument("--cells", type=arguments.names("cell", MODULES), default=grid.cells)
     side_by_side.add_argument("--dtypes", type=arguments.names("dtype", tuple(DTYPES)), default=grid.dtypes)
     for name, meaning in (("hidden", "H, which is I too"), ("batch", "B"), ("steps", "T")):
-        chosen = getattr(grid, name)
-        shown_as = ",".join(map(str, chosen))
-        side_by_side.add_argument(
-            f"--{name}", type=arguments.counts, default=chosen, help=f"{meaning} (default: {shown_as})"
-        )
+        arguments.add_counts(side_by_side, name, meaning, getattr(grid, name))
     side_by_side.add_argument("--rounds", type=int, help="paired rounds (default: what --budget allows, at least 5)")
     side_by_side.add_argument("--budget", type=float, default=grid.budget, help="seconds for a size (default: 0.5)")
     side_by_side.add_argument("--output", type=Path, default=Path("schedules.json"), help="the table; a page beside it")
-    alone = commands.add_parser("call", help="what a call costs beside its arithmetic, and one step beside torch.nn's")
-    arguments.add_page(alone)
-    alone.add_argument("--cells", type=arguments.names("cell", MODULES), default=("LSTM", "GRU"))
-    alone.add_argument("--units", type=int, nargs="+", default=call.UNITS, help="H (default: 32 128 256 512)")
-    alone.add_argument("--batches", type=int, nargs="+", default=call.BATCHES, help="B (default: 1 4 16)")
-    arguments.add_effort(alone, "a step", threads=1, budget=1.0)
-    rounded = commands.add_parser("rounding", help="how far bfloat16 is off on the CPU, beside torch.nn's")
-    arguments.add_page(rounded)
-    rounded.add_argument("--cells", type=arguments.names("cell", MODULES), default=MODULES)
-    least = commands.add_parser("floor", help="what a GPU cannot do without, by arithmetic alone; needs no GPU")
-    arguments.add_page(least)
-    least.add_argument("--shapes", type=arguments.names("shape", shapes), default=tuple(shapes))
-    least.add_argument("--cells", type=arguments.names("cell", MODULES), default=MODULES)
-    least.add_argument("--dtypes", type=arguments.names("dtype", tuple(floor.BYTES)), default=tuple(floor.BYTES))
-    return made
 
 
 def settings(options: argparse.Namespace, command: str = "") -> Settings:
@@ -141,6 +151,29 @@ def settings(options: argparse.Namespace, command: str = "") -> Settings:
     )
 
 
+_TABLES: dict[str, Any] = {"call": call, "dtypes": dtypes, "floor": floor, "rounding": rounding, "sites": sites}
+"""The commands whose tables are printed, or put between the markers of a page."""
+
+
+def _tables(options: argparse.Namespace, command: str) -> str:
+    """What one of them measures, in markdown.
+
+    Raises:
+        ValueError: an option is out of range.
+    """
+    if options.command == "rounding":
+        return rounding.rounding(options.cells, command)
+    if options.command == "call":
+        return call.call(options.cells, options.units, options.batches, arguments.effort(options), command)
+    shapes = [shape for shape in SHAPES if shape.name in options.shapes]
+    if options.command == "floor":
+        return floor.page(options.cells, shapes, options.dtypes)
+    if options.command == "sites":
+        return sites.sites(options.cells, shapes, options.one, arguments.effort(options), command)
+    with_memory = not options.no_memory and memory.available()
+    return dtypes.dtypes(options.cells, shapes, with_memory, arguments.effort(options), command)
+
+
 def _run(given: Sequence[str], program: str) -> int:
     options = parser(program).parse_args(given)
     try:
@@ -158,21 +191,9 @@ def _run(given: Sequence[str], program: str) -> int:
                 print(f"wrote {path}", file=sys.stderr)
         elif options.command == "pages":
             into_pages(load(options.results), options.root)
-        elif options.command == "floor":
-            chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
-            text = floor.page(options.cells, chosen_shapes, options.dtypes)
-            floor.into(text, options.page) if options.page else print(text)
-        elif options.command == "sites":
-            chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
-            effort, command = arguments.effort(options), command_line(program, given)
-            text = sites.sites(options.cells, chosen_shapes, options.one, effort, command)
-            sites.into(text, options.page) if options.page else print(text)
-        elif options.command == "dtypes":
-            chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
-            effort, command = arguments.effort(options), command_line(program, given)
-            with_memory = not options.no_memory and memory.available()
-            text = dtypes.dtypes(options.cells, chosen_shapes, with_memory, effort, command)
-            dtypes.into(text, options.page) if options.page else print(text)
+        elif options.command in _TABLES:
+            text, marks = _tables(options, command_line(program, given)), _TABLES[options.command]
+            between(options.page, marks.BEGIN, marks.END, text) if options.page else print(text)
         elif options.command == "schedules":
             if (options.rounds is not None and options.rounds < 2) or options.budget <= 0:
                 raise ValueError("--rounds should be at least 2 and --budget above 0")
@@ -180,15 +201,6 @@ def _run(given: Sequence[str], program: str) -> int:
             text, failed = schedules.schedules(schedules.Grid(**of_grid), options.output, command_line(program, given))
             print(f"{text}\n\nwrote {options.output}: FRD_SCHEDULE_TABLE={options.output} has it chosen by")
             return int(failed)
-        elif options.command == "call":
-            if min(*options.units, *options.batches) < 1:
-                raise ValueError("--units and --batches should be at least 1")
-            effort, command = arguments.effort(options), command_line(program, given)
-            text = call.call(options.cells, options.units, options.batches, effort, command)
-            call.into(text, options.page) if options.page else print(text)
-        elif options.command == "rounding":
-            text = rounding.rounding(options.cells, command_line(program, given))
-            rounding.into(text, options.page) if options.page else print(text)
         elif options.command == "profile":
             chosen_shapes = [shape for shape in SHAPES if shape.name in options.shapes]
             print(profile(options.cells, chosen_shapes, options.task, options.threads))

@@ -32,6 +32,12 @@ def counts(text: str) -> tuple[int, ...]:
     return given
 
 
+def add_counts(parser: argparse.ArgumentParser, name: str, meaning: str, default: Sequence[int]) -> None:
+    """An option of :func:`counts`."""
+    shown = ",".join(map(str, default))
+    parser.add_argument(f"--{name}", type=counts, default=tuple(default), help=f"{meaning} (default: {shown})")
+
+
 def add_page(parser: argparse.ArgumentParser) -> None:
     """The page that a command writes its tables into."""
     parser.add_argument("page", type=Path, nargs="?", help="put the tables between the markers of this page")

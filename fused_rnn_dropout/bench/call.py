@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -17,8 +16,8 @@ from fused_rnn_dropout.rnn_base import RegularizedRNN
 from . import onnx_runtime
 from .contenders import RATES, layer
 from .measure import Effort, Interval, median_of, ratio_of
-from .report import between, measured_on, spread, with_misses
-from .shapes import Shape, row_of
+from .report import measured_on, spread, with_misses
+from .shapes import Shape, cell_of
 from .tables import table
 
 BEGIN, END = "<!-- call:begin -->", "<!-- call:end -->"
@@ -70,7 +69,7 @@ def _ours(cell: str, shape: Shape) -> nn.Module:
 
 def _inputs(cell: str, shape: Shape) -> tuple[Any, Any]:
     state = torch.zeros(1, shape.batch, shape.units)
-    return torch.randn(1, shape.batch, shape.inputs), (state, state) if row_of(cell).has_c else state
+    return torch.randn(1, shape.batch, shape.inputs), (state, state) if cell_of(cell).has_c else state
 
 
 def _burst(rnn: nn.Module, task: str, x: Any, hx: Any) -> Callable[[], None]:
@@ -289,8 +288,3 @@ def call(cells: Sequence[str], units: Sequence[int], batches: Sequence[int], eff
                     steps.append(step := measure(cell, task, one_step(width, batch), effort))
                     print(f"{cell} {task}, H {width}, B {batch}: {spread(step.over)}", file=sys.stderr, flush=True)
     return text_of(profiles, steps, effort.threads, command)
-
-
-def into(text: str, path: Path) -> None:
-    """Puts the tables between the markers of a page."""
-    between(path, BEGIN, END, text)

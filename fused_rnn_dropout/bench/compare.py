@@ -165,7 +165,9 @@ def compare(options: argparse.Namespace) -> int:
     found = list(changes(before, after, reference, options.threshold))
     if reference:
         print(f"As multiples of the time of {reference}, whose own changed by these factors:\n")
-        itself = [change for change in changes(before, after, None, options.threshold) if change.place[3] == reference]
+        itself = [
+            change for change in changes(before, after, None, options.threshold) if change.place.contender == reference
+        ]
         print(_table(itself, verdicts=False), end="\n\n")
     print(_table(found))
     ours = {name for one in results for name in one.get("ours", ())}

@@ -17,7 +17,7 @@ from fused_rnn_dropout.sites import SITE
 
 from . import baselines
 from .loops import Loop, WeightDrop
-from .shapes import Shape, row_of
+from .shapes import Shape, cell_of
 
 TASKS = ("train", "forward", "eval")
 """Forward and backward; forward that keeps what backward needs; eval under no_grad."""
@@ -37,12 +37,12 @@ ONLY_LINEAR = ("input_dropout", "weight_dropout", "output_dropout")
 
 
 def rates_of(cell: str) -> dict[str, float]:
-    return {name: rate for name, rate in RATES.items() if SITE[name].fits(row_of(cell).name)}
+    return {name: rate for name, rate in RATES.items() if SITE[name].fits(cell_of(cell).name)}
 
 
 def layer(library: Any, cell: str, shape: Shape, **options: Any) -> Any:
     """What ``library``, ``torch.nn`` or this one, has for a cell and a shape."""
-    row = row_of(cell)
+    row = cell_of(cell)
     return getattr(library, row.module)(
         shape.inputs, shape.units, shape.layers, bidirectional=shape.directions == 2, **row.settings, **options
     )

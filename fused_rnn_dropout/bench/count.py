@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from fused_rnn_dropout.cells import Cell
 
-from .shapes import Shape, row_of
+from .shapes import Shape, cell_of
 
 STATE = 4
 """Bytes of a number of the running state, which is float32 for float32, bfloat16 and float16."""
@@ -54,7 +54,7 @@ class Layer(NamedTuple):
 
     @property
     def row(self) -> Cell:
-        return row_of(self.cell)
+        return cell_of(self.cell)
 
     @property
     def gates(self) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from . import memory
@@ -12,7 +11,7 @@ from .contenders import BY_NAME as CONTENDERS
 from .contenders import runner
 from .machine import multiply_add_peak, sgemm
 from .measure import Effort, Interval, median_of, ratio_of
-from .report import between, brief, measured_on, milliseconds, spread, with_misses
+from .report import brief, measured_on, milliseconds, spread, with_misses
 from .run import DTYPES
 from .shapes import Shape
 from .tables import table
@@ -169,8 +168,3 @@ def dtypes(cells: Sequence[str], shapes: Sequence[Shape], with_memory: bool, eff
             said = f"train {brief(row.train)}, eval {brief(row.eval)}, float32 / bfloat16 {brief(row.gain)}"
             print(f"{cell} {shape.name}: {said}", file=sys.stderr, flush=True)
     return text_of(rows, rates, effort.threads, command)
-
-
-def into(text: str, path: Path) -> None:
-    """Puts the tables between the markers of a page."""
-    between(path, BEGIN, END, text)

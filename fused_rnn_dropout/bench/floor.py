@@ -8,11 +8,9 @@ Launches follow one another. So this is a floor: real products of few rows come 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 from .count import SCHEDULES, Layer, Work, launches
-from .report import between
 from .shapes import Shape
 from .tables import table
 
@@ -178,8 +176,3 @@ def page(cells: Sequence[str], shapes: Sequence[Shape], dtypes: Sequence[str]) -
             floors(cells, shapes, dtypes, gpu),
         ]
     return "\n\n".join(parts)
-
-
-def into(text: str, path: Path) -> None:
-    """Puts the tables between the markers of a page."""
-    between(path, BEGIN, END, text)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .shapes import row_of
+from .shapes import cell_of
 
 Step = Callable[..., tuple[Tensor, ...]]
 
@@ -112,7 +112,7 @@ class Loop(nn.Module):
         compiled: bool = False,
     ) -> None:
         super().__init__()
-        self.row, self.units, self.careful = row_of(cell), units, careful
+        self.row, self.units, self.careful = cell_of(cell), units, careful
         gates = self.row.gates
         self.rates = {name: rates.get(name, 0.0) for name in LOOP_SITES}
         bound = 1 / math.sqrt(units)

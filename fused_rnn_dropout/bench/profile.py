@@ -6,11 +6,10 @@ import time
 from collections.abc import Sequence
 from statistics import median
 
-import torch
-
 from fused_rnn_dropout import ops
 
 from .contenders import BY_NAME, runner
+from .measure import Effort
 from .shapes import Shape
 from .tables import table
 
@@ -21,7 +20,7 @@ def profile(cells: Sequence[str], shapes: Sequence[Shape], task: str, threads: i
     ``cell`` with all sites less ``cell`` without is what the masks of the state cost, ``wait`` what threads lose at the
     end of a step. ``rest`` is what happens outside the kernels: Python, autograd, allocation.
     """
-    torch.set_num_threads(threads)
+    Effort(threads).begin()
     rows = []
     for cell in cells:
         for shape in shapes:

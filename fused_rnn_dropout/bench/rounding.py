@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,6 @@ import fused_rnn_dropout as frd
 from fused_rnn_dropout import library
 
 from .machine import processor
-from .report import between
 from .tables import table
 
 BEGIN, END = "<!-- rounding:begin -->", "<!-- rounding:end -->"
@@ -97,8 +95,3 @@ def rounding(cells: Sequence[str], command: str) -> str:
         table(("", "of", _TORCH, *(f"ours, {way}" for way in ways)), lines),
         f"Made by `{command}`.",
     ])  # fmt: skip
-
-
-def into(text: str, path: Path) -> None:
-    """Puts the table between the markers of a page."""
-    between(path, BEGIN, END, text)

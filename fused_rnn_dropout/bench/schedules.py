@@ -30,7 +30,7 @@ from . import gpu
 from .contenders import BY_NAME, layer, rates_of, runner
 from .machine import environment
 from .measure import paired
-from .shapes import Shape, row_of
+from .shapes import Shape, cell_of
 from .tables import table
 
 TORCH = "torch"
@@ -252,7 +252,7 @@ def measure(grid: Grid, tell: Callable[[str], None]) -> Iterator[list[Point]]:
         found: list[Point] = []
         tell(f"{cell} {dtype} H={hidden}")
         for inside, gradients in itertools.product((True, False), (True, False)):
-            kind = Kind(name, "", row_of(cell).name, dtype, 1, inside, gradients)
+            kind = Kind(name, "", cell_of(cell).name, dtype, 1, inside, gradients)
             bench = Bench.of(kind, hidden, device)
             for batch in grid.batch:
                 found += bench.measure(batch, grid.steps, grid)

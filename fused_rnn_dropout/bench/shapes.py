@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fused_rnn_dropout.cells import CELLS, Cell
 
 
-def row_of(cell: str) -> Cell:
+def cell_of(cell: str) -> Cell:
     """Of the table of cells, by its name, or that of a class: with its default nonlinearity, where it has several."""
     return CELLS[cell] if cell in CELLS else next(row for row in CELLS.values() if row.module == cell)
 
@@ -57,7 +57,7 @@ class Shape(NamedTuple):
     def flops(self, cell: str, task: str) -> float:
         """Floating-point operations of the matrix products of all layers; backward has twice those of forward."""
         columns = self.inputs + self.units + (self.layers - 1) * (self.width + self.units)
-        forward = 2.0 * self.rows * self.useful() * columns * row_of(cell).gates * self.units * self.directions
+        forward = 2.0 * self.rows * self.useful() * columns * cell_of(cell).gates * self.units * self.directions
         return 3 * forward if task == "train" else forward
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import library
+from fused_rnn_dropout.arguments import choose_backend
 from fused_rnn_dropout.cells import CELLS, MODULES
 from fused_rnn_dropout.options import Spec, StepDropout, rate_of
 from fused_rnn_dropout.site_text import spec_of
@@ -27,7 +28,7 @@ from .machine import command_line
 from .measure import Interval, median_of, ratio_of
 from .report import machine, meaning_of, milliseconds, shapes_of, spread
 from .run import DTYPES, Settings, run
-from .shapes import Shape, row_of
+from .shapes import Shape, cell_of
 from .tables import table
 
 Sites = Mapping[str, Spec]
@@ -140,7 +141,7 @@ def _cell(text: str) -> str:
     name = text.upper().replace("-", "_")
     if name not in _CELLS:
         raise argparse.ArgumentTypeError(f"there is no cell {text!r}; allowed are {', '.join(_CELLS)}")
-    return row_of(name).name
+    return cell_of(name).name
 
 
 def _dtype(text: str) -> str:
@@ -246,7 +247,8 @@ def check(options: argparse.Namespace) -> None:
                 raise ValueError(f"--against {name}: {why}")
     with warnings.catch_warnings():  # what a layer warns of, it says once more when it is measured
         warnings.simplefilter("ignore")
-        _ours(options)(cell.name, shapes[0]._replace(inputs=1, units=1))  # refuses what does not go together
+        ours = _ours(options)(cell.name, shapes[0]._replace(inputs=1, units=1))  # refuses what does not go together
+    choose_backend(options.backend, ours._plan, options.device)
 
 
 def _shapes(options: argparse.Namespace) -> tuple[Shape, ...]:
@@ -257,8 +259,8 @@ def _shapes(options: argparse.Namespace) -> tuple[Shape, ...]:
     )
 
 
-def _ours(options: argparse.Namespace) -> Callable[[str, Shape], nn.Module]:
-    def build(cell: str, shape: Shape) -> nn.Module:
+def _ours(options: argparse.Namespace) -> Callable[[str, Shape], Any]:
+    def build(cell: str, shape: Shape) -> Any:
         more = {"backend": options.backend, "recompute": options.recompute}
         return layer(frd, cell, shape, **more, **_arguments(options.sites))
 

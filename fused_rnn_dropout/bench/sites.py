@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import fused_rnn_dropout as frd
@@ -13,7 +12,7 @@ from fused_rnn_dropout.sites import SITE
 
 from .contenders import BY_NAME, RATES, layer, runner
 from .measure import Effort, Interval, median_of, ratio_of
-from .report import between, measured_on, milliseconds, spread, with_misses
+from .report import measured_on, milliseconds, spread, with_misses
 from .shapes import Shape
 from .tables import table
 
@@ -113,8 +112,3 @@ def sites(
             over = ", ".join(f"{name} {spread(ratio)}" for name, ratio in row.over.items())
             print(f"{cell} {shape.name}: {over}", file=sys.stderr, flush=True)
     return text_of(rows, effort.threads, command)
-
-
-def into(text: str, path: Path) -> None:
-    """Puts the table between the markers of a page."""
-    between(path, BEGIN, END, text)

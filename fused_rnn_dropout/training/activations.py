@@ -97,6 +97,9 @@ def _steps(output: Any, lengths: Any, batch_first: bool) -> tuple[Tensor, Tensor
             f"lengths should be int64 of shape (B,) beside a padded batch, got {lengths.dtype} of shape "
             f"{tuple(lengths.shape)} beside an output of shape {tuple(output.shape)}"
         )
+    readable = lengths.device.type == "cpu" and not torch.compiler.is_compiling()
+    if readable and rows and not 0 <= int(lengths.min()) <= int(lengths.max()) <= len(data):
+        raise ValueError(f"lengths should be in [0, {len(data)}], got {lengths.tolist()}")
     return _wide(data), (torch.arange(data.size(0), device=data.device)[:, None] < lengths)[..., None]
 
 

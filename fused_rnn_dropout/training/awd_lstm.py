@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
+from ..arguments import check_rng
+from ..cell_modules import SITES_OF_CELLS
 from ..modules import LSTM
 from .embedding_dropout import EmbeddingDropout
 from .output_dropout import OutputDropout
@@ -23,13 +25,13 @@ class Encoded(NamedTuple):
         raw: (T, B, E), or packed: the last layer's output before dropout, which TAR takes.
         dropped: the same after dropout, which AR and the decoder take.
         state: of each layer, raw, to carry on with; cut it from its graph with :func:`detach`.
-        logits: (T, B, V), where there is a decoder.
+        logits: (T, B, V), or packed, where there is a decoder.
     """
 
     raw: Any
     dropped: Any
     state: State
-    logits: Tensor | None = None
+    logits: Any = None
 
 
 def detach(state: State) -> State:
@@ -38,8 +40,17 @@ def detach(state: State) -> State:
 
 
 def derived(rng: Tensor | None, number: int) -> Tensor | None:
-    """A pair of its own for each module of a model that is given one: equal pairs would give layers equal masks."""
-    return None if rng is None else torch.stack((rng[0], rng[1] + number))
+    """A pair of its own for each module of a model that is given one: equal pairs would give layers equal masks.
+
+    Raises:
+        TypeError, ValueError: ``rng`` is not int64[2].
+    """
+    if rng is None:
+        return None
+    pair = check_rng("rng", rng)
+    if not isinstance(pair, Tensor):
+        raise TypeError("rng of a model should be an int64 tensor of shape (2,), got a dict")
+    return torch.stack((pair[0], pair[1] + number))
 
 
 class AWDLSTMEncoder(nn.Module):
@@ -68,6 +79,9 @@ class AWDLSTMEncoder(nn.Module):
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"num_layers should be at least 1, got {num_layers}")
+        for name in sites:  # anything else that LSTM takes would change the layers alone, and not what is around them
+            if name not in SITES_OF_CELLS:
+                raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {name!r}")
         embedding = nn.Embedding(vocabulary, embedding_size, padding_idx=padding_idx)
         nn.init.uniform_(embedding.weight, -0.1, 0.1)
         self.words = EmbeddingDropout(embedding, embedding_dropout)
@@ -106,8 +120,11 @@ class AWDLSTMEncoder(nn.Module):
             step_offset: as in :meth:`LSTM.forward`.
 
         Raises:
-            ValueError: a state for another number of layers.
+            ValueError: a state for another number of layers, or words of another number of dimensions.
+            TypeError, ValueError, IndexError: as :class:`EmbeddingDropout` and :class:`LSTM`.
         """
+        if isinstance(words, Tensor) and words.dim() != 2:
+            raise ValueError(f"words should have 2 dimensions (T, B), got {words.dim()}")
         if state is not None and len(state) != len(self.rnns):
             raise ValueError(f"state should have a pair (h, c) for each of {len(self.rnns)} layers, got {len(state)}")
         counters = {"example_ids": example_ids, "step_offset": step_offset}
@@ -147,10 +164,11 @@ class AWDLSTM(nn.Module):
         padding_idx: of the embedding.
         backend: of the layers, as in :class:`LSTM`.
         recompute: of the layers, as in :class:`LSTM`.
-        sites: other sites of the layers, such as ``zoneout_c=0.1``.
+        sites: other sites of the layers, such as ``zoneout_c=0.1``: those of a step.
 
     Raises:
-        ValueError, TypeError: as :class:`LSTM`.
+        ValueError: no layer; as :class:`LSTM`.
+        TypeError: another keyword; as :class:`LSTM`.
     """
 
     def __init__(self, vocabulary: int, *sizes: int, tied: bool = True, **options: Any) -> None:
@@ -163,22 +181,24 @@ class AWDLSTM(nn.Module):
         if tied:
             self.decoder.weight = embedding.weight
 
-    def forward(self, words: Tensor, state: State | None = None, **counters: Any) -> tuple[Tensor, State]:
+    def forward(self, words: Tensor | PackedSequence, state: State | None = None, **counters: Any) -> tuple[Any, State]:
         """From words int64 (T, B) to logits (T, B, V), and the state to carry on with.
 
         Args:
-            words: int64 (T, B).
+            words: int64 (T, B), or packed: then logits are too.
             state: of each layer; zeros if None.
             counters: ``rng``, ``example_ids``, ``step_offset``, see :meth:`AWDLSTMEncoder.forward`.
         """
         encoded = self.encode(words, state, **counters)
-        assert encoded.logits is not None
         return encoded.logits, encoded.state
 
-    def encode(self, words: Tensor, state: State | None = None, **counters: Any) -> Encoded:
+    def encode(self, words: Tensor | PackedSequence, state: State | None = None, **counters: Any) -> Encoded:
         """As :meth:`forward`, with the outputs that AR and TAR take."""
         encoded = self.encoder(words, state, **counters)
-        return encoded._replace(logits=self.decoder(encoded.dropped))
+        dropped = encoded.dropped
+        if isinstance(dropped, PackedSequence):
+            return encoded._replace(logits=dropped._replace(data=self.decoder(dropped.data)))
+        return encoded._replace(logits=self.decoder(dropped))
 
 
 class AWDLSTMClassifier(nn.Module):

@@ -88,8 +88,12 @@ def bptt_learning_rate(optimizer: torch.optim.Optimizer, length: int, bptt: int)
         bptt: the usual length.
 
     Raises:
+        ValueError: ``length`` or ``bptt`` is below 1.
         RuntimeError: something else, such as a scheduler, changed a rate inside the block.
     """
+    for name, value in (("length", length), ("bptt", bptt)):
+        if not value >= 1:
+            raise ValueError(f"{name} should be at least 1, got {value}")
     factor = length / bptt
     before: list[Any] = []
     for group in optimizer.param_groups:

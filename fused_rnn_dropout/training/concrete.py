@@ -9,9 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..options import check_rate
+from .output_dropout import locked
+from .rated import Drawing
+from .rows import vectors_of
 
 
-class ConcreteDropout(nn.Module):
+class ConcreteDropout(Drawing):
     """Dropout whose rate p is a parameter: a relaxed mask, through which the loss has a gradient with respect to p.
 
     With u uniform in (0, 1), t the temperature and s the logistic function,
@@ -23,19 +26,24 @@ class ConcreteDropout(nn.Module):
 
     A kernel of this package reads a rate as a number, which has no gradient: use :meth:`mask` with the explicit masks
     of :mod:`reference`, for any site of a step, or the module on a tensor outside a layer. Then give the rate that was
-    found to a layer, by ``rnn.set_rate``. The traps. Without :meth:`penalty` the training loss drives p to 0, since
+    found to a layer, by ``rnn.set_rate``. As t falls, the module's mask becomes that of :class:`OutputDropout` from the
+    same pair of random numbers. The traps. Without :meth:`penalty` the training loss drives p to 0, since
     dropping helps only where it is not measured. And M is never exactly 0, so that a "dropped" inf or NaN shows.
 
     Args:
         p: rate to begin with, in (0, 1).
         temperature: above 0; 0.1 as in the paper.
+        mc: masks in eval too.
 
     Raises:
         ValueError: an argument out of range.
+        TypeError: ``mc`` is no bool.
     """
 
-    def __init__(self, p: float = 0.1, *, temperature: float = 0.1) -> None:
-        super().__init__()
+    group = "output"
+
+    def __init__(self, p: float = 0.1, *, temperature: float = 0.1, mc: bool = False) -> None:
+        super().__init__(mc=mc)
         p = check_rate("p", p, "an element being zeroed")
         if not 0 < p < 1:
             raise ValueError(f"p should be inside (0, 1), where it has a logit, got {p}")
@@ -59,23 +67,36 @@ class ConcreteDropout(nn.Module):
         Returns:
             Factors between 0 and 1 / (1-p), of the dtype of ``logit``, with a gradient with respect to it.
         """
-        u = torch.rand(shape, generator=generator, device=self.logit.device, dtype=self.logit.dtype)
-        tiny = torch.finfo(u.dtype).eps
-        u = u.clamp(tiny, 1 - tiny)
+        return self._relaxed(torch.rand(shape, generator=generator, device=self.logit.device, dtype=self.logit.dtype))
+
+    def _relaxed(self, u: Tensor) -> Tensor:
+        """The mask of uniform numbers, of the dtype of ``logit``."""
+        tiny = torch.finfo(self.logit.dtype).eps
+        u = u.clamp(tiny, 1 - tiny).to(self.logit.dtype)
         z = ((self.logit + u.logit()) / self.temperature).sigmoid()
         return (1 - z) / (1 - self.p)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """``x`` (T, B, D) times one mask for all steps, for each example another; in eval ``x``.
+    def forward(self, x: Any, *, rng: Tensor | None = None, example_ids: Tensor | None = None) -> Any:
+        """``x`` times one mask for all steps, for each example another; in eval ``x``.
+
+        Args:
+            x: floating, (T, B, D), or a ``PackedSequence`` of such rows.
+            rng: int64[2]; the same pair gives the same random numbers. Drawn if None and masks are on.
+            example_ids: int64 (B,); 0..B-1 if None.
+
+        Returns:
+            As ``x``.
 
         Raises:
-            ValueError: another number of dimensions.
+            TypeError, ValueError: ``x`` is something else.
         """
-        if x.dim() != 3:
-            raise ValueError(f"x should have 3 dimensions, got {x.dim()}")
-        if not self.training:
+        if not self.masks_on:
+            vectors_of(x)
             return x
-        return x * self.mask(1, *x.shape[1:]).to(x.dtype)
+        return locked(self, x, rng, example_ids, self._of_numbers)
+
+    def _of_numbers(self, random: Tensor, dtype: torch.dtype) -> Tensor:
+        return self._relaxed(1 - (random.double() + 0.5) / 2**32).to(dtype)
 
     def penalty(self, weight: Tensor, *, examples: int, length_scale: float = 1e-2) -> Tensor:
         """What the paper adds to the mean loss of an example: it holds weights small, and p away from 0 and 1.

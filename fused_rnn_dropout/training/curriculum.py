@@ -46,8 +46,8 @@ class CurriculumSchedule:
         gamma: instead of 10 / N.
 
     Raises:
-        ValueError: a site that no module has configured, a rate outside [0, 1], an unknown curve, ``steps`` below 1 or
-            a negative ``gamma``.
+        ValueError: no site, or one that no module has configured, a rate outside [0, 1], an unknown curve, ``steps``
+            below 1 or a negative ``gamma``.
         TypeError: ``model`` is no module.
     """
 
@@ -60,7 +60,7 @@ class CurriculumSchedule:
         curve: str | Callable[[int], float] = "curriculum",
         gamma: float | None = None,
     ) -> None:
-        if steps < 1:
+        if not steps >= 1:
             raise ValueError(f"steps should be at least 1, got {steps}")
         if not callable(curve) and curve not in CURVES:
             raise ValueError(f"curve should be one of {', '.join(map(repr, CURVES))} or a function, got {curve!r}")
@@ -83,7 +83,9 @@ class CurriculumSchedule:
             if rates is None or site in rates
         }
         if not self._ends:
-            raise ValueError("no module of the model has a site configured")
+            raise ValueError(
+                "rates should name a site, got none" if found else "no module of the model has a site configured"
+            )
         self.go_to(0)
 
     def factor(self, step: int) -> float:

@@ -99,8 +99,10 @@ class EmbeddingDropout(Rated):
     def _look_up(
         self, words: Tensor, packed: PackedSequence | None, rng: Any, example_ids: Tensor | None, offset: int | None
     ) -> Tensor:
-        if packed is None and self.per != "type" and words.dim() not in (1, 2):
-            raise ValueError(f"words should have 1 or 2 dimensions where per={self.per!r}, got {words.dim()}")
+        dims = (1, 2) if packed is None else (1,)
+        if self.per != "type" and words.dim() not in dims:
+            allowed = " or ".join(map(str, dims))
+            raise ValueError(f"words should have {allowed} dimensions where per={self.per!r}, got {words.dim()}")
         rows = self.embedding(words)
         if not self.masks_on or not self.draws:
             return rows

@@ -99,8 +99,10 @@ class FraternalLoss(nn.Module):
 
         Raises:
             ValueError: logits and target do not fit; nothing to share in the model.
-            TypeError: the model returns something else.
+            TypeError: ``target`` is no tensor, or the model returns something else.
         """
+        if not isinstance(target, Tensor):
+            raise TypeError(f"target should be a Tensor, got {type(target).__name__}")
         passes = _sharing(model, self.share) if self.share else (nullcontext(), nullcontext())
         with passes[0]:
             first = model(*inputs, **options)

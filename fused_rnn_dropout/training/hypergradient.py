@@ -103,14 +103,16 @@ class HypergradientSchedule:
         for site, rate in self.rates.items():
             ends = min(rate + self.delta, 1.0), max(rate - self.delta, 0.0)
             direct, gradients = [], []
-            for end in ends:
-                self._set(site, end)
-                with hold_masks(self.model, pairs):
-                    gradients.append(_gradient(train_loss(), parameters))
-                if self._acts_in_eval(site):
-                    with in_eval(self.model), torch.no_grad():
-                        direct.append(float(valid_loss()))
-            self._set(site, rate)
+            try:
+                for end in ends:
+                    self._set(site, end)
+                    with hold_masks(self.model, pairs):
+                        gradients.append(_gradient(train_loss(), parameters))
+                    if self._acts_in_eval(site):
+                        with in_eval(self.model), torch.no_grad():
+                            direct.append(float(valid_loss()))
+            finally:  # a loss may fail, or be interrupted
+                self._set(site, rate)
             change = sum(float((v * (a - b)).sum()) for v, a, b in zip(of_valid, *gradients, strict=True))
             total = -self.eta * change + (direct[0] - direct[1] if direct else 0.0)
             result[site] = total / (ends[0] - ends[1])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
-from .tokens import OfTokens, chosen, cumulated, ids_of
+from .tokens import OfTokens, chosen, cumulated, ids_of, spared_ids
 
 
 class Bigrams(NamedTuple):
@@ -54,12 +54,13 @@ class KneserNeyNoising(OfTokens):
 
     Raises:
         ValueError: a rate outside [0, 1], a text with less than two steps, or with words outside the vocabulary.
-        TypeError: ``text`` is no tensor, or a switch no bool.
+        TypeError: ``text`` is no tensor, ``vocabulary`` no int, ``spared`` no sequence of ints, or a switch no bool.
     """
 
     site = "data_noising"
     kind = "NOISING"
-    _ratio: Tensor
+    _followed: Tensor
+    _successors: Tensor
     _cumulative: Tensor
     _spared: Tensor
 
@@ -74,6 +75,8 @@ class KneserNeyNoising(OfTokens):
         mc: bool = False,
     ) -> None:
         super().__init__(p, batch_first=batch_first, mc=mc)
+        if isinstance(vocabulary, bool) or not isinstance(vocabulary, int):
+            raise TypeError(f"vocabulary should be of type int, got: {type(vocabulary).__name__}")
         data, packed = ids_of("text", text)
         if packed is not None:
             raise TypeError("text should be a Tensor, got PackedSequence")
@@ -85,11 +88,11 @@ class KneserNeyNoising(OfTokens):
                 f"{int(data.max())}"
             )
         counts = Bigrams.of(data, vocabulary)
-        # No part of a state_dict: they are settings, as p is.
-        ratio = counts.successors / counts.followed.clamp(min=1).double()
-        self.register_buffer("_ratio", ratio, persistent=False)
+        # No part of a state_dict: they are settings, as p is. All are integers, which no change of dtype touches.
+        self.register_buffer("_followed", counts.followed, persistent=False)
+        self.register_buffer("_successors", counts.successors, persistent=False)
         self.register_buffer("_cumulative", cumulated(counts.predecessors), persistent=False)
-        self.register_buffer("_spared", torch.as_tensor(tuple(spared), dtype=torch.int64), persistent=False)
+        self.register_buffer("_spared", spared_ids(spared, data), persistent=False)
 
     def forward(
         self,
@@ -122,13 +125,16 @@ class KneserNeyNoising(OfTokens):
                 f"targets should be of the type and shape of words, got {type(targets).__name__} of "
                 f"{tuple(after.shape)} beside {type(words).__name__} of {tuple(data.shape)}"
             )
+        if packed is not None and packed_too is not None and not _rows_match(packed, packed_too):
+            raise ValueError("targets should be packed as words are, with the same lengths in the same order")
         if not self.masks_on or not self.draws:
             return words, targets
         numbers, turn = self.draw(data, packed, rng, example_ids, step_offset, 3)
         which, *by = numbers.unbind(-1)
         # Not by brackets, which take a negative id for one from the end.
-        ratio = self._ratio.index_select(0, data.flatten().long()).view(data.shape)
-        noised = which < (self._thresholds_on(data.device)[0] * ratio).round().long()
+        found = data.flatten().long()
+        followed, successors = (of.index_select(0, found).view(data.shape) for of in (self._followed, self._successors))
+        noised = which * followed < self._thresholds_on(data.device)[0] * successors  # p N(w .) / c(w), multiplied out
         for ids in (data, after) if self._spared.numel() else ():
             noised = noised & (ids.unsqueeze(-1) != self._spared).all(-1)
         results = tuple(
@@ -142,7 +148,20 @@ class KneserNeyNoising(OfTokens):
 
     def extra_repr(self) -> str:
         spared = f", spared={tuple(self._spared.tolist())}" if self._spared.numel() else ""
-        return f"{super().extra_repr()}, bigrams of {len(self._ratio)} words{spared}"
+        return f"{super().extra_repr()}, bigrams of {len(self._followed)} words{spared}"
+
+
+def _rows_match(first: PackedSequence, second: PackedSequence) -> bool:
+    """Whether each row of one stands for the same example and step as that of the other, as far as the host can see."""
+    if torch.compiler.is_compiling():
+        return True
+    if not torch.equal(first.batch_sizes, second.batch_sizes):
+        return False
+    if first.data.device.type != "cpu":
+        return True
+    as_they_are = torch.arange(int(first.batch_sizes[0]))
+    orders = [as_they_are if of.sorted_indices is None else of.sorted_indices for of in (first, second)]
+    return torch.equal(*orders)
 
 
 __all__ = ["Bigrams", "KneserNeyNoising"]

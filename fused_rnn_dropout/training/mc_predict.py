@@ -59,30 +59,21 @@ def mc_predict(
         (*, V): float32, or float64 for float64 logits.
 
     Raises:
-        ValueError: an argument out of range; a model without a configured site of this package, or ``inputs`` that do
-            not have one number of rows.
+        ValueError: an argument out of range; a model without a configured site of this package; ``inputs`` that do not
+            have one number of rows, or logits that have another.
         TypeError: ``model`` is no module, or takes or returns something else.
     """
-    for name, value, fine in (
-        ("samples", samples, samples >= 1),
-        ("together", together, together is None or together >= 1),
-        ("temperature", temperature, temperature > 0),
-    ):
-        if not fine:
-            raise ValueError(f"{name} should be {'above 0' if name == 'temperature' else 'at least 1'}, got {value}")
+    for name, value, least in (
+        ("samples", samples, 1), ("together", samples if together is None else together, 1), ("batch_dim", batch_dim, 0)
+    ):  # fmt: skip
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise ValueError(f"{name} should be an int of at least {least}, got {value}")
+    if not temperature > 0:
+        raise ValueError(f"temperature should be above 0, got {temperature}")
     sites = configured(model)
-    if not sites and not any(isinstance(module, BayesByBackprop) for module in model.modules()):
+    if not any(isinstance(module, Thresholds) and module.draws for module in model.modules()):
         raise ValueError("the model has no site of this package configured, so that all samples would be equal")
-    for given in inputs:
-        if not isinstance(given, Tensor):
-            raise TypeError(f"inputs should be tensors, got {type(given).__name__}")
-    rows = {given.size(batch_dim) if given.dim() > batch_dim else -1 for given in inputs}
-    if len(rows) != 1 or rows == {-1}:
-        shapes = ", ".join(str(tuple(given.shape)) for given in inputs)
-        raise ValueError(
-            f"inputs should have one number of rows in dimension {batch_dim}, got shapes {shapes or 'none'}"
-        )
-    batch = rows.pop()
+    batch = _batch_of(inputs, batch_dim)
     most = 1 if any(_one_mask_a_call(module) for module in model.modules()) else together or samples
     total: Tensor | None = None
     with _masks_on(model), _scaled(model, sites, multiplier):
@@ -91,6 +82,11 @@ def mc_predict(
             count = min(most, samples - done)
             repeated = [given.repeat([count if d == batch_dim else 1 for d in range(given.dim())]) for given in inputs]
             logs = _log_probabilities(model(*repeated), temperature)
+            if logs.dim() <= batch_dim + 1 or logs.size(batch_dim) != count * batch:
+                raise ValueError(
+                    f"logits should have {count * batch} rows in dimension {batch_dim}, and classes in the last, got "
+                    f"shape {tuple(logs.shape)}"
+                )
             parts = logs.unflatten(batch_dim, (count, batch))
             parts = parts.sum(batch_dim) if power == 0 else (power * parts).logsumexp(batch_dim)
             if total is None:
@@ -101,6 +97,19 @@ def mc_predict(
     assert total is not None
     # The number of samples is a factor that normalising takes away.
     return (total / (samples if power == 0 else power)).softmax(-1)
+
+
+def _batch_of(inputs: tuple[Tensor, ...], batch_dim: int) -> int:
+    for given in inputs:
+        if not isinstance(given, Tensor):
+            raise TypeError(f"inputs should be tensors, got {type(given).__name__}")
+    rows = {given.size(batch_dim) if given.dim() > batch_dim else -1 for given in inputs}
+    if len(rows) != 1 or rows == {-1}:
+        shapes = ", ".join(str(tuple(given.shape)) for given in inputs)
+        raise ValueError(
+            f"inputs should have one number of rows in dimension {batch_dim}, got shapes {shapes or 'none'}"
+        )
+    return rows.pop()
 
 
 def _log_probabilities(result: Any, temperature: float) -> Tensor:

@@ -35,7 +35,7 @@ class NTASGD(Optimizer):
         lag_compat: the steps and averages of ``torch.optim.ASGD`` after the trigger.
 
     Raises:
-        ValueError: a negative ``lr`` or ``weight_decay``, or ``n`` below 1.
+        ValueError: a negative ``lr`` or ``weight_decay``, or ``n`` no int of at least 1.
     """
 
     def __init__(
@@ -45,8 +45,8 @@ class NTASGD(Optimizer):
             raise ValueError(f"lr should be at least 0, got {lr}")
         if not weight_decay >= 0:
             raise ValueError(f"weight_decay should be at least 0, got {weight_decay}")
-        if n < 1:
-            raise ValueError(f"n should be at least 1, got {n}")
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"n should be an int of at least 1, got {n}")
         defaults = {"lr": lr, "n": n, "weight_decay": weight_decay, "lag_compat": lag_compat, "averaging": False,
                     "losses": ()}  # fmt: skip
         super().__init__(params, defaults)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,11 +12,45 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import masks
 from ..arguments import check_counters
 from ..fakes import compute_dtype
-from ..options import LockedDropout
 from ..reference import apply
-from ..sites import KIND
-from .rated import Rated
-from .rows import counters_of_rows
+from ..sites import KIND, SEQ, stream
+from .rated import Drawing, Rated
+from .rows import counters_of_rows, vectors_of
+
+
+def locked(
+    module: Drawing,
+    x: Any,
+    rng: Tensor | None,
+    example_ids: Tensor | None,
+    factor: Callable[[Tensor, torch.dtype], Tensor],
+) -> Any:
+    """``x`` times factors (1, B, D), made of the numbers that ``output_dropout`` of an LSTM with one layer reads.
+
+    Args:
+        module: whose call it is.
+        x: (T, B, D), or packed.
+        rng: int64[2], or None.
+        example_ids: int64 (B,), or None.
+        factor: from the numbers and a dtype to the factors.
+
+    Raises:
+        TypeError, ValueError: ``x``, ``rng`` or ``example_ids`` is something else.
+    """
+    data, packed = vectors_of(x)
+    steps, batch = data.shape[:2] if packed is None else (packed.batch_sizes.size(0), int(packed.batch_sizes[0]))
+    turn, device = module.begin(rng, None, steps), data.device
+    check_counters(example_ids, turn.step_offset, batch, steps, device)
+    examples = torch.arange(batch, device=device) if example_ids is None else example_ids
+    once = torch.full((1,), SEQ, dtype=torch.int64, device=device)
+    pair, compute = module.pair(turn.rng, device), compute_dtype(data.dtype)
+    drawn = factor(masks.words(pair, examples, once, data.size(-1), stream(KIND["OUTPUT"], 1)), compute)
+    if packed is not None:
+        row, _ = counters_of_rows(packed, torch.arange(batch, device=device), torch.arange(steps, device=device))
+        drawn = drawn[0, row]
+    result = apply(data.to(compute), drawn).to(data.dtype)
+    turn.end((result,))
+    return result if packed is None else PackedSequence(result, *packed[1:])
 
 
 class OutputDropout(Rated):
@@ -42,7 +77,7 @@ class OutputDropout(Rated):
         """Drops.
 
         Args:
-            x: (T, B, D), or a ``PackedSequence``.
+            x: floating, (T, B, D), or a ``PackedSequence`` of such rows.
             rng: int64[2]; drawn if None, the site is there and masks are on.
             example_ids: int64 (B,); 0..B-1 if None.
 
@@ -50,30 +85,15 @@ class OutputDropout(Rated):
             As ``x``.
 
         Raises:
-            ValueError: a tensor of another number of dimensions.
+            TypeError, ValueError: ``x`` is something else.
         """
-        packed = x if isinstance(x, PackedSequence) else None
-        data: Tensor = x if packed is None else packed.data
-        if packed is None and data.dim() != 3:
-            raise ValueError(f"x should have 3 dimensions, got {data.dim()}")
         if not self.masks_on or not self.draws:
+            vectors_of(x)
             return x
-        steps, batch = data.shape[:2] if packed is None else (packed.batch_sizes.size(0), int(packed.batch_sizes[0]))
-        turn = self.begin(rng, None, steps)
-        check_counters(example_ids, turn.step_offset, batch, steps, data.device)
-        examples = torch.arange(batch, device=data.device) if example_ids is None else example_ids
-        times = torch.arange(steps, device=data.device)
-        compute = compute_dtype(data.dtype)
-        factor = masks.locked(
-            LockedDropout(0.0), self._thresholds_on(data.device)[0], self.pair(turn.rng, data.device), KIND["OUTPUT"],
-            1, data.size(-1), examples, times, compute,
-        )  # fmt: skip
-        if packed is not None:
-            row, _ = counters_of_rows(packed, torch.arange(batch, device=data.device), times)
-            factor = factor[0, row]
-        result = apply(data.to(compute), factor).to(data.dtype)
-        turn.end((result,))
-        return result if packed is None else PackedSequence(result, *packed[1:])
+        return locked(self, x, rng, example_ids, self._of_numbers)
+
+    def _of_numbers(self, random: Tensor, dtype: torch.dtype) -> Tensor:
+        return masks.factor(random, self._thresholds_on(random.device)[0], dtype)
 
     def extra_repr(self) -> str:
         return f"p={self.p:g}"

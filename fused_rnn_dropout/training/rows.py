@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+
+from ..layouts import check_packed
+
+
+def vectors_of(x: Any) -> tuple[Tensor, PackedSequence | None]:
+    """The numbers of a batch of vectors, and the batch itself where it is packed.
+
+    Raises:
+        TypeError, ValueError: ``x`` is none.
+    """
+    packed = x if isinstance(x, PackedSequence) else None
+    data = x if packed is None else packed.data
+    if not isinstance(data, Tensor):
+        raise TypeError(f"x should be a Tensor or a PackedSequence, got {type(data).__name__}")
+    if packed is not None:
+        check_packed(packed)
+    dims = 3 if packed is None else 2
+    if data.dim() != dims:
+        raise ValueError(f"{'x' if packed is None else 'data of x'} should have {dims} dimensions, got {data.dim()}")
+    if not data.is_floating_point():
+        raise ValueError(f"x should have a floating dtype, got {data.dtype}")
+    return data, packed
 
 
 def counters_of_rows(packed: PackedSequence, examples: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,4 +60,4 @@ def sizes_of(tokens: Tensor, packed: PackedSequence | None, batch_first: bool) -
     return (batch, steps) if batch_first else (steps, batch)
 
 
-__all__ = ["counters_of_rows", "sizes_of"]
+__all__ = ["counters_of_rows", "sizes_of", "vectors_of"]

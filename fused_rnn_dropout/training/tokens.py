@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -81,6 +81,18 @@ def ids_of(name: str, words: Any) -> tuple[Tensor, PackedSequence | None]:
     return data, packed
 
 
+def spared_ids(spared: Sequence[int], beside: Tensor | None) -> Tensor:
+    """int64 (n,): words that are left alone, on the device of ``beside``.
+
+    Raises:
+        TypeError: ``spared`` is no sequence of ints.
+    """
+    ids = spared.tolist() if isinstance(spared, Tensor) else spared
+    if not isinstance(ids, Iterable) or any(isinstance(word, bool) or not isinstance(word, int) for word in ids):
+        raise TypeError(f"spared should hold ids of words, got {spared!r}")
+    return torch.tensor(tuple(ids), dtype=torch.int64, device=None if beside is None else beside.device)
+
+
 def cumulated(counts: Tensor | Sequence[float]) -> Tensor:
     """int64 (V,): a number of 32 bits means the first word whose entry is above it, so that no count of 0 is drawn."""
     weights = torch.as_tensor(counts, dtype=torch.float64)
@@ -95,4 +107,4 @@ def chosen(cumulative: Tensor, random: Tensor) -> Tensor:
     return torch.searchsorted(cumulative, random.contiguous(), right=True)
 
 
-__all__ = ["OfTokens", "chosen", "cumulated", "ids_of"]
+__all__ = ["OfTokens", "chosen", "cumulated", "ids_of", "spared_ids"]

@@ -11,9 +11,9 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import masks
 from ..fakes import compute_dtype
-from ..layouts import check_packed
 from ..reference import apply
-from .tokens import OfTokens, chosen, cumulated, ids_of
+from .rows import vectors_of
+from .tokens import OfTokens, chosen, cumulated, ids_of, spared_ids
 
 
 class WordDropout(OfTokens):
@@ -69,18 +69,7 @@ class WordDropout(OfTokens):
         Raises:
             TypeError, ValueError: ``x`` is something else.
         """
-        packed = x if isinstance(x, PackedSequence) else None
-        data: Tensor = x if packed is None else packed.data
-        if not isinstance(data, Tensor):
-            raise TypeError(f"x should be a Tensor or a PackedSequence, got {type(data).__name__}")
-        if packed is not None:
-            check_packed(packed)
-        elif data.dim() != 3:
-            raise ValueError(f"x should have 3 dimensions, got {data.dim()}")
-        if not data.is_floating_point():
-            raise ValueError(
-                f"x should have a floating dtype, got {data.dtype}: word dropout acts behind the embedding"
-            )
+        data, packed = vectors_of(x)
         if not self.masks_on or not self.draws:
             return x
         numbers, turn = self.draw(data, packed, rng, example_ids, step_offset, 1)
@@ -115,7 +104,7 @@ class DataNoising(OfTokens):
 
     Raises:
         ValueError: a rate outside [0, 1], both or neither of ``blank`` and ``counts``, or counts as they cannot be.
-        TypeError: a switch is no bool.
+        TypeError: a switch is no bool, or ``spared`` is no sequence of ints.
     """
 
     site = "data_noising"
@@ -140,8 +129,9 @@ class DataNoising(OfTokens):
             raise ValueError(f"blank should be the id of a word, got {blank!r}")
         self.blank = blank
         # No part of a state_dict: they are settings, as p is.
-        self.register_buffer("_cumulative", None if counts is None else cumulated(counts), persistent=False)
-        self.register_buffer("_spared", torch.as_tensor(tuple(spared), dtype=torch.int64), persistent=False)
+        cumulative = None if counts is None else cumulated(counts)
+        self.register_buffer("_cumulative", cumulative, persistent=False)
+        self.register_buffer("_spared", spared_ids(spared, cumulative), persistent=False)
 
     def forward(
         self,

@@ -132,6 +132,9 @@ def test_bad_input_in_torchs_words(cell: str) -> None:
         ((x.tolist(),), TypeError, "input of an? .*Cell should be a Tensor, got list"),
         ((x.to_sparse(),), TypeError, "should be a dense tensor"),
         ((x, [1, 2, 3]), TypeError, "hx of an? .*Cell should be"),
+        ((x, ([1.0], hx(B, H)[0]) if pair else [1.0]), TypeError, "hx.* of an? .*Cell should be .*, got list"),
+        ((x, hx(H)), RuntimeError, "For batched 2-D input, hx.* should also be 2-D but got 1-D tensor"),
+        ((x[0], hx(1, H)), RuntimeError, "For unbatched 1-D input, hx.* should also be 1-D but got 2-D tensor"),
         ((x, tuple(s.float() for s in hx(B, H)) if pair else hx(B, H).float()), RuntimeError, "not the same dtype"),
         ((x.long(),), TypeError, "should have a floating dtype"),
     ):

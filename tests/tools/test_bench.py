@@ -846,14 +846,17 @@ def test_onnx_runtime_computes_the_step_that_is_timed_beside_ours(cell: str) -> 
 def test_what_a_call_costs_is_measured_into_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     page = tmp_path / "page.md"
     page.write_text(f"before\n{call.BEGIN}\nan old table\n{call.END}\nafter\n")
-    command = ["call", str(page), "--cells", "GRU", "--units", "8", "--batches", "1", "2", "--rounds", "3"]
+    command = ["call", str(page), "--cells", "GRU", "--units", "8", "--batches", "1,2", "--rounds", "3"]
     assert main(command) == 0, capsys.readouterr().err
     before, text, after = re.split(f"{call.BEGIN}|{call.END}", page.read_text())
     assert (before, after) == ("before\n", "\nafter\n") and "an old table" not in text
     rows = [[cell.strip() for cell in line.split("|")[1:5]] for line in text.splitlines() if line.startswith("| GRU")]
     assert rows == [["GRU", task, "8", batch] for task in call.TASKS for batch in ("1", "2")]
     assert main(["call", "--rounds", "1"]) == 1 and "--rounds at least 2" in capsys.readouterr().err
-    assert main(["call", "--units", "0"]) == 1 and "--units and --batches" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["call", "--units", "0"])
+    assert "argument --units: should be whole numbers from 1 on" in capsys.readouterr().err
+    assert main(["profile", "--threads", "0"]) == 1 and "--threads should be at least 1" in capsys.readouterr().err
 
 
 def test_profile_accounts_for_the_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -163,6 +163,7 @@ IMPOSSIBLE = {
     "--packed --against careful-loop": "--against careful-loop: it is one layer in one direction over a padded batch",
     "--against weight-drop": "--against weight-drop: it needs weight_dropout among --sites",
     "--sites dropout=0.1,inter_layer=0.1 --layers 2": "dropout and inter_layer_dropout are the same site",
+    "--sites weight=0.1:per_example=True": "no fused backend computes weight_dropout=WeightDropout(per_example=True)",
     "--backend cuda": "--backend cuda on --device cpu: ",
     "--layers 0": "--layers should be at least 1, got 0",
     "--rounds 1": "--rounds at least 2",

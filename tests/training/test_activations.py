@@ -83,6 +83,8 @@ def test_bad_input(function: Any) -> None:
         (output()[None], {}, ValueError, "2 or 3 dimensions"),
         (output().long(), {}, ValueError, "should be floating"),
         (packed, {"lengths": LENGTHS}, ValueError, "lengths should be None for a PackedSequence"),
+        (output(), {"lengths": [1, 2, len(output()) + 1]}, ValueError, r"lengths should be in \[0, .*\], got \[1, 2, "),
+        (output(), {"lengths": [1, 2, -1]}, ValueError, r"lengths should be in \[0, .*\], got \[1, 2, -1\]"),
         (output(), {"lengths": [1, 2]}, ValueError, r"lengths should be int64 of shape \(B,\)"),
         (output(), {"lengths": [1.0, 2.0, 3.0]}, ValueError, "lengths should be int64"),
     ):

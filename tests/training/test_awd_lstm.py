@@ -147,8 +147,14 @@ def test_output_dropout_is_that_of_a_layer() -> None:
     right = pack_padded_sequence(drop(x, rng=rng, example_ids=ids), lengths, enforce_sorted=False)
     assert torch.equal(drop(packed, rng=rng, example_ids=ids).data, right.data)
     assert torch.equal(drop.eval()(x), x)
-    with pytest.raises(ValueError, match="x should have 3 dimensions, got 2"):
-        drop(x[0])
+    for bad, error, says in (
+        (x[0], ValueError, "x should have 3 dimensions, got 2"),
+        (x.long(), ValueError, "x should have a floating dtype, got torch.int64"),
+        (packed._replace(data=packed.data[:, 0]), ValueError, "data of x should have 2 dimensions, got 1"),
+        ([1.0], TypeError, "x should be a Tensor or a PackedSequence, got list"),
+    ):
+        with pytest.raises(error, match=says):
+            drop(bad)
 
 
 def test_masks_of_the_output_can_be_shared() -> None:
@@ -260,3 +266,19 @@ def test_bad_input() -> None:
         build()(WORDS, [(torch.zeros(1, B, H), torch.zeros(1, B, H))])
     with pytest.raises(ValueError, match="weight_dropout should be a number"):
         build(weight_dropout=2.0)
+    for name in ("batch_first", "dropout", "mc", "bidirectional", "foo"):
+        with pytest.raises(TypeError, match=f"AWDLSTMEncoder got an unexpected keyword argument '{name}'"):
+            build(**{name: True})
+    with pytest.raises(ValueError, match=r"words should have 2 dimensions \(T, B\), got 1"):
+        build()(WORDS[0])
+    for rng, error in ((5, TypeError), ({None: RNG}, TypeError), (torch.zeros(3, dtype=torch.int64), ValueError)):
+        with pytest.raises(error, match="rng .*should be an int64 tensor of shape"):
+            build()(WORDS, rng=rng)
+
+
+def test_packed_words_give_packed_logits() -> None:
+    model, lengths = build(zoneout_c=0.2), torch.tensor([2, 7, 4])
+    logits, state = model(pack_padded_sequence(WORDS, lengths, enforce_sorted=False), rng=RNG)
+    right = pack_padded_sequence(model(WORDS, rng=RNG)[0], lengths, enforce_sorted=False)
+    torch.testing.assert_close(logits.data, right.data)
+    assert torch.equal(logits.batch_sizes, right.batch_sizes) and state[0][0].shape == (1, B, H)

@@ -35,11 +35,16 @@ def x() -> Tensor:
 
 def noise(weight: Tensor, name: str, number: int, reverse: bool = False) -> Tensor:
     """Standard normals of a weight's numbers, by Python's inverse of the normal distribution."""
-    rows = torch.arange(weight.size(0))
-    numbers = masks.words(RNG, rows, torch.tensor([SEQ]), weight.size(1), stream(KIND[name], number, int(reverse)))[0]
+    once, place = torch.tensor([SEQ]), (number, int(reverse))
+    if name.startswith("BIAS"):  # those of a mask by row of the matrix beside it
+        of_rows = stream(KIND[name.replace("BIAS", "WEIGHT") + "_ROWS"], *place)
+        numbers = masks.words(RNG, torch.tensor([0]), once, len(weight), of_rows)[0, 0]
+    else:
+        rows = torch.arange(weight.size(0))
+        numbers = masks.words(RNG, rows, once, weight.size(1), stream(KIND[name], *place))[0]
     normal = NormalDist()
-    found = [[normal.inv_cdf((n + 0.5) / 2**32) for n in row] for row in numbers.tolist()]
-    return torch.tensor(found, dtype=torch.float64)
+    found = [normal.inv_cdf((n + 0.5) / 2**32) for n in numbers.flatten().tolist()]
+    return torch.tensor(found, dtype=torch.float64).view_as(weight)
 
 
 def std(module: BayesByBackprop, name: str) -> Tensor:
@@ -52,19 +57,20 @@ def std(module: BayesByBackprop, name: str) -> Tensor:
 
 
 @pytest.mark.parametrize("cell", ["LSTM", "GRU", "RNN"])
-@pytest.mark.parametrize("ours", [True, False])
-def test_it_is_the_layer_on_the_weights_that_are_drawn(cell: str, ours: bool) -> None:
+@pytest.mark.parametrize(("ours", "biases"), [(True, False), (True, True), (False, True)])
+def test_it_is_the_layer_on_the_weights_that_are_drawn(cell: str, ours: bool, biases: bool) -> None:
     options = {"num_layers": 2, "bidirectional": True} | ({"proj_size": 3} if cell == "LSTM" else {})
     rnn = layer(cell, **options)
-    module = BayesByBackprop(rnn if ours else getattr(nn, cell)(I, H, dtype=torch.float64, **options), inputs=True)
-    module.rnn.load_state_dict(rnn.state_dict())
+    theirs = getattr(nn, cell)(I, H, dtype=torch.float64, **options)
+    module = BayesByBackprop(rnn if ours else theirs, inputs=True, biases=biases)
+    module.layer.load_state_dict(rnn.state_dict())
     with torch.no_grad():
         for rho in module.rho.values():
             rho.add_(torch.rand_like(rho))
     expected = getattr(nn, cell)(I, H, dtype=torch.float64, **options)
     weights = {name: weight.detach().clone() for name, weight in rnn.named_parameters()}
-    drawn = [name for name in weights if name.startswith("weight")]
-    assert sorted(module.rho) == sorted(drawn) and len(drawn) == (12 if cell == "LSTM" else 8)
+    drawn = [name for name in weights if biases or name.startswith("weight")]
+    assert sorted(module.rho) == sorted(drawn) and len(drawn) == (12 if cell == "LSTM" else 8) + 8 * biases
     for name in drawn:
         kind, number = name.removesuffix("_reverse").upper().split("_L")
         weights[name] += std(module, name) * noise(weights[name], kind, int(number), name.endswith("_reverse"))
@@ -73,12 +79,52 @@ def test_it_is_the_layer_on_the_weights_that_are_drawn(cell: str, ours: bool) ->
     torch.testing.assert_close(module.eval()(x())[0], rnn(x())[0], rtol=0, atol=1e-12)
 
 
+def embedding(**options: Any) -> nn.Embedding:
+    torch.manual_seed(3)
+    return nn.Embedding(7, I, dtype=torch.float64, **options)
+
+
+@pytest.mark.parametrize("biases", [False, True])
+def test_around_a_model(biases: bool) -> None:
+    """An embedding and a decoder are numbered as the W_ih of a first layer."""
+    words, decoder = BayesByBackprop(embedding(), std=0.2), nn.Linear(I, 3, dtype=torch.float64)
+    logits = BayesByBackprop(decoder, std=0.3, biases=biases)
+    ids = torch.tensor([[2, 6], [0, 2]])
+    weights = [of.layer.weight.detach() for of in (words, logits)]
+    e, w = (weight + s * noise(weight, "WEIGHT_IH", 0) for weight, s in zip(weights, (0.2, 0.3), strict=True))
+    b = decoder.bias.detach() + 0.3 * biases * noise(decoder.bias, "BIAS_IH", 0)
+    out = logits(words(ids, weights_rng=RNG), weights_rng=RNG)
+    torch.testing.assert_close(out, e[ids] @ w.T + b, rtol=0, atol=1e-12)
+    out.sum().backward()
+    assert all(p.grad is not None and bool(p.grad.any()) for m in (words, logits) for p in m.rho.values())
+    assert torch.equal(words.eval()(ids), weights[0][ids])
+
+
+@pytest.mark.parametrize("prior", [0.7, MIXTURE])
+def test_padding_has_no_distribution(prior: Any) -> None:
+    plain, padded = (BayesByBackprop(embedding(**given), prior=prior) for given in ({}, {"padding_idx": 5}))
+    padded.load_state_dict(plain.state_dict())
+    with torch.no_grad():
+        padded.layer.weight[5] = 0
+    ids = torch.arange(7)
+    found = padded(ids, weights_rng=RNG)
+    assert not found[5].any() and torch.equal(found[ids != 5], plain(ids, weights_rng=RNG)[ids != 5])
+    others = nn.Embedding(1, I, dtype=torch.float64, _weight=plain.layer.weight[5:6].detach())
+    of_padding = distributions(BayesByBackprop(others))["weight"]
+    if prior == 0.7:
+        apart = kl_divergence(of_padding, Normal(0.0, 0.7)).sum()
+        torch.testing.assert_close(plain.kl().detach() - padded.kl().detach(), apart)
+    (found.sum() + padded.kl(RNG)).backward()
+    for gradient in (padded.layer.weight.grad, padded.rho["weight"].grad):
+        assert not gradient[5].any() and gradient[ids != 5].all()
+
+
 def test_gradients_of_mean_and_rho() -> None:
     """dL/dm is that of the weight, dL/drho = dL/dw e sigmoid(rho)."""
     module, plain = BayesByBackprop(layer(), std=0.3), nn.LSTM(I, H, dtype=torch.float64)
     assert list(module.rho) == ["weight_hh_l0"]
-    e = noise(module.rnn.weight_hh_l0, "WEIGHT_HH", 0)
-    plain.load_state_dict(module.rnn.state_dict())
+    e = noise(module.layer.weight_hh_l0, "WEIGHT_HH", 0)
+    plain.load_state_dict(module.layer.state_dict())
     with torch.no_grad():
         plain.weight_hh_l0.add_(0.3 * e)
     out, (h, c) = plain(x())
@@ -86,7 +132,7 @@ def test_gradients_of_mean_and_rho() -> None:
     out, (h, c) = module(x(), weights_rng=RNG)
     (out.square().sum() + h.sum() + c.sum()).backward()
     for name, parameter in plain.named_parameters():
-        torch.testing.assert_close(module.rnn.get_parameter(name).grad, parameter.grad)
+        torch.testing.assert_close(module.layer.get_parameter(name).grad, parameter.grad)
     rho = module.rho["weight_hh_l0"]
     torch.testing.assert_close(rho.grad, plain.weight_hh_l0.grad * e * torch.sigmoid(rho.detach()))
 
@@ -98,8 +144,8 @@ def test_one_sample_a_call_and_sites_beside_it() -> None:
     assert all(not torch.equal(a, b) for a, b in itertools.combinations(outs[1:], 2))
     before = torch.get_rng_state()
     assert torch.equal(module.eval()(x())[0], module(x())[0]) and torch.equal(before, torch.get_rng_state())
-    module.rnn.eval()
-    frd.mc_dropout(module).rnn.mc = False
+    module.layer.eval()
+    frd.mc_dropout(module).layer.mc = False
     assert not torch.equal(module(x())[0], module(x())[0])
 
 
@@ -126,11 +172,14 @@ def test_compiles_as_one_graph() -> None:
 
 
 def distributions(module: BayesByBackprop) -> dict[str, Normal]:
-    return {name: Normal(getattr(module.rnn, name).detach(), std(module, name)) for name in module.rho}
+    return {name: Normal(getattr(module.layer, name).detach(), std(module, name)) for name in module.rho}
 
 
-def test_kl_of_one_gaussian() -> None:
-    module = BayesByBackprop(layer(), inputs=True, std=0.2, prior=0.7)
+@pytest.mark.parametrize("make", [lambda: layer(), lambda: nn.Linear(I, 3, dtype=torch.float64)])
+def test_kl_of_one_gaussian(make: Any) -> None:
+    made = make()
+    module = BayesByBackprop(made, inputs=isinstance(made, nn.RNNBase), biases=True, std=0.2, prior=0.7)
+    assert {*module.rho} == {name for name, _ in made.named_parameters()}
     with torch.no_grad():
         for rho in module.rho.values():
             rho.add_(torch.rand_like(rho))
@@ -140,7 +189,7 @@ def test_kl_of_one_gaussian() -> None:
     with torch.no_grad():
         for name, rho in module.rho.items():
             rho.fill_(math.log(math.expm1(0.7)))
-            getattr(module.rnn, name).zero_()
+            getattr(module.layer, name).zero_()
     assert abs(float(module.kl().detach())) < 1e-12, "the prior itself"
 
 
@@ -176,10 +225,10 @@ def test_the_estimate_has_the_mean_of_the_integral() -> None:
 @pytest.mark.parametrize("prior", [0.7, MIXTURE])
 def test_kl_has_the_gradients_of_its_formula(prior: Any) -> None:
     module = BayesByBackprop(layer("RNN"), std=0.3, prior=prior)
-    mean, rho = module.rnn.weight_hh_l0, module.rho["weight_hh_l0"]
+    mean, rho = module.layer.weight_hh_l0, module.rho["weight_hh_l0"]
 
     def of(new_mean: Tensor, new_rho: Tensor) -> Tensor:
-        given = {"rnn.weight_hh_l0": new_mean, "rho.weight_hh_l0": new_rho}
+        given = {"layer.weight_hh_l0": new_mean, "rho.weight_hh_l0": new_rho}
         return torch.func.functional_call(Kl(module), {f"of.{name}": value for name, value in given.items()}, ())
 
     assert torch.autograd.gradcheck(of, (mean, rho))
@@ -219,7 +268,7 @@ class Model(nn.Module):
 
 def test_mc_predict_draws_weights_for_each_sample() -> None:
     model, calls = Model().eval(), []
-    model.rnn.rnn.register_forward_hook(lambda _, given, out: calls.append(out[0].detach()))
+    model.rnn.layer.register_forward_hook(lambda _, given, out: calls.append(out[0].detach()))
     torch.manual_seed(4)
     found = mc_predict(model, x(), samples=3)
     torch.manual_seed(4)
@@ -238,7 +287,7 @@ def test_fraternal_passes_share_weights_or_not() -> None:
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
 def test_copies_and_state(copied: Any) -> None:
     module = BayesByBackprop(layer(), std=0.1, prior=0.5)
-    assert {*module.state_dict()} == {"rho.weight_hh_l0", *(f"rnn.{name}" for name in layer().state_dict())}
+    assert {*module.state_dict()} == {"rho.weight_hh_l0", *(f"layer.{name}" for name in layer().state_dict())}
     assert torch.equal(copied(module)(x(), weights_rng=RNG)[0], module(x(), weights_rng=RNG)[0])
     other = BayesByBackprop(layer(), std=0.9, prior=0.5)
     other.load_state_dict(module.state_dict())
@@ -248,10 +297,18 @@ def test_copies_and_state(copied: Any) -> None:
 
 
 @pytest.mark.parametrize(("make", "error", "says"), [
-    (lambda: BayesByBackprop(nn.Linear(2, 3)), TypeError, "rnn should be an LSTM, GRU or RNN, got Linear"),
+    (lambda: BayesByBackprop(nn.ReLU()), TypeError, "layer should be an LSTM, .* or nn.Linear, got ReLU"),
     (lambda: BayesByBackprop(layer(), inputs=1), TypeError, "inputs should be of type bool, got: int"),
+    (lambda: BayesByBackprop(layer(), biases=1), TypeError, "biases should be of type bool, got: int"),
+    (lambda: BayesByBackprop(layer(bias=False), biases=True), ValueError, "biases should be False for LSTM without"),
+    (lambda: BayesByBackprop(nn.Linear(2, 3), inputs=True), ValueError, "inputs should be False for Linear"),
+    (lambda: BayesByBackprop(embedding(sparse=True)), ValueError, "nn.Embedding without max_norm and sparse"),
+    (lambda: BayesByBackprop(embedding(max_norm=1.0)), ValueError, "nn.Embedding without max_norm and sparse"),
+    (lambda: BayesByBackprop(embedding(), biases=True), ValueError, "biases should be False for Embedding without any"),
+    (lambda: BayesByBackprop(layer())._replicate_for_data_parallel()(x()), RuntimeError, "use DistributedData"),
     (lambda: BayesByBackprop(layer(), mc=1), TypeError, "mc should be of type bool, got: int"),
-    (lambda: BayesByBackprop(layer(), std=0), ValueError, "std should be above 0, got 0"),
+    (lambda: BayesByBackprop(layer(), std=0), ValueError, "std should be a number above 0, got 0"),
+    (lambda: BayesByBackprop(layer(), std="a"), ValueError, "std should be a number above 0, got 'a'"),
     (lambda: BayesByBackprop(layer(), prior=0.0), ValueError, "prior should be a number above 0, or pi .* got 0.0"),
     (lambda: BayesByBackprop(layer(), prior=(2, 1, 1)), ValueError, r"prior should be .* got \(2, 1, 1\)"),
     (lambda: BayesByBackprop(layer(), prior=(0.5, 1)), ValueError, "prior should be"),

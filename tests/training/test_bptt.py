@@ -88,3 +88,12 @@ def test_the_rate_comes_back_after_an_error() -> None:
 def test_bad_input(options: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         random_bptt_length(**options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("length", "bptt", "name"), [(0, 70, "length"), (-5, 70, "length"), (5, 0, "bptt")])
+def test_no_rate_of_nothing(length: int, bptt: int, name: str) -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=2.0)
+    message = f"{name} should be at least 1, got"
+    with pytest.raises(ValueError, match=message), bptt_learning_rate(optimizer, length, bptt):
+        pass
+    assert optimizer.param_groups[0]["lr"] == 2.0

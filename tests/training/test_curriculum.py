@@ -150,6 +150,8 @@ def test_lightning() -> None:
     [
         (lambda: CurriculumSchedule(3, N), TypeError, "model should be an nn.Module, got int"),  # type: ignore[arg-type]
         (lambda: CurriculumSchedule(Model(), 0), ValueError, "steps should be at least 1, got 0"),
+        (lambda: CurriculumSchedule(Model(), math.nan), ValueError, "steps should be at least 1, got nan"),
+        (lambda: CurriculumSchedule(Model(), N, {}), ValueError, "rates should name a site, got none"),
         (lambda: CurriculumSchedule(Model(), N, gamma=-1), ValueError, "gamma should be at least 0, got -1"),
         (lambda: CurriculumSchedule(Model(), N, curve="cosine"), ValueError, "curve should be one of 'curriculum'"),
         (lambda: CurriculumSchedule(Model(), N, {"zoneout_c": 0.1}), ValueError,

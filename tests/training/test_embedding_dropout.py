@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import masks
@@ -215,6 +215,11 @@ def test_state_dict_holds_the_matrix_alone() -> None:
         (lambda: build(p=float("nan")), ValueError, "embedding_dropout should be a number"),
         (lambda: build().set_rate("dropout", 0.5), ValueError, "'dropout' is not a site of a EmbeddingDropout"),
         (lambda: build("token")(words(2, 3, 4)), ValueError, "words should have 1 or 2 dimensions where per='token'"),
+        (
+            lambda: build("token")(PackedSequence(words(3, 2), torch.tensor([2, 1]))),
+            ValueError,
+            "words should have 1 dimensions where per=.token., got 2",
+        ),
         (lambda: build()(words(), rng=torch.zeros(3)), ValueError, "rng should be an int64 tensor of shape"),
         (lambda: build()(words(), rng={None: RNG}), TypeError, "rng of a EmbeddingDropout should be"),
         (lambda: build()([1, 2]), TypeError, "words should be a Tensor or a PackedSequence, got list"),

@@ -171,6 +171,8 @@ def test_bad_input() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             FraternalLoss(**options)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="target should be a Tensor, got list"):
+        FraternalLoss()(model, x, target=[1])  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="do not fit a target of shape"):
         FraternalLoss()(model, x, target=target[1:])
     with pytest.raises(ValueError, match="the model has no module of this package with masks of weight to share"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections import Counter, defaultdict
+from fractions import Fraction
 from typing import Any
 
 import pytest
@@ -33,7 +34,11 @@ def made(p: float = P, **options: Any) -> KneserNeyNoising:
     return KneserNeyNoising(p, text=text(60, 2, seed=5), vocabulary=V, **options)
 
 
-def counted(trained_on: Tensor) -> tuple[dict[int, float], list[int]]:
+def packed(lengths: list[int]) -> PackedSequence:
+    return pack_padded_sequence(text(max(lengths), len(lengths)), torch.tensor(lengths), enforce_sorted=False)
+
+
+def counted(trained_on: Tensor) -> tuple[dict[int, Fraction], list[int]]:
     """N(w .) / c(w) by word, and N(. w) of every word."""
     after: dict[int, Counter[int]] = defaultdict(Counter)
     before: dict[int, set[int]] = defaultdict(set)
@@ -41,7 +46,7 @@ def counted(trained_on: Tensor) -> tuple[dict[int, float], list[int]]:
         for first, second in zip(column, column[1:], strict=False):
             after[first][second] += 1
             before[second].add(first)
-    return {w: len(found) / found.total() for w, found in after.items()}, [len(before[w]) for w in range(V)]
+    return {w: Fraction(len(found), found.total()) for w, found in after.items()}, [len(before[w]) for w in range(V)]
 
 
 def drawn(number: int, weights: list[int]) -> int:
@@ -59,7 +64,7 @@ def by_hand(words: Tensor, targets: Tensor, p: float, trained_on: Tensor) -> tup
     for t in range(T):
         for b in range(B):
             which, word, target = numbers[t][b]
-            if which < round(threshold(p) * ratio.get(int(words[t, b]), 0.0)):
+            if which < threshold(p) * ratio.get(int(words[t, b]), Fraction(0)):
                 words[t, b], targets[t, b] = drawn(word, weights), drawn(target, weights)
     return words, targets
 
@@ -82,7 +87,7 @@ def test_counts_of_bigrams(trained_on: Tensor) -> None:
     ratio, predecessors = counted(trained_on)
     followed, successors, found = Bigrams.of(trained_on, V)
     assert int(followed.sum()) == trained_on[1:].numel() and found.tolist() == predecessors
-    assert {w: int(successors[w]) / int(followed[w]) for w in range(V) if followed[w]} == ratio
+    assert {w: Fraction(int(successors[w]), int(followed[w])) for w in range(V) if followed[w]} == ratio
 
 
 def test_frequencies() -> None:
@@ -90,13 +95,20 @@ def test_frequencies() -> None:
     # 0 is always followed by 1, which is followed by 0, 2, 3 or 4, each of which goes back to 1 through 5.
     trained_on = torch.tensor([0, 1, 0, 1, 2, 5, 1, 3, 5, 1, 4, 5, 1, 0])
     ratio, weights = counted(trained_on)
-    assert ratio == {0: 1 / 2, 1: 4 / 5, 2: 1, 3: 1, 4: 1, 5: 1 / 3} and weights[:6] == [1, 2, 1, 1, 1, 3]
+    assert ratio == {0: Fraction(1, 2), 1: Fraction(4, 5), 2: 1, 3: 1, 4: 1, 5: Fraction(1, 3)} and weights[:6] == [
+        1,
+        2,
+        1,
+        1,
+        1,
+        3,
+    ]
     module, rows = KneserNeyNoising(P, text=trained_on, vocabulary=V), 60_000
     target = torch.full((rows,), NEVER)  # which the noise never is, so that it shows what was noised
     for word, share in ratio.items():
         noisy, after = module(torch.full((rows,), word), target, rng=RNG)
         noised = after != NEVER
-        p, count = P * share, int(noised.sum())
+        p, count = P * float(share), int(noised.sum())
         assert abs(count - rows * p) < 5 * (rows * p * (1 - p)) ** 0.5
         assert torch.equal(noisy[~noised], torch.full((rows - count,), word))
         for found in (noisy[noised], after[noised]):
@@ -158,6 +170,15 @@ def test_packed() -> None:
         assert isinstance(result, PackedSequence) and torch.equal(result.data, right.data)
 
 
+def test_no_change_of_dtype_moves_a_rate() -> None:
+    whole = text(4000)
+    pair = whole[:-1], whole[1:]
+    expected = made()(*pair, rng=RNG)
+    for dtype in (torch.bfloat16, torch.float64):
+        for result, right in zip(made().to(dtype)(*pair, rng=RNG), expected, strict=True):
+            assert torch.equal(result, right)
+
+
 def test_eval_leaves_alone_and_nothing_is_drawn() -> None:
     whole = text()
     before = torch.get_rng_state()
@@ -201,6 +222,10 @@ def test_copies_and_state(copied: Any) -> None:
     (lambda: made()(text(4), [1]), TypeError, "targets should be a Tensor or a PackedSequence, got list"),
     (lambda: made()(text(4), text(4).float()), ValueError, "targets should be int64 or int32"),
     (lambda: made()(text(4), text(5)), ValueError, r"targets should be of the type and shape of words.*\(5,\)"),
+    (lambda: KneserNeyNoising(text=text(), vocabulary=9.5), TypeError, "vocabulary should be of type int, got: float"),
+    (lambda: made(spared="a"), TypeError, "spared should hold ids of words, got 'a'"),
+    (lambda: made()(packed([3, 1]), packed([2, 2])), ValueError, "targets should be packed as words are"),
+    (lambda: made()(packed([3, 2]), packed([2, 3])), ValueError, "targets should be packed as words are"),
     (lambda: made()(text(4) - 9, text(4)), IndexError, "index out of range"),
 ])  # fmt: skip
 def test_bad_arguments(make: Any, error: type[Exception], says: str) -> None:

@@ -8,10 +8,17 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn_dropout as frd
 from fused_rnn_dropout import reference
-from fused_rnn_dropout.training import ConcreteDropout, HypergradientSchedule, OutputDropout, gaussian_dropout_kl
+from fused_rnn_dropout.training import (
+    ConcreteDropout,
+    HypergradientSchedule,
+    OutputDropout,
+    gaussian_dropout_kl,
+    mc_predict,
+)
 
 T, B, I, H = 5, 3, 4, 6
 
@@ -79,6 +86,21 @@ def test_one_mask_for_all_steps_and_none_in_eval() -> None:
     assert drop.eval()(x) is x
 
 
+def test_cold_it_is_output_dropout_held_and_switched_as_that_is() -> None:
+    cold, drop = ConcreteDropout(0.4, temperature=1e-4).double(), OutputDropout(0.4)
+    rng, x = torch.tensor([3, 4]), torch.rand(T, B, 30, dtype=torch.float64) + 0.5
+    right = drop(x, rng=rng, example_ids=torch.tensor([5, 0, 2]))
+    torch.testing.assert_close(cold(x, rng=rng, example_ids=torch.tensor([5, 0, 2])), right)
+    packed = pack_padded_sequence(x, torch.tensor([2, 5, 3]), enforce_sorted=False)
+    torch.testing.assert_close(cold(packed, rng=rng).data, drop(packed, rng=rng).data)
+    with frd.hold_masks(cold, rng):
+        assert torch.equal(torch.cat([cold(x[:2]), cold(x[2:])]), cold(x, rng=rng))
+    assert not torch.equal(cold(x), cold(x)) and {*cold.state_dict()} == {"logit"}
+    assert not torch.equal(frd.mc_dropout(cold.eval())(x), x)
+    samples = mc_predict(nn.Sequential(ConcreteDropout(0.4), nn.Flatten(2)).eval(), x.float(), samples=50)
+    assert not torch.allclose(samples, x.float().softmax(-1), atol=1e-3)
+
+
 def test_the_penalty() -> None:
     drop, weight = ConcreteDropout(0.2), torch.randn(7, 5)
     found = drop.penalty(weight, examples=50, length_scale=0.1)
@@ -133,6 +155,17 @@ def problem(**sites: Any) -> tuple[Model, Any, Any]:
     data = [torch.randn(T, 8, I, dtype=torch.float64) for _ in range(2)]
     targets = [torch.randn(T, 8, 1, dtype=torch.float64) for _ in range(2)]
     return model, *(lambda x=x, y=y: (model(x) - y).square().mean() for x, y in zip(data, targets, strict=True))
+
+
+def test_a_loss_that_fails_leaves_the_rates() -> None:
+    model, _, valid = problem(weight_dropout=0.4)
+
+    def fails() -> Tensor:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        HypergradientSchedule(model).hypergradients(fails, valid)
+    assert (model.rnn.weight_dropout, model.output.p) == (0.4, 0.3)
 
 
 @pytest.mark.parametrize("sites", [{"weight_dropout": 0.4}, {"zoneout_c": 0.3, "weight_dropout": 0.4}], ids=str)

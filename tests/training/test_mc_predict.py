@@ -29,6 +29,11 @@ class Model(nn.Module):
         return self.calls[-1], None
 
 
+class Transposed(nn.Module):
+    def forward(self, result: tuple[Tensor, None]) -> Tensor:
+        return result[0].transpose(0, 1)
+
+
 IDS = torch.randint(V, (T, B), generator=torch.Generator().manual_seed(1))
 
 
@@ -134,12 +139,27 @@ def test_the_spread_is_that_of_the_masks() -> None:
 @pytest.mark.parametrize(
     ("call", "error", "message"),
     [
-        (lambda: mc_predict(Model(hidden_dropout=0.5), IDS, samples=0), ValueError, "samples should be at least 1"),
-        (lambda: mc_predict(Model(hidden_dropout=0.5), IDS, together=0), ValueError, "together should be at least 1"),
+        (
+            lambda: mc_predict(Model(hidden_dropout=0.5), IDS, samples=0),
+            ValueError,
+            "samples should be an int of at least 1, got 0",
+        ),
+        (
+            lambda: mc_predict(Model(hidden_dropout=0.5), IDS, together=0),
+            ValueError,
+            "together should be an int of at least 1, got 0",
+        ),
         (
             lambda: mc_predict(Model(hidden_dropout=0.5), IDS, temperature=0),
             ValueError,
             "temperature should be above 0",
+        ),
+        (lambda: mc_predict(Model(hidden_dropout=0.5), IDS, samples=2.5), ValueError, "samples should be an int"),  # type: ignore[arg-type]
+        (lambda: mc_predict(Model(hidden_dropout=0.5), IDS, batch_dim=-1), ValueError, "batch_dim should be an int"),
+        (
+            lambda: mc_predict(nn.Sequential(Model(hidden_dropout=0.5), Transposed()), IDS, samples=2),
+            ValueError,
+            r"logits should have 6 rows in dimension 1 .*got shape \(6, 4, 7\)",
         ),
         (lambda: mc_predict(Model(), IDS), ValueError, "no site of this package configured"),
         (lambda: mc_predict(Model(hidden_dropout=0.5), IDS, IDS[:, :2]), ValueError, r"one number of rows.*\(4, 2\)"),

@@ -218,6 +218,11 @@ def test_bad_use() -> None:
                 call()
     with pytest.raises(ValueError, match="loss should be a number, got NaN"):
         optimizer.observe(float("nan"))
-    for options, message in (({"lr": -1.0}, "lr should"), ({"weight_decay": -1.0}, "weight_decay"), ({"n": 0}, "n sh")):
+    for options, message in (
+        ({"lr": -1.0}, "lr should"),
+        ({"weight_decay": -1.0}, "weight_decay"),
+        ({"n": 0}, "n should be an int of"),
+        ({"n": 2.5}, "n should be an int of"),
+    ):
         with pytest.raises(ValueError, match=message):
             NTASGD(params, **options)  # type: ignore[arg-type]

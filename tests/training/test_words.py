@@ -44,6 +44,10 @@ MAKE: dict[str, Any] = {
 every_module = pytest.mark.parametrize("name", MAKE)
 
 
+def packed_rows(data: Tensor) -> PackedSequence:
+    return PackedSequence(data, torch.tensor([len(data) - 1, 1]))
+
+
 def given(name: str) -> Tensor:
     return vectors() if name == "word" else text()
 
@@ -205,7 +209,10 @@ def test_repr() -> None:
     (lambda: DataNoising(0.1, counts=[1, float("inf")]), ValueError, "counts should be"),
     (lambda: DataNoising(0.1, counts=[[1.0]]), ValueError, "counts should be"),
     (lambda: WordDropout()(text()), ValueError, "x should have 3 dimensions, got 2"),
-    (lambda: WordDropout()(text(2, 3, 4)), ValueError, "floating dtype, got torch.int64: word dropout acts behind"),
+    (lambda: WordDropout()(text(2, 3, 4)), ValueError, "x should have a floating dtype, got torch.int64"),
+    (lambda: WordDropout()(packed_rows(vectors(3))), ValueError, "data of x should have 2 dimensions, got 1"),
+    (lambda: DataNoising(0.1, blank=0, spared=3), TypeError, "spared should hold ids of words, got 3"),
+    (lambda: DataNoising(0.1, blank=0, spared=[1.5]), TypeError, r"spared should hold ids of words, got \[1.5\]"),
     (lambda: WordDropout()([1.0]), TypeError, "x should be a Tensor or a PackedSequence, got list"),
     (lambda: MAKE["blank"]()(vectors()), ValueError, "words should be int64 or int32 with 1 or 2 dim"),
     (lambda: MAKE["blank"]()(text(2, 3, 4)), ValueError, "words should be int64 or int32 with 1 or 2 dim"),
