@@ -288,6 +288,7 @@ def test_digits_are_the_images():
     needs("digits")
     x, targets = digits.load_digits()
     assert x.shape == (64, 1797, 1) and float(x.min()) >= 0 and float(x.max()) == 1
+    assert not x[0].any() and x[1:7].any(), "the first pixel is the images' dark corner"
     assert targets.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
 
 

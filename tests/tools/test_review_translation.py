@@ -179,6 +179,7 @@ def test_units_that_cannot_be_halved():
 
 def test_a_missing_sacrebleu_is_named(installed, monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "sacrebleu", None)
+    monkeypatch.setattr(translation, "load_pairs", None)  # nothing is read or trained before that is known
     command = ["--results", str(tmp_path / "r.jsonl"), "--tiny", "--task", "translation", "run"]
     assert program.main(command) == 2
     assert "the package sacrebleu, which scores, cannot be imported" in capsys.readouterr().err
