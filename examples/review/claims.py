@@ -143,13 +143,13 @@ def answers(summary: Summary, grid: Grid) -> list[Answer]:
 
 
 def of_sweep(summary: Summary, sweep: Sweep) -> dict[str, str] | None:
-    """What a sweep should show, by claim; None where it was not run whole.
+    """What a sweep should show, by claim; None where a rate was not run, or for one seed alone.
 
     (a) the training loss in eval mode rises with the rate, (b) the gap falls with it, (c) the validation loss has its
     minimum inside the sweep, more than two standard errors below the base, (d) the best epoch there is later.
     """
     rows = _rates(summary, sweep)
-    if rows is None:
+    if rows is None or any(summary.level(row, "best").error is None for row in rows.values()):
         return None
     rates = sorted(rows)
     best = best_rate(summary, rows)

@@ -35,9 +35,8 @@ def test_figures_of_choosing_are_the_reviews() -> None:
     span = re.search(r"lower validation loss, by ([\d.]+) to ([\d.]+) bits", page)
     assert span is not None
     assert len(clear) == 12 and (round(clear[0], 2), round(clear[-1], 2)) == tuple(map(float, span.groups()))
-    whole = re.sub(r"\s+", " ", page)
-    for figure in ("0.052 ± 0.009", "0.013 ± 0.004", "0.011 ± 0.008"):
-        assert figure in whole and figure in review
+    figures = re.findall(r"[\d.]+ ± [\d.]+", re.sub(r"\s+", " ", page))
+    assert len(figures) > 3 and [figure for figure in figures if figure not in review] == []
 
 
 def test_python_on_the_first_page_runs() -> None:

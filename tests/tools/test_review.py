@@ -397,6 +397,8 @@ def test_claims_of_a_sweep():
     harmful = verdict({rate: 2.5 + rate for rate in u_shape})
     assert harmful["rate"] == "0" and harmful["c"] == harmful["d"] == "no"
     assert claims.of_sweep(Summary(sweep_lines("weight_dropout", u_shape)[:-3]), sweep) is None
+    alone = [line for line in sweep_lines("weight_dropout", u_shape) if line["seed"] == 1]
+    assert claims.of_sweep(Summary(alone), sweep) is None
 
 
 def test_claims_are_answered_yes_no_or_not_run():
