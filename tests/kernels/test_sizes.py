@@ -30,9 +30,16 @@ def with_cells(sizes: list[tuple[int, int, int]]) -> list[tuple[str, int, int, i
 
 
 def check(
-    target: Target, cell: str, units: int, batch: int, steps: int, dtype: torch.dtype, recompute: tuple[bool, ...]
+    target: Target,
+    cell: str,
+    units: int,
+    batch: int,
+    steps: int,
+    dtype: torch.dtype,
+    recompute: tuple[bool, ...],
+    inputs: int = 5,
 ) -> None:
-    rnn = target.module(cell, inner_sites(cell), (5, units, max(1, units - 4)), layers=1, dtype=dtype)
+    rnn = target.module(cell, inner_sites(cell), (inputs, units, max(1, units - 4)), layers=1, dtype=dtype)
     against_reference(target, rnn, steps, batch, recompute=recompute)
 
 
@@ -47,7 +54,7 @@ def test_sizes(target: Target, cell: str, units: int, batch: int, steps: int, dt
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("cell", "units", "batch", "steps"), with_cells(FEW_ROWS))
 def test_few_rows(target: Target, cell: str, units: int, batch: int, steps: int, dtype: torch.dtype) -> None:
-    check(target, cell, units, batch, steps, dtype, (False, True))
+    check(target, cell, units, batch, steps, dtype, (False, True), inputs=units)  # so that W is wide too
 
 
 @on(CUDA)
