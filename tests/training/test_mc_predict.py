@@ -159,7 +159,7 @@ def test_the_spread_is_that_of_the_masks() -> None:
         (
             lambda: mc_predict(nn.Sequential(Model(hidden_dropout=0.5), Transposed()), IDS, samples=2),
             ValueError,
-            r"logits should have 6 rows in dimension 1 .*got shape \(6, 4, 7\)",
+            r"logits should have 6 rows in dimension 1, .*got shape \(6, 4, 7\)",
         ),
         (lambda: mc_predict(Model(), IDS), ValueError, "no site of this package configured"),
         (lambda: mc_predict(Model(hidden_dropout=0.5), IDS, IDS[:, :2]), ValueError, r"one number of rows.*\(4, 2\)"),
