@@ -11,18 +11,28 @@ from torch.nn.utils.rnn import PackedSequence
 from ..layouts import check_packed
 
 
+def data_of(name: str, given: Any) -> tuple[Tensor, PackedSequence | None]:
+    """The data of a batch, which messages call ``name``, and the batch itself where it is packed.
+
+    Raises:
+        TypeError, ValueError: ``given`` is neither a tensor nor a packed batch that torch could have made.
+    """
+    packed = given if isinstance(given, PackedSequence) else None
+    data = given if packed is None else packed.data
+    if not isinstance(data, Tensor):
+        raise TypeError(f"{name} should be a Tensor or a PackedSequence, got {type(data).__name__}")
+    if packed is not None:
+        check_packed(packed)
+    return data, packed
+
+
 def vectors_of(x: Any) -> tuple[Tensor, PackedSequence | None]:
     """The numbers of a batch of vectors, and the batch itself where it is packed.
 
     Raises:
         TypeError, ValueError: ``x`` is none.
     """
-    packed = x if isinstance(x, PackedSequence) else None
-    data = x if packed is None else packed.data
-    if not isinstance(data, Tensor):
-        raise TypeError(f"x should be a Tensor or a PackedSequence, got {type(data).__name__}")
-    if packed is not None:
-        check_packed(packed)
+    data, packed = data_of("x", x)
     dims = 3 if packed is None else 2
     if data.dim() != dims:
         raise ValueError(f"{'x' if packed is None else 'data of x'} should have {dims} dimensions, got {data.dim()}")

@@ -12,10 +12,9 @@ from torch.nn.utils.rnn import PackedSequence
 from .. import masks
 from ..arguments import Rng, check_counters
 from ..held import Turn
-from ..layouts import check_packed
 from ..sites import KIND, stream
 from .rated import Rated
-from .rows import counters_of_rows, sizes_of
+from .rows import counters_of_rows, data_of, sizes_of
 
 
 class OfTokens(Rated):
@@ -68,12 +67,7 @@ def ids_of(name: str, words: Any) -> tuple[Tensor, PackedSequence | None]:
     Raises:
         TypeError, ValueError: ``words``, which the message calls ``name``, is none.
     """
-    packed = words if isinstance(words, PackedSequence) else None
-    data = words if packed is None else packed.data
-    if not isinstance(data, Tensor):
-        raise TypeError(f"{name} should be a Tensor or a PackedSequence, got {type(data).__name__}")
-    if packed is not None:
-        check_packed(packed)
+    data, packed = data_of(name, words)
     if data.dtype not in (torch.int64, torch.int32) or data.dim() not in ((1, 2) if packed is None else (1,)):
         raise ValueError(
             f"{name} should be int64 or int32 with 1 or 2 dimensions, got {data.dtype} of shape {tuple(data.shape)}"
